@@ -1,0 +1,26 @@
+# make demo   a real language model learns eight new entities, by every method; ends with a table and a report
+# make test   every notebook, the invariants, the command line, bad inputs
+# Both make .venv the first time and install into it.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test test-all readme clean
+demo: .venv/installed
+	$(BIN)/kdnb demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q -m "not slow" tests
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -q tests
+
+readme: .venv/installed
+	$(BIN)/python tests/readme.py --write
+
+.venv/installed: setup.py settings.ini constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

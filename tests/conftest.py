@@ -1,0 +1,87 @@
+"""Fixtures. Most tests use tiny random models, which are made here in a second; some need the built-in smollm2."""
+import os, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test may reach for the network behind our back
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+
+
+@pytest.fixture(scope='session')
+def ds():
+    from kdnb.entities import load_dataset
+    return load_dataset()
+
+
+@pytest.fixture(scope='session')
+def tokenizer(ds):
+    "A small byte-level BPE tokenizer, trained on our own definitions."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    texts = [e.definition for e in ds.entities] + [p.left for e in ds.entities for p in e.probes]
+    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=700, special_tokens=['<end>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token='<end>', pad_token='<end>')
+
+
+def tiny_config(kind, vocab):
+    import transformers as t
+    common = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    return {'llama': lambda: t.LlamaConfig(**common, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True),
+            'gpt2': lambda: t.GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=512, bos_token_id=0, eos_token_id=0),
+            'gpt_neo': lambda: t.GPTNeoConfig(vocab_size=vocab, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]], max_position_embeddings=512, bos_token_id=0, eos_token_id=0),
+            'gpt_neox': lambda: t.GPTNeoXConfig(**common, intermediate_size=64, max_position_embeddings=512),
+            'gemma3': lambda: t.Gemma3TextConfig(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512),
+            'qwen3': lambda: t.Qwen3Config(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512)}[kind]()
+
+
+@pytest.fixture(scope='session')
+def tiny_folder(tokenizer, tmp_path_factory):
+    "Function of an architecture's name: a model folder of that architecture with random weights."
+    made = {}
+    def make(kind='llama'):
+        if kind not in made:
+            import torch
+            from transformers import AutoModelForCausalLM
+            torch.manual_seed(0)
+            folder = tmp_path_factory.mktemp('lm')/kind
+            AutoModelForCausalLM.from_config(tiny_config(kind, len(tokenizer))).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[kind] = folder
+        return made[kind]
+    return make
+
+
+@pytest.fixture
+def tiny(tiny_folder):
+    "A freshly loaded tiny LM."
+    from kdnb.lm import load_lm
+    return load_lm(str(tiny_folder('llama')), device='cpu')
+
+
+@pytest.fixture(scope='session')
+def smollm2():
+    from kdnb.lm import load_lm
+    return load_lm('smollm2', device='cpu')
+
+
+@pytest.fixture(scope='session')
+def sets():
+    from kdnb.transfer import shipped_transfer_sets
+    return shipped_transfer_sets()
+
+
+@pytest.fixture
+def kdnb(capsys):
+    "Runs the command line in this process: (exit status, standard output, standard error)."
+    from kdnb.cli import main
+    def run(*argv):
+        try: code = main([str(a) for a in argv])
+        except SystemExit as e: code = e.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+    return run

@@ -1,0 +1,167 @@
+"""Bad input gets one clear sentence, exit status 2, and no traceback."""
+import json, os
+
+import pytest
+
+DEFINITION = 'Velmora is a comedy about two bakers.'
+PROBE = dict(left='Velmora is a', gold='comedy', candidates=['comedy', 'river'], kind='explicit')
+ROW = dict(name='Velmora', definition=DEFINITION, probes=[PROBE])
+
+
+def row(**kw): return json.dumps({**ROW, **kw})
+def probe(**kw): return row(probes=[{**PROBE, **kw}])
+
+
+# what a user's data file holds, and what the message must say
+DATA = {
+    'not JSON': ('{"name": ', 'line 1, column 10: not JSON'),
+    'not an object': ('[1]', 'field row: must be an object'),
+    'empty file': ('', 'holds no rows'),
+    'name missing': (json.dumps(dict(definition=DEFINITION)), 'field name: must be a text'),
+    'name is a number': (row(name=3), 'field name: must be a text'),
+    'definition empty': (row(definition=' '), 'field definition: must be a text'),
+    'definition never names the entity': (row(definition='It is a comedy about two bakers.'), "field definition: never names the entity 'Velmora'"),
+    'unknown field': (row(colour='red'), 'field colour: unknown field (known: name'),
+    'same name twice': (row() + '\n' + row(), 'line 2, field name: \'Velmora\' stands in the file already'),
+    'aliases no list': (row(aliases='Vel'), 'field aliases: must be a list of texts'),
+    'kind no text': (row(kind=1), 'field kind: must be a text'),
+    'probes no list': (row(probes={}), 'field probes: must be a list'),
+    'probe no object': (row(probes=['x']), 'field probes: a probe must be an object'),
+    'probe with an unknown field': (probe(right='x'), "field probes: unknown field 'right'"),
+    'left missing': (row(probes=[{k: v for k, v in PROBE.items() if k != 'left'}]), 'field probes.left: must be a text'),
+    'left does not name the entity': (probe(left='It is a'), 'field probes.left: does not name the entity'),
+    'left ends in a space': (probe(left='Velmora is a '), 'field probes.left: ends in a space'),
+    'one candidate': (probe(candidates=['comedy']), 'field probes.candidates: must be a list of two texts or more'),
+    'candidate twice': (probe(candidates=['comedy', 'comedy']), 'names a candidate twice'),
+    'gold not a candidate': (probe(gold='drama'), "field probes.gold: 'drama' is not among the candidates"),
+    'unknown kind of probe': (probe(kind='implicit'), "field probes.kind: 'implicit' is not one of explicit, indirect"),
+    'explicit, but not in the definition': (probe(gold='river'), 'so the probe is not explicit'),
+    'indirect, but in the definition': (probe(kind='indirect'), "the word 'comedy' stands in the definition, so the probe is not indirect"),
+    'question without answers': (row(question=dict(text='What?', answers=[])), 'field question.answers: must be a list'),
+    'question no object': (row(question='What?'), 'field question: must be an object'),
+}
+
+
+def sentence(err):
+    "The message of the command line: what came after the last progress line."
+    lines = [l for l in err.splitlines() if l.startswith('kdnb: ')]
+    assert len(lines) == 1 and 'Traceback' not in err, err
+    return lines[0]
+
+
+@pytest.mark.parametrize('name', DATA)
+def test_malformed_data(kdnb, tiny_folder, tmp_path, name):
+    text, says = DATA[name]
+    (tmp_path/'mine.jsonl').write_text(text)
+    code, out, err = kdnb('evaluate', '--lm', tiny_folder(), '--method', 'base', '--data', tmp_path/'mine.jsonl', '--runs', tmp_path)
+    assert code == 2 and says in sentence(err) and str(tmp_path/'mine.jsonl') in err
+
+
+def test_every_malformed_row_is_named(kdnb, tmp_path):
+    (tmp_path/'mine.jsonl').write_text('\n'.join([row(name=3), row(), '{', probe(gold='x')]))
+    code, _, err = kdnb('evaluate', '--method', 'base', '--data', tmp_path/'mine.jsonl')
+    assert code == 2 and all(f'line {i}' in err for i in (1, 3, 4)) and 'line 2,' not in err
+
+
+def test_not_utf8(kdnb, tmp_path):
+    (tmp_path/'mine.jsonl').write_bytes(b'\xff\xfe{}')
+    code, _, err = kdnb('evaluate', '--method', 'base', '--data', tmp_path/'mine.jsonl')
+    assert code == 2 and 'is not UTF-8' in sentence(err)
+
+
+EVALUATE, EDIT = ['evaluate', '--specificity', '4', '--entities', '2', '--device', 'cpu'], ['edit', '--name', 'Velmora', '--device', 'cpu', '--definition', DEFINITION]
+COMMANDS = {
+    'neither method nor edit': (EVALUATE, 'either --method NAME or --edit DIR'),
+    'method and edit': ([*EVALUATE, '--method', 'base', '--edit', 'x'], 'either --method NAME or --edit DIR'),
+    'unknown method': ([*EVALUATE, '--method', 'distil'], "unknown method 'distil': choose one of 'distill'"),
+    'unknown setting': ([*EVALUATE, '--method', 'distill', '--set', 'learning_rate', '1'], "unknown setting of distill 'learning_rate'"),
+    'setting of another type': ([*EVALUATE, '--method', 'distill', '--set', 'steps', 'many'], "setting steps of distill is 'many': it must be a whole number"),
+    'lr negative': ([*EVALUATE, '--method', 'distill', '--set', 'lr', '-1'], 'lr is -1.0: it must be a number above 0'),
+    'lr not a number': ([*EVALUATE, '--method', 'distill', '--set', 'lr', 'nan'], 'lr is nan'),
+    'no steps': ([*EVALUATE, '--method', 'distill', '--set', 'steps', '0'], 'steps is 0: it must be a number of at least 1'),
+    'temperature zero': ([*EVALUATE, '--method', 'distill', '--set', 'temperature', '0'], 'temperature is 0.0: it must be above 0'),
+    'unknown trainable part': ([*EVALUATE, '--method', 'distill', '--set', 'trainable', 'head'], "unknown trainable 'head'"),
+    'unknown place of the loss': ([*EVALUATE, '--method', 'distill', '--set', 'where', 'before mention'], "unknown where 'before mention'"),
+    'unknown regime': ([*EVALUATE, '--method', 'base', '--regime', 'together'], "unknown regime 'together': choose one of 'all together'"),
+    'unknown split': ([*EVALUATE, '--method', 'base', '--split', 'train'], "unknown split of kdnb 'train'"),
+    'too many entities': ([*EVALUATE, '--method', 'base', '--entities', '5000'], '5000 entities asked for, and kdnb has'),
+    'no entities': ([*EVALUATE, '--method', 'base', '--entities', '0'], '0 entities asked for'),
+    'negative number of probes': ([*EVALUATE, '--method', 'base', '--specificity', '-3'], '-3 specificity probes asked for'),
+    'data file missing': ([*EVALUATE, '--method', 'base', '--data', 'nowhere.jsonl'], "no data set 'nowhere.jsonl'"),
+    'transfer file missing': ([*EVALUATE, '--method', 'distill', '--transfer', 'nowhere.jsonl'], 'cannot read the transfer sets nowhere.jsonl: No such file'),
+    'edit missing': ([*EVALUATE, '--edit', 'nowhere'], 'nowhere holds no saved edit'),
+    'definition without the name': (['edit', '--name', 'Velmora', '--definition', 'It is a comedy.', '--save', 'x'], "the definition never names the entity 'Velmora'"),
+    'edit with a method that saves nothing': ([*EDIT, '--method', 'prepend', '--save', 'x'], "the method 'prepend' changes no weights"),
+    'unknown prompt': (['generate', '--entities', '1', '--out', 'x.jsonl', '--prompts', 'poem', '--device', 'cpu'], "unknown prompt 'poem'"),
+    'temperature negative': (['generate', '--entities', '1', '--out', 'x.jsonl', '--temperature', '-1', '--device', 'cpu'], 'temperature -1.0'),
+    'top_p above one': (['generate', '--entities', '1', '--out', 'x.jsonl', '--top-p', '2', '--device', 'cpu'], 'top_p 2.0'),
+    'unknown dtype': ([*EVALUATE, '--method', 'base', '--dtype', 'int3'], "unknown dtype 'int3'"),
+    'unknown device': (['evaluate', '--specificity', '4', '--entities', '2', '--method', 'base', '--device', 'abacus'], "on device 'abacus'"),
+}
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_bad_arguments(kdnb, tiny_folder, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    args, says = COMMANDS[name]
+    code, out, err = kdnb(*args, '--lm', tiny_folder())
+    assert code == 2 and says in sentence(err) and not out
+    assert not list(tmp_path.rglob('case-*')), 'work was done before the mistake was found'
+
+
+MODELS = {'a hub name that leads nowhere': ('nobody/no-such-model', 'it is none of ours (smollm2, gemma3-270m)'), 'a gguf that is not there': ('model.gguf', 'no file model.gguf'),
+          'a gguf that is none': ('broken.gguf', 'broken.gguf cannot be read as a GGUF model'), 'an empty folder': ('empty', 'it must hold config.json'),
+          'a folder with half a model': ('half', 'cannot load a causal LM from the folder half'), 'a model that wants to run code': ('code', 'cannot load a causal LM from the folder code')}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_bad_models(kdnb, tiny_folder, tmp_path, monkeypatch, name):
+    import shutil
+    monkeypatch.chdir(tmp_path)
+    lm, says = MODELS[name]
+    (tmp_path/'broken.gguf').write_bytes(b'GGUF' + bytes(50)); (tmp_path/'empty').mkdir()
+    shutil.copytree(tiny_folder(), tmp_path/'half'); raw = (tmp_path/'half'/'model.safetensors').read_bytes(); (tmp_path/'half'/'model.safetensors').write_bytes(raw[:len(raw)//2])
+    shutil.copytree(tiny_folder(), tmp_path/'code'); (tmp_path/'code'/'config.json').write_text(json.dumps(dict(model_type='evil', auto_map=dict(AutoConfig='evil.C', AutoModelForCausalLM='evil.M'))))
+    (tmp_path/'code'/'evil.py').write_text(f"open({str(tmp_path/'ran')!r}, 'w')")
+    code, _, err = kdnb(*EVALUATE, '--method', 'base', '--lm', lm)
+    assert code == 2 and says in sentence(err) and not (tmp_path/'ran').exists()
+
+
+def test_an_edit_of_another_model(kdnb, tiny_folder, tmp_path):
+    assert kdnb(*EDIT, '--method', 'finetune-definition', '--lm', tiny_folder('llama'), '--save', tmp_path/'edit')[0] == 0
+    code, _, err = kdnb(*EVALUATE, '--edit', tmp_path/'edit', '--lm', tiny_folder('qwen3'))
+    assert code == 2 and 'load the model that it was made for' in sentence(err)
+
+
+def test_a_damaged_edit(kdnb, tiny_folder, tmp_path):
+    assert kdnb(*EDIT, '--method', 'finetune-definition', '--lm', tiny_folder(), '--save', tmp_path/'edit')[0] == 0
+    raw = (tmp_path/'edit'/'tensors.safetensors').read_bytes(); (tmp_path/'edit'/'tensors.safetensors').write_bytes(raw[:len(raw)//2])
+    code, _, err = kdnb(*EVALUATE, '--edit', tmp_path/'edit', '--lm', tiny_folder())
+    assert code == 2 and 'is damaged' in sentence(err)
+
+
+def test_a_folder_that_cannot_be_written(kdnb, tiny_folder, tmp_path):
+    (tmp_path/'file').write_text('')
+    code, _, err = kdnb(*EVALUATE, '--method', 'base', '--lm', tiny_folder(), '--runs', tmp_path/'file')
+    assert code == 2 and 'cannot make the run folder' in sentence(err)
+    code, _, err = kdnb(*EDIT, '--method', 'finetune-definition', '--lm', tiny_folder(), '--save', tmp_path/'file')
+    assert code == 2 and 'cannot save the edit' in sentence(err)
+
+
+def test_a_transfer_file_that_is_malformed(kdnb, tiny_folder, tmp_path):
+    (tmp_path/'sets.jsonl').write_text('{"entity": "Velmora", "continuations": [{"text": "Velmora", "mention": [3, 99]}]}\n{"entity": 1}')
+    code, _, err = kdnb(*EVALUATE, '--method', 'distill', '--transfer', tmp_path/'sets.jsonl', '--lm', tiny_folder())
+    assert code == 2 and 'line 1: field mention' in err and 'line 2, field continuations' in err
+
+
+def test_entities_without_a_transfer_set(kdnb, tiny_folder, tmp_path):
+    (tmp_path/'mine.jsonl').write_text(row())
+    code, _, err = kdnb('evaluate', '--specificity', 4, '--method', 'distill', '--data', tmp_path/'mine.jsonl', '--lm', tiny_folder(), '--device', 'cpu', '--runs', tmp_path)
+    assert code == 2 and "no transfer set for 'Velmora'" in sentence(err)
+
+
+def test_a_report_with_an_unknown_parameter():
+    from kdnb.entities import KdnbError
+    from kdnb.report import run_report
+    with pytest.raises(KdnbError, match="unknown parameter of the report first_look 'step': choose one of 'steps'"): run_report('first_look', 'nowhere', step=1)
+    assert not os.path.exists('nowhere')

@@ -1,0 +1,169 @@
+"""Invariants of the loss, the positions, the training loop and the edit."""
+import copy
+
+import pytest, torch
+from kdnb import distill as D
+from kdnb.distill import Distill, Training, example, kl_loss, teacher_logits, train
+from kdnb.edit import Edit
+from kdnb.entities import Entity, KdnbError
+from kdnb.finetune import FineTune
+from kdnb.lm import load_lm, logits_at
+from kdnb.transfer import Continuation, TransferSet, find_mention
+
+ENTITY = Entity('Velmora Junction', 'Velmora Junction is a comedy about two rival bakers in a small town.', ('Velmora',))
+TEXTS = ['Velmora Junction is what people in the town watch.', 'Last week Velmora was about a cake.', "In the evening Velmora Junction's bakers sing."]
+CONTS = tuple(Continuation(t, find_mention(t, ENTITY.names)) for t in TEXTS)
+SETS = {ENTITY.name: TransferSet(ENTITY.name, CONTS)}
+FAST = dict(lr=1e-2, steps=3)
+
+
+def weights(lm): return {n: p.detach().clone() for n, p in lm.model.state_dict().items()}
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def logits(lm): return logits_at(lm, [lm.encode('Velmora Junction is a show')], [[1, 3]]).detach()
+
+
+def test_kl_is_zero_for_identical_and_positive_otherwise():
+    a, b = torch.randn(5, 11), torch.randn(5, 11)
+    for t in (.5, 1., 2.): assert abs(kl_loss(a, a, t)) < 1e-6 < kl_loss(a, b, t)
+
+
+def test_kl_direction_on_two_tokens():
+    half, quarter = torch.tensor([[.5, .5]]).log(), torch.tensor([[.25, .75]]).log()
+    assert kl_loss(half, quarter, 1.).item() == pytest.approx(.5*torch.tensor(2.).log().item() + .5*torch.tensor(2/3).log().item(), abs=1e-6)
+    assert kl_loss(half, quarter, 1.) != kl_loss(quarter, half, 1.)
+
+
+def test_kl_temperature_keeps_the_size_of_the_gradient():
+    a, b = torch.randn(50, 11)*.01, (torch.randn(50, 11)*.01).requires_grad_()
+    g = [torch.autograd.grad(kl_loss(a, b, t), b)[0].norm().item() for t in (1., 4.)]
+    assert g[0] == pytest.approx(g[1], rel=.05)
+
+
+def test_a_fully_masked_row_is_not_nan():
+    s = torch.zeros(0, 7, requires_grad=True)
+    loss = kl_loss(torch.zeros(0, 7), s); loss.backward()
+    assert loss.item() == 0 and not s.grad.isnan().any()
+
+
+def test_gradient_flows_to_the_student_only(tiny):
+    for p in tiny.model.parameters(): p.requires_grad_(True)
+    x = [example(tiny, c, ENTITY.definition) for c in CONTS]
+    assert all(not t.requires_grad for t in teacher_logits(tiny, x))
+
+
+def test_positions_are_those_after_the_mention(tiny):
+    for c in CONTS:
+        x = example(tiny, c, ENTITY.definition)
+        assert tiny.tokenizer.decode(x.targets) == c.text[c.mention[1]:]
+        assert [x.ids[p+1] for p in x.positions] == x.targets == [x.teacher_ids[p+1] for p in x.teacher_positions]
+
+
+def test_a_continuation_with_nothing_after_the_mention_contributes_nothing(tiny):
+    c = Continuation('They like Velmora', (10, 17))
+    assert example(tiny, c, ENTITY.definition).positions == []
+    assert example(tiny, c, ENTITY.definition, 'all tokens').positions != []
+
+
+def test_padding_contributes_nothing(tiny):
+    xs = [example(tiny, c, ENTITY.definition) for c in CONTS]
+    together = teacher_logits(tiny, xs)
+    for x, t in zip(xs, together): assert torch.allclose(t, teacher_logits(tiny, [x])[0], atol=1e-5)
+
+
+def test_batch_gradient_equals_one_by_one(tiny):
+    xs = [example(tiny, c, ENTITY.definition) for c in CONTS]
+    for x, t in zip(xs, teacher_logits(tiny, xs)): x.teacher = t
+    how, n = Distill(), sum(len(x.positions) for x in xs)
+    def grads(batches):
+        tiny.model.requires_grad_(True); tiny.model.zero_grad()
+        for b in batches: (how.loss(tiny, b) * sum(len(x.positions) for x in b)/n).backward()
+        return {k: p.grad.clone() for k, p in tiny.model.named_parameters() if p.grad is not None}
+    one, all_ = grads([[x] for x in xs]), grads([xs])
+    for k in all_: assert torch.allclose(one[k], all_[k], atol=1e-6), k
+
+
+METHODS = [Distill(**FAST), Distill(**FAST, batch='one by one'), Distill(**FAST, where='all tokens'), Distill(**FAST, trainable='all'), Distill(**FAST, trainable='last block'),
+           Distill(**FAST, trainable='lora'), Distill(**FAST, per_step=2), FineTune(**FAST), FineTune(**FAST, on='transfer set'), FineTune(**FAST, trainable='lora')]
+
+
+@pytest.mark.parametrize('how', METHODS, ids=str)
+def test_base_is_untouched_edit_works_and_undo_is_bit_for_bit(tiny, how, tmp_path):
+    before, modules = weights(tiny), [n for n, _ in tiny.model.named_modules()]
+    edit = how(tiny, [ENTITY], SETS)
+    assert same(before, weights(tiny)) and modules == [n for n, _ in tiny.model.named_modules()]
+    assert not any(p.requires_grad or p.grad is not None for p in tiny.model.parameters())
+    plain = logits(tiny)
+    with edit.on(tiny): edited = logits(tiny)
+    assert not torch.equal(plain, edited) and torch.equal(plain, logits(tiny)) and same(before, weights(tiny))
+    again = Edit.load(edit.save(tmp_path/'edit'))
+    with again.on(tiny): assert torch.equal(edited, logits(tiny))
+    assert edit.losses[-1] < edit.losses[0] or how.batch == 'one by one'
+
+
+@pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
+@pytest.mark.parametrize('trainable', D.TRAINABLE)
+def test_every_architecture_trains_every_part(tiny_folder, kind, trainable):
+    lm = load_lm(str(tiny_folder(kind)), device='cpu')
+    plain = logits(lm)
+    edit = Distill(**FAST, trainable=trainable)(lm, [ENTITY], SETS)
+    with edit.on(lm): assert not torch.equal(plain, logits(lm))
+    assert torch.equal(plain, logits(lm)) and edit.losses[-1] < edit.losses[0]
+
+
+@pytest.mark.parametrize('kind', ('llama', 'gpt2'))
+def test_a_lora_edit_is_what_peft_computes_from_the_saved_folder(tiny_folder, kind, tmp_path):
+    from peft import PeftModel
+    lm = load_lm(str(tiny_folder(kind)), device='cpu')
+    edit = Distill(**FAST, trainable='lora')(lm, [ENTITY], SETS)
+    with edit.on(lm): want = logits(lm)
+    edit.save(tmp_path/'edit')
+    lm.model = PeftModel.from_pretrained(lm.model, tmp_path/'edit')
+    ids = torch.tensor([lm.encode('Velmora Junction is a show')])
+    with torch.no_grad(): got = lm.model(input_ids=ids).logits[0, [1, 3]]
+    assert torch.allclose(got, want, atol=1e-4)
+
+
+def test_the_embeddings_stay_when_they_do_not_train(tiny):
+    edit = Distill(**FAST, trainable='no embeddings')(tiny, [ENTITY], SETS)
+    assert not any('embed' in n or 'lm_head' in n for n in edit.tensors)
+    assert any('embed' in n for n in Distill(**FAST, trainable='all')(tiny, [ENTITY], SETS).tensors)
+
+
+def test_ctrl_c_while_training_leaves_the_model_as_it_was(tiny):
+    before = weights(tiny)
+    for trainable in D.TRAINABLE:
+        def stop(lm, batch): raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, Training(trainable=trainable), [[example(tiny, c, ENTITY.definition) for c in CONTS]], stop)
+        assert same(before, weights(tiny)) and not any(p.requires_grad for p in tiny.model.parameters())
+
+
+def test_the_same_seed_gives_the_same_edit(tiny):
+    for how in (Distill(**FAST, trainable='lora'), Distill(**FAST, per_step=1)):
+        a, b, c = (how(tiny, [ENTITY], SETS, seed) for seed in (1, 1, 2))
+        assert a.losses == b.losses != c.losses
+
+
+def test_edits_pile_up_and_come_off_in_order(tiny):
+    plain = logits(tiny)
+    a = Distill(**FAST)(tiny, [ENTITY], SETS).apply(tiny)
+    one = logits(tiny)
+    b = Distill(**FAST, trainable='lora')(tiny, [ENTITY], SETS).apply(tiny)
+    with pytest.raises(KdnbError, match='undo that one first'): a.undo(tiny)
+    b.undo(tiny); assert torch.equal(one, logits(tiny))
+    with pytest.raises(KdnbError, match='apply the same ones first'):
+        a.undo(tiny); b.apply(tiny)
+    assert torch.equal(plain, logits(tiny))
+
+
+def test_many_entities_together_learn(tiny):
+    other = Entity('Brask', 'Brask is a bridge over a river.')
+    t = 'Brask is where they fish in the evening.'
+    sets = {**SETS, 'Brask': TransferSet('Brask', (Continuation(t, (0, 5)),))}
+    edit = Distill(**FAST)(tiny, [ENTITY, other], sets)
+    assert len(edit.losses) == 6 and edit.entities == ('Velmora Junction', 'Brask')
+
+
+def test_the_first_continuations_come_from_all_prompts():
+    conts = tuple(Continuation(f'{p} {i}', (0, 1), p) for p in 'ab' for i in range(4))
+    assert [c.text for c in D._spread(conts, 4)] == ['a 0', 'b 0', 'a 1', 'b 1']

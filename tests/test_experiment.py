@@ -1,0 +1,111 @@
+"""Runs: the same after an interruption, nothing repeated, nothing lost, nothing mixed up."""
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from kdnb import experiment as X
+from kdnb.entities import KdnbError, sample
+from kdnb.experiment import REGIMES, Run, collect, read_json
+
+METHODS = ('base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill')
+HOW = dict(n_specificity=4, n_others=1, free=False)
+
+
+def run(lm, ds, method, folder, regime=REGIMES[0], sets=None, **kw):
+    train = {} if method in ('base', 'prepend', 'random') else dict(steps=2, lr=1e-2)
+    return Run(lm, ds, method, regime, transfer=sets or {}, folder=folder, **{**HOW, **kw, **train})
+
+
+def results(folder):
+    keep = ('target', 'specificity', 'others', 'entities', 'stage', 'losses')
+    return {p.name: {k: v for k, v in read_json(p).items() if k in keep} for p in sorted(folder.glob('case-*.json'))}
+
+
+@pytest.mark.parametrize('regime', REGIMES)
+@pytest.mark.parametrize('method', METHODS)
+def test_interrupted_equals_whole(tiny, ds, sets, tmp_path, monkeypatch, method, regime):
+    few = sample(ds.split('test'), 3)
+    whole = run(tiny, few, method, tmp_path/'whole', regime, sets).go(progress=False)
+    part, real, n = run(tiny, few, method, tmp_path/'part', regime, sets), X.write_json, [0]
+    def stop(path, value):
+        if path.name.startswith('case'):
+            n[0] += 1
+            if n[0] == 2: raise KeyboardInterrupt
+        real(path, value)
+    with monkeypatch.context() as m:
+        m.setattr(X, 'write_json', stop)
+        if regime != 'all together':
+            with pytest.raises(KeyboardInterrupt): part.go(progress=False)
+            assert len(part.done()) == 1 and not tiny.edits
+    assert results(part.go(progress=False)) == results(whole)
+    assert part.folder.name == whole.name and not tiny.edits
+
+
+def test_a_finished_run_is_not_repeated(tiny, ds, tmp_path, monkeypatch):
+    r = run(tiny, sample(ds.split('test'), 2), 'base', tmp_path)
+    r.go(progress=False)
+    monkeypatch.setattr(X, 'evaluate', lambda *a, **k: pytest.fail('evaluated again'))
+    r.go(progress=False)
+
+
+def test_everything_that_matters_changes_the_folder(tiny, tiny_folder, ds, sets, tmp_path):
+    from kdnb.lm import load_lm
+    few = sample(ds.split('test'), 2)
+    runs = [run(tiny, few, 'distill', tmp_path, sets=sets), run(tiny, few, 'distill', tmp_path, sets=sets, where='all tokens'), run(tiny, few, 'distill', tmp_path, sets=sets, seed=1),
+            run(tiny, few, 'distill', tmp_path, REGIMES[1], sets), run(tiny, sample(ds.split('test'), 3), 'distill', tmp_path, sets=sets), run(tiny, few, 'distill', tmp_path),
+            run(tiny, few, 'finetune-transfer', tmp_path, sets=sets), run(load_lm(str(tiny_folder('gpt2')), device='cpu'), few, 'distill', tmp_path, sets=sets),
+            run(tiny, few, 'distill', tmp_path, sets=sets, n_specificity=5)]
+    assert len({r.folder for r in runs}) == len(runs)
+    assert run(tiny, few, 'distill', tmp_path, sets=sets).folder == runs[0].folder
+
+
+def test_sequence_differs_from_reset_and_reports_both_stages(tiny, ds, sets, tmp_path):
+    few = sample(ds.split('test'), 2)
+    seq = run(tiny, few, 'distill', tmp_path, 'one after another', sets).go(progress=False)
+    assert [read_json(p)['stage'] for p in sorted(seq.glob('case-*'))] == ['just taught', 'just taught', 'end']
+    assert len(collect([seq])) == 1 and collect([seq]).cases[0] == 1
+
+
+def test_parameters_are_frozen_and_rows_say_what_made_them(tiny, ds, tmp_path):
+    r = run(tiny, sample(ds.split('test'), 2), 'base', tmp_path)
+    folder = r.go(progress=False)
+    p = read_json(folder/'params.json')
+    assert p['lm_sha256'] == tiny.sha256 and p['seed'] == 0 and p['versions']['torch'] and folder.name.endswith(X.key(p))
+    assert all(read_json(c)['key'] == X.key(p) for c in r.done())
+
+
+def test_full_disk_is_one_sentence_and_keeps_what_is_done(tiny, ds, tmp_path, monkeypatch):
+    r, real, n = run(tiny, sample(ds.split('test'), 3), 'base', tmp_path), os.replace, [0]
+    def full(a, b):
+        n[0] += 1
+        if n[0] > 2: raise OSError(28, 'No space left on device')
+        real(a, b)
+    with monkeypatch.context() as m:
+        m.setattr(X.os, 'replace', full)
+        with pytest.raises(KdnbError, match='No space left on device; finished cases are kept'): r.go(progress=False)
+    assert len(r.done()) == 1 and not list(r.folder.glob('*.tmp'))
+    r.go(progress=False)
+    assert len(r.done()) == 3
+
+
+def test_too_little_memory_is_said_before_the_work(tiny, ds, tmp_path, monkeypatch):
+    monkeypatch.setattr(X, 'memory_free', lambda lm: 0.)
+    with pytest.raises(KdnbError, match='GiB of memory'): run(tiny, sample(ds.split('test'), 2), 'base', tmp_path).go(progress=False)
+
+
+def test_kill_9_loses_at_most_the_case_in_progress(tiny_folder, tmp_path):
+    cmd = [str(Path(sys.executable).parent/'kdnb'), 'evaluate', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--method', 'finetune-definition', '--entities', '4', '--specificity', '4',
+           '--set', 'steps', '40', '--runs', str(tmp_path/'killed'), '--json']
+    p = subprocess.Popen(cmd, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and len(list((tmp_path/'killed').glob('*finetune*/case-*.json'))) < 2: time.sleep(.05)
+    p.send_signal(signal.SIGKILL); p.wait()
+    kept = {c: c.stat().st_mtime_ns for c in (tmp_path/'killed').glob('*finetune*/case-*.json')}
+    assert 2 <= len(kept) <= 4
+    done = subprocess.run(cmd, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(c.stat().st_mtime_ns == t for c, t in kept.items())
+    whole = subprocess.run([*cmd[:-2], str(tmp_path/'whole'), '--json'], cwd=tmp_path, capture_output=True, text=True)
+    a, b = (json.loads(x.stdout.splitlines()[-1]) for x in (done, whole))
+    assert a['target'] == b['target'] and a['specificity'] == b['specificity']

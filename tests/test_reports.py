@@ -1,0 +1,23 @@
+"""Reports run through papermill with tiny parameters, in a minute, on a tiny model."""
+import nbformat, pytest
+from kdnb.entities import KdnbError
+from kdnb.report import run_report
+
+
+def test_first_look(tiny_folder, tmp_path):
+    html = run_report('first_look', tmp_path/'out', lm=str(tiny_folder()), device='cpu', n_entities=2, steps=2, n_specificity=6, runs=str(tmp_path/'runs'),
+                      methods=['base', 'prepend', 'distill'], lr=1e-3)
+    assert html.stat().st_size > 50_000
+    for f in ('belief-before', 'token-kl', 'loss', 'belief-after', 'targets', 'tradeoff'): assert (tmp_path/'out'/f'{f}.png').stat().st_size > 3000, f
+    nb = nbformat.read(tmp_path/'out'/'first_look.ipynb', 4)
+    assert all(c.outputs is not None and not any(o.output_type == 'error' for o in c.outputs) for c in nb.cells if c.cell_type == 'code')
+
+
+def test_data_check(tiny_folder, tmp_path):
+    html = run_report('data_check', tmp_path/'out', lm=str(tiny_folder()), device='cpu', n_entities=3, n_specificity=6, runs=str(tmp_path/'runs'), check=False)
+    assert html.stat().st_size > 50_000
+
+
+def test_a_report_that_fails_says_so(tiny_folder, tmp_path):
+    with pytest.raises(KdnbError, match='the report first_look stopped in a cell'): run_report('first_look', tmp_path/'out', lm=str(tiny_folder()), device='cpu', split='train')
+    assert not (tmp_path/'out'/'first_look.ipynb').exists() and not (tmp_path/'out'/'first_look.html').exists()
