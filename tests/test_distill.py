@@ -76,7 +76,7 @@ def test_batch_gradient_equals_one_by_one(tiny):
     how, n = Distill(), sum(len(x.positions) for x in xs)
     def grads(batches):
         tiny.model.requires_grad_(True); tiny.model.zero_grad()
-        for b in batches: (how.loss(tiny, b) * sum(len(x.positions) for x in b)/n).backward()
+        for b in batches: (how.loss(b, logits_at(tiny, [x.ids for x in b], [x.positions for x in b])) * sum(len(x.positions) for x in b)/n).backward()
         return {k: p.grad.clone() for k, p in tiny.model.named_parameters() if p.grad is not None}
     one, all_ = grads([[x] for x in xs]), grads([xs])
     for k in all_: assert torch.allclose(one[k], all_[k], atol=1e-6), k
@@ -132,7 +132,7 @@ def test_the_embeddings_stay_when_they_do_not_train(tiny):
 def test_ctrl_c_while_training_leaves_the_model_as_it_was(tiny):
     before = weights(tiny)
     for trainable in D.TRAINABLE:
-        def stop(lm, batch): raise KeyboardInterrupt
+        def stop(batch, logits): raise KeyboardInterrupt
         with pytest.raises(KeyboardInterrupt):
             train(tiny, Training(trainable=trainable), [[example(tiny, c, ENTITY.definition) for c in CONTS]], stop)
         assert same(before, weights(tiny)) and not any(p.requires_grad for p in tiny.model.parameters())

