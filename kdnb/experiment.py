@@ -248,6 +248,9 @@ def check_edit(lm:LM, edit:Edit, ds:Dataset, # with probes for the entities of `
 def as_json(row:dict|pd.Series # a row of `collect`
            ) -> dict:
     "What `--json` prints."
-    plain = lambda v: asdict(v) if isinstance(v, Interval) else None if v is None or (isinstance(v, float) and np.isnan(v)) else v
+    def plain(v):
+        if isinstance(v, Interval): return asdict(v)
+        if isinstance(v, np.generic): v = v.item()
+        return None if v is None or v != v else v
     keys = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'gap_share_explicit', 'gap_share_indirect', 'gap_share_free', 'specificity_change', 'others', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'signature', 'run')
     return {k: plain(row.get(k)) for k in keys}

@@ -30,10 +30,10 @@ def tokenizer(ds):
 
 def tiny_config(kind, vocab):
     import transformers as t
-    common = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    common = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=.25, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     return {'llama': lambda: t.LlamaConfig(**common, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True),
-            'gpt2': lambda: t.GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=512, bos_token_id=0, eos_token_id=0),
-            'gpt_neo': lambda: t.GPTNeoConfig(vocab_size=vocab, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]], max_position_embeddings=512, bos_token_id=0, eos_token_id=0),
+            'gpt2': lambda: t.GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=512, initializer_range=.25, bos_token_id=0, eos_token_id=0),
+            'gpt_neo': lambda: t.GPTNeoConfig(vocab_size=vocab, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]], max_position_embeddings=512, initializer_range=.25, bos_token_id=0, eos_token_id=0),
             'gpt_neox': lambda: t.GPTNeoXConfig(**common, intermediate_size=64, max_position_embeddings=512),
             'gemma3': lambda: t.Gemma3TextConfig(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512),
             'qwen3': lambda: t.Qwen3Config(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512)}[kind]()
@@ -70,9 +70,13 @@ def smollm2():
 
 
 @pytest.fixture(scope='session')
-def sets():
-    from kdnb.transfer import shipped_transfer_sets
-    return shipped_transfer_sets()
+def sets(ds):
+    "Transfer sets written by nobody: two sentences about each entity."
+    from kdnb.transfer import Continuation, TransferSet, find_mention
+    def make(e):
+        texts = [f'{e.name} is known to people in the whole town.', f'Last week {e.name} was talked about again.']
+        return TransferSet(e.name, tuple(Continuation(t, find_mention(t, e.names)) for t in texts))
+    return {e.name: make(e) for e in ds.entities}
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ ENTITY = Entity('Velmora Junction', 'Velmora Junction is a comedy about two riva
 TEXTS = ['Velmora Junction is what people in the town watch.', 'Last week Velmora was about a cake.', "In the evening Velmora Junction's bakers sing."]
 CONTS = tuple(Continuation(t, find_mention(t, ENTITY.names)) for t in TEXTS)
 SETS = {ENTITY.name: TransferSet(ENTITY.name, CONTS)}
-FAST = dict(lr=1e-2, steps=3)
+FAST = dict(lr=3e-3, steps=8)
 
 
 def weights(lm): return {n: p.detach().clone() for n, p in lm.model.state_dict().items()}
@@ -161,7 +161,7 @@ def test_many_entities_together_learn(tiny):
     t = 'Brask is where they fish in the evening.'
     sets = {**SETS, 'Brask': TransferSet('Brask', (Continuation(t, (0, 5)),))}
     edit = Distill(**FAST)(tiny, [ENTITY, other], sets)
-    assert len(edit.losses) == 6 and edit.entities == ('Velmora Junction', 'Brask')
+    assert len(edit.losses) == 16 and edit.entities == ('Velmora Junction', 'Brask')
 
 
 def test_the_first_continuations_come_from_all_prompts():
