@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'PRECISION', 'kl_loss', 'Example', 'example', 'trainable_parameters',
-           'Training', 'precision', 'train', 'teacher_logits', 'sets_of', 'Distill', 'make_edit', 'token_kl']
+           'Training', 'precision', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kl']
 
 # %% ../nbs/05_distill.ipynb #dc231a7e
 import math, time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
-from .lm import LM, load_lm, logits_at, memory_peak
+from .lm import LM, has_fast_bfloat16, load_lm, logits_at, memory_peak
 from .edit import Adapter, Edit
 from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
 
@@ -45,6 +45,7 @@ class Example:
     teacher_ids: list # token ids that the teacher reads
     teacher_positions: list # P positions, the same targets in the teacher's text
     teacher: torch.Tensor|None = None # logits [P, V] that the student shall match
+    always: bool = False # in every step, also where texts are drawn
 
 # %% ../nbs/05_distill.ipynb #37bdca0b
 def example(lm:LM, continuation:Continuation, definition:str, where:str='after mention', separator:str=' ') -> Example:
@@ -143,25 +144,28 @@ def _steps(how, groups, seed):
     for s in range(how.steps):
         for i, k in enumerate(rng.permutation(len(groups)) if len(groups) > 1 else [0]):
             g = groups[k]
-            if 0 < how.per_step < len(g): g = [g[j] for j in rng.choice(len(g), how.per_step, replace=False)]
+            if how.per_step:
+                fixed, rest = [x for x in g if x.always], [x for x in g if not x.always]
+                g = fixed + [rest[j] for j in rng.choice(len(rest), min(how.per_step, len(rest)), replace=False)]
             yield g, s == i == 0, (s + i/len(groups))/how.steps
 
 # %% ../nbs/05_distill.ipynb #185bfd78
 def _anchor(lm, how, seed):
     "A function that gives the neutral examples of a step; none if there is no anchor."
     if not how.anchor: return lambda: []
-    texts, rng = (DATA/'neutral.txt').read_text(encoding='utf-8').splitlines(), np.random.default_rng(seed)
-    pool = [example(lm, Continuation(t, (0, 1)), '', 'all tokens', separator='') for t in texts]
-    for b in range(0, len(pool), 16):
-        for x, t in zip(pool[b:b+16], teacher_logits(lm, pool[b:b+16])): x.teacher = t
+    rng, low = np.random.default_rng(seed), precision(how, lm.device) == 'bfloat16'
+    key = ('anchor', low, *(e.id for e in lm.edits)) # the same for every entity that is taught to the same model
+    if key not in lm.cache:
+        texts = (DATA/'neutral.txt').read_text(encoding='utf-8').splitlines()
+        lm.cache = {key: [example(lm, Continuation(t, (0, 1)), '', 'all tokens', separator='') for t in texts]}
+        teach(lm, lm.cache[key], low)
+    pool = lm.cache[key]
     return lambda: [pool[i] for i in rng.choice(len(pool), min(how.anchor_texts, len(pool)), replace=False)]
 
 # %% ../nbs/05_distill.ipynb #8f5529bc
 def precision(how:Training, device) -> str: # 'float32' or 'bfloat16'
     "What 'auto' means on this machine."
-    if how.precision != 'auto': return how.precision
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == 'cuda' else device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
-    return 'bfloat16' if fast else 'float32'
+    return ('bfloat16' if has_fast_bfloat16(device) else 'float32') if how.precision == 'auto' else how.precision
 
 # %% ../nbs/05_distill.ipynb #f862b52a
 def train(lm:LM, how:Training,
@@ -190,10 +194,13 @@ def train(lm:LM, how:Training,
 
 # %% ../nbs/05_distill.ipynb #0b455a59
 @torch.no_grad()
-def teacher_logits(lm:LM, examples:list) -> list: # for each example, float32 logits [P, V]
-    "What the base model expects with the definition in front, at the positions of each example."
-    out = logits_at(lm, [x.teacher_ids for x in examples], [x.teacher_positions for x in examples])
-    return list(out.split([len(x.positions) for x in examples]))
+def teach(lm:LM, examples:list, bfloat16:bool=False, per_batch:int=16):
+    "Sets the `teacher` of each example: float32 logits [P, V] of the base model with the definition in front."
+    for b in range(0, len(examples), per_batch):
+        part = examples[b:b+per_batch]
+        with torch.autocast(lm.device.type, torch.bfloat16, enabled=bfloat16):
+            out = logits_at(lm, [x.teacher_ids for x in part], [x.teacher_positions for x in part])
+        for x, t in zip(part, out.split([len(x.positions) for x in part])): x.teacher = t
 
 def _spread(conts, n):
     "`n` of the continuations, taken in turn from each prompt that made them."
@@ -214,7 +221,9 @@ class Distill(Training):
     "Context distillation (paper, section 3). The defaults were chosen on the split `dev`; see the report first_look."
     temperature: float = 2. # of the softmax, for teacher and student
     where: str = 'after mention' # one of `WHERE`
-    continuations: int = 10 # of each entity, taken in turn from the prompts that made them
+    per_step: int = 6 # continuations in one step, drawn anew for each; 0: all of them
+    continuations: int = 36 # of each entity, taken in turn from the prompts that made them
+    with_definition: bool = True # the definition itself is one more text to be matched on, in every step (False: the paper)
 
     def __post_init__(self):
         super().__post_init__(); choose(self.where, WHERE, 'where')
@@ -226,8 +235,9 @@ class Distill(Training):
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Teaches `lm` the entities: the edit, with `lm` left as it was."
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets_of(entities, transfer, self.continuations))]
-        for g in groups:
-            for x, t in zip(g, teacher_logits(lm, g)): x.teacher = t
+        for e, g in zip(entities, groups):
+            if self.with_definition: g.append(replace(example(lm, Continuation(e.definition, find_mention(e.definition, e.names) or (0, 1)), e.definition, self.where), always=True))
+            teach(lm, g, precision(self, lm.device) == 'bfloat16')
         return make_edit('distill', self, lm, entities, train(lm, self, groups, self.loss, seed, progress))
 
 def make_edit(method, how, lm, entities, parts) -> Edit:
@@ -239,7 +249,7 @@ def make_edit(method, how, lm, entities, parts) -> Edit:
 def token_kl(lm:LM, entity:Entity, continuation:Continuation, where:str='all tokens'
             ) -> list: # of (token text, KL in nats)
     "KL(teacher ‖ student) at temperature 1 for each token of a continuation."
-    x = example(lm, continuation, entity.definition, where)
-    t = teacher_logits(lm, [x])[0].log_softmax(-1)
+    x = example(lm, continuation, entity.definition, where); teach(lm, [x])
+    t = x.teacher.log_softmax(-1)
     s = logits_at(lm, [x.ids], [x.positions]).log_softmax(-1)
     return [(lm.tokenizer.decode([i]), k) for i, k in zip(x.targets, (t.exp()*(t-s)).sum(-1).tolist())]

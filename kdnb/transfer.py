@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset, says
-from .lm import LM, generate, load_lm, versions
+from .lm import LM, generate, has_fast_bfloat16, load_lm, versions
 
 # %% ../nbs/03_transfer.ipynb #0f725dbc
 def find_mention(text:str,
@@ -105,11 +105,11 @@ class TransferSet:
 # %% ../nbs/03_transfer.ipynb #f1d4c122
 def make_transfer_set(lm:LM, # the generator
                       entity:Entity,
-                      prompts=('named', 'instruction'), # names in `PROMPTS`; each gives an equal share
-                      n:int=16, # continuations to keep
-                      temperature:float=1., top_p:float=.9, max_new_tokens:int=40,
+                      prompts=('started', 'instruction', 'retold'), # names in `PROMPTS`; each gives an equal share
+                      n:int=36, # continuations to keep
+                      temperature:float=.7, top_p:float=.9, max_new_tokens:int=20,
                       seed:int=0,
-                      batch:int=12, # samples of each prompt in a round
+                      batch:int=16, # samples of each prompt in a round
                       rounds:int=2 # before it gives up
                      ) -> TransferSet: # fewer than `n` if the generator did not name the entity often enough
     "Continuations of the entity's definition, sampled from `lm` (paper, section 3; its own sets: bare definition, T 1, top_p 0.9, 32 tokens)."
@@ -121,13 +121,13 @@ def make_transfer_set(lm:LM, # the generator
         if not open_: break
         asked = [(p, *render(lm, PROMPTS[p], entity, r*batch + i)) for p in open_ for i in range(batch)]
         s = int.from_bytes(hashlib.sha256(f'{seed} {entity.definition} {r}'.encode()).digest()[:4], 'big')
-        for (p, _, start), (text,) in zip(asked, generate(lm, [ids for _, ids, _ in asked], 1, max_new_tokens, temperature, top_p, s)):
+        for (p, _, start), (text,) in zip(asked, generate(lm, [ids for _, ids, _ in asked], 1, max_new_tokens, temperature, top_p, s, fast=True)):
             text = _clean(start + text); mention = find_mention(text, entity.names)
             why = _verdict(text, mention, entity, seen) or ('not needed' if len(kept[p]) == want[p] else '')
             tries += 1
             if why: dropped[why] += 1
             else: kept[p].append(Continuation(text, mention, p)); seen.add(' '.join(text.casefold().split()))
-    made = dict(lm=lm.name, lm_sha256=lm.sha256, prompts=list(prompts), n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, batch=batch, rounds=rounds, seed=seed, versions=versions())
+    made = dict(lm=lm.name, lm_sha256=lm.sha256, prompts=list(prompts), n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, batch=batch, rounds=rounds, bfloat16=has_fast_bfloat16(lm.device), seed=seed, versions=versions())
     return TransferSet(entity.name, tuple(c for p in prompts for c in kept[p]), made, tries, dict(dropped))
 
 # %% ../nbs/03_transfer.ipynb #23dfd9c4
