@@ -113,7 +113,7 @@ PRECISION = ('auto', 'float32', 'bfloat16')
 @dataclass(frozen=True)
 class Training:
     "Settings that every method which trains by gradient has."
-    lr: float = 1e-4 # of AdamW; too high costs specificity, too low leaves the definition unlearned
+    lr: float = 2e-4 # of AdamW; too high costs specificity, too low leaves the definition unlearned
     steps: int = 20 # on each entity's batch ('one by one': on each text)
     trainable: str = 'no embeddings' # one of `TRAINABLE`
     rank: int = 16 # of the adapter, if it is 'lora'
@@ -126,6 +126,7 @@ class Training:
     precision: str = 'auto' # of the matrix products: 'auto' is bfloat16 where the hardware multiplies it fast
 
     def __post_init__(self):
+        "An unknown option or a number that makes no sense is an error."
         choose(self.trainable, TRAINABLE, 'trainable'); choose(self.batch, BATCH, 'batch'); choose(self.schedule, SCHEDULE, 'schedule'); choose(self.precision, PRECISION, 'precision')
         for k, low in dict(lr=0, steps=1, rank=1, per_step=0, anchor=0, anchor_texts=1).items():
             v = getattr(self, k)
@@ -219,7 +220,9 @@ def sets_of(entities, transfer:dict, n:int) -> list:
 @dataclass(frozen=True)
 class Distill(Training):
     "Context distillation (paper, section 3). The defaults were chosen on the split `dev`; see the report first_look."
-    temperature: float = 2. # of the softmax, for teacher and student
+    lr: float = 3e-4 # of AdamW
+    anchor: float = .5 # weight of KL(base ‖ edited) on neutral texts; 0: none, as in the paper
+    temperature: float = 1. # of the softmax, for teacher and student (the paper: 2)
     where: str = 'after mention' # one of `WHERE`
     per_step: int = 6 # continuations in one step, drawn anew for each; 0: all of them
     continuations: int = 36 # of each entity, taken in turn from the prompts that made them

@@ -1,5 +1,6 @@
 """Reports run through papermill with tiny parameters, in a minute, on a tiny model."""
 import nbformat, pytest
+from conftest import ROOT
 from kdnb.entities import KdnbError
 from kdnb.report import run_report
 
@@ -15,6 +16,12 @@ def test_first_look(tiny_folder, tmp_path):
 
 def test_data_check(tiny_folder, tmp_path):
     html = run_report('data_check', tmp_path/'out', lm=str(tiny_folder()), device='cpu', n_entities=3, n_specificity=6, runs=str(tmp_path/'runs'), check=False)
+    assert html.stat().st_size > 50_000
+
+
+def test_tuning(tiny_folder, tmp_path):
+    grid = [['distill', {'steps': 1}], ['finetune-definition', {'steps': 1, 'anchor': 0}]]
+    html = run_report('tuning', tmp_path/'out', lm=str(tiny_folder()), device='cpu', n_entities=2, n_specificity=6, runs=str(tmp_path/'runs'), grid=grid, transfer=str(ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl'))
     assert html.stat().st_size > 50_000
 
 
