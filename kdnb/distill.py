@@ -225,7 +225,7 @@ class Distill(Training):
     temperature: float = 1. # of the softmax, for teacher and student (the paper: 2)
     where: str = 'after mention' # one of `WHERE`
     per_step: int = 6 # continuations in one step, drawn anew for each; 0: all of them
-    continuations: int = 36 # of each entity, taken in turn from the prompts that made them
+    continuations: int = 24 # of each entity, taken in turn from the prompts that made them
     with_definition: bool = True # the definition itself is one more text to be matched on, in every step (False: the paper)
 
     def __post_init__(self):

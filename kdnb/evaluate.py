@@ -32,8 +32,8 @@ def answer_probes(lm:LM, probes, # of `Probe`
         out.append(dict(correct=answer == p.gold, answer=answer, bits=-s[p.candidates.index(p.gold)]/math.log(2), bytes=len(p.gold.encode())+1))
     return out
 
-# %% ../nbs/11_evaluate.ipynb #d5a5e24b
-def answer_question(lm:LM, entity:Entity, max_new_tokens:int=20) -> dict: # correct, text
+# %% ../nbs/11_evaluate.ipynb #86e188bc
+def answer_question(lm:LM, entity:Entity, max_new_tokens:int=16) -> dict: # correct, text
     "What `lm` writes, greedily, when it is asked the entity's question."
     front = context_of(lm, entity.name)
     prompt = (f'{front}\n\n' if front else '') + f'Question: {entity.question.text}\nAnswer:'

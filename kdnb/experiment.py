@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import Dataset, KdnbError, choose, load_dataset, sample
-from .lm import LM, load_lm, memory_free, memory_need, memory_peak, versions
+from .lm import LM, has_fast_bfloat16, load_lm, memory_free, memory_need, memory_peak, versions
 from .edit import Edit
 from .transfer import shipped_transfer_sets
 from .distill import Training, trainable_parameters
@@ -79,7 +79,7 @@ class Run:
         self.params = dict(lm=lm.name, lm_sha256=lm.sha256, dtype=str(next(lm.model.parameters()).dtype)[6:], data=ds.name, data_sha256=replace(ds, specificity=self.specificity).sha256, entities=[e.name for e in ds.entities],
                            method=method, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free,
                            transfer={e.name: self.transfer[e.name].key for e in ds.entities if e.name in self.transfer} if needs else {},
-                           n_specificity=len(self.specificity), code=code_version(), versions=versions())
+                           n_specificity=len(self.specificity), bfloat16=has_fast_bfloat16(lm.device), code=code_version(), versions=versions())
         self.folder = Path(folder)/f"{Path(lm.name).stem}-{method}-{key(self.params)}"
 
     def _case(self, name): return self.folder/f'case-{name}.json'
