@@ -208,6 +208,7 @@ def score_candidates(lm:LM,
         for j, i in enumerate(batch): out[i] = got[j] if got else _score_full(lm, prefixes[j], tails[j])
     return out
 
+# %% ../nbs/02_lm.ipynb #2a324262
 def _common(seqs, least=8):
     "Length of the tokens that all sequences share at their start, if sharing them is worth it; each keeps a token of its own."
     n, most = 0, min(map(len, seqs)) - 1
