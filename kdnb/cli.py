@@ -104,7 +104,8 @@ def _generate(args):
 # %% ../nbs/15_cli.ipynb #c9e4806e
 def _edit(args):
     from kdnb.context import make_method
-    from kdnb.distill import Training
+    from kdnb.distill import Training, training_need
+    from kdnb.lm import memory_free
     from kdnb.entities import Entity, KdnbError, says
     from kdnb.transfer import make_transfer_set, read_transfer_sets
     e = Entity(args.name, args.definition, tuple(args.alias))
@@ -114,6 +115,7 @@ def _edit(args):
     sets = read_transfer_sets(args.transfer) if args.transfer else {}
     lm = _load(args)
     if not args.transfer and args.method != 'finetune-definition': print('generating continuations …', file=sys.stderr); sets = {e.name: make_transfer_set(lm, e, n=method.continuations, seed=args.seed)}
+    print(f'about {training_need(lm, method):.1f} GiB of memory needed, {memory_free(lm):.1f} free', file=sys.stderr)
     edit = method(lm, [e], sets, args.seed, progress=True)
     edit.save(args.save)
     print(f'taught {e.name} in {edit.seconds:.1f} s (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f}); saved in {args.save}')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'PRECISION', 'kl_loss', 'Example', 'example', 'trainable_parameters',
-           'Training', 'precision', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kl']
+           'Training', 'precision', 'training_need', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kl']
 
 # %% ../nbs/05_distill.ipynb #dc231a7e
 import math, time
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
-from .lm import LM, has_fast_bfloat16, load_lm, logits_at, memory_peak
+from .lm import LM, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak
 from .edit import Adapter, Edit
 from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
 
@@ -167,6 +167,14 @@ def _anchor(lm, how, seed):
 def precision(how:Training, device) -> str: # 'float32' or 'bfloat16'
     "What 'auto' means on this machine."
     return ('bfloat16' if has_fast_bfloat16(device) else 'float32') if how.precision == 'auto' else how.precision
+
+# %% ../nbs/05_distill.ipynb #6eef7a0f
+def training_need(lm:LM, how:Training, tokens:int=1024 # in a step
+                 ) -> float: # GiB
+    "A rough upper estimate of the memory that training takes."
+    what = trainable_parameters(lm.model, 'no embeddings' if how.trainable == 'lora' else how.trainable).values()
+    n = how.rank*sum(sum(p.shape) for p in what if p.ndim == 2) if how.trainable == 'lora' else sum(p.numel() for p in what)
+    return memory_need(lm, n, tokens)
 
 # %% ../nbs/05_distill.ipynb #f862b52a
 def train(lm:LM, how:Training,

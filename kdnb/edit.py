@@ -37,8 +37,8 @@ class Edit:
     entities: tuple # names of what it teaches
     lm: str # name of the model that it belongs to
     base: str # fingerprint of that model's unedited weights
-    tensors: dict = field(default_factory=dict) # parameter -> new value
-    adapter: dict = field(default_factory=dict) # parameter -> Adapter
+    tensors: dict = field(default_factory=dict, repr=False) # parameter -> new value
+    adapter: dict = field(default_factory=dict, repr=False) # parameter -> Adapter
     context: dict = field(default_factory=dict) # entity -> definition put in front of a prompt
     settings: dict = field(default_factory=dict) # of the method
     losses: list = field(default_factory=list) # by step

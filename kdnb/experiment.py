@@ -20,7 +20,7 @@ from .entities import Dataset, KdnbError, choose, load_dataset, sample
 from .lm import LM, has_fast_bfloat16, load_lm, memory_free, memory_need, memory_peak, versions
 from .edit import Edit
 from .transfer import shipped_transfer_sets
-from .distill import Training, trainable_parameters
+from .distill import Training, training_need
 from .context import Base, METHODS, make_method
 from .evaluate import Interval, evaluate, signature, summarise
 
@@ -177,15 +177,7 @@ def _sequence(self, bar):
 Run._flatten, Run._resume = _flatten, _resume
 Run._reset, Run._together, Run._sequence = _reset, _together, _sequence
 
-# %% ../nbs/12_experiment.ipynb #56c319e0
-def _need(self):
-    "GiB that a case needs."
-    if not isinstance(self.method, Training): return memory_need(self.lm)
-    how = self.method.trainable
-    n = (self.method.rank*sum(sum(p.shape) for p in trainable_parameters(self.lm.model, 'no embeddings').values() if p.ndim == 2) if how == 'lora'
-         else sum(p.numel() for p in trainable_parameters(self.lm.model, how).values()))
-    return memory_need(self.lm, n, 1024)
-
+# %% ../nbs/12_experiment.ipynb #0aa5bdf1
 def go(self:Run, progress:bool=True) -> Path: # the folder with the results
     "Runs the cases that are not finished yet, and writes summary.json."
     try: self.folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +185,7 @@ def go(self:Run, progress:bool=True) -> Path: # the folder with the results
     frozen = self.folder/'params.json'
     if not frozen.exists(): write_json(frozen, self.params)
     if (self.folder/'summary.json').exists(): return self.folder
-    need, free = _need(self), memory_free(self.lm)
+    need, free = training_need(self.lm, self.method) if isinstance(self.method, Training) else memory_need(self.lm), memory_free(self.lm)
     if progress: print(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}', file=sys.stderr)
     if need > free: raise KdnbError(f"{self.method_name} on {self.lm.name} needs about {need:.1f} GiB of memory, and {free:.1f} are free: train less (trainable='lora' or 'last block'), or use a smaller model")
     with tqdm(total=len(self.ds.entities), desc=self.method_name, unit='entity', disable=not progress) as bar:

@@ -24,8 +24,8 @@ from .fetch import BUILTIN, NOTE, builtin_folder, load_gguf, quiet_transformers,
 class LM:
     "A causal language model with its tokenizer."
     name: str
-    model: torch.nn.Module
-    tokenizer: object
+    model: torch.nn.Module = field(repr=False)
+    tokenizer: object = field(repr=False)
     edits: list = field(default_factory=list) # the edits that are applied now, the last one on top
     kept: list = field(default_factory=list, repr=False) # for each of them, the parameters that it replaced
     cache: dict = field(default_factory=dict, repr=False) # what was computed with the weights as they are, for whoever needs it again
