@@ -94,7 +94,7 @@ def table(df) -> str:
 def _generate(args):
     from kdnb.transfer import make_transfer_sets
     ds, lm = _dataset(args), _load(args)
-    out = Path(args.out); out.parent.mkdir(parents=True, exist_ok=True)
+    out = Path(args.out)
     sets = make_transfer_sets(lm, ds.entities, out, prompts=tuple(args.prompts.split(',')), n=args.n, temperature=args.temperature, top_p=args.top_p, seed=args.seed)
     kept, tries = sum(len(s.continuations) for s in sets.values()), sum(s.tries for s in sets.values())
     empty = [n for n, s in sets.items() if not s.continuations]

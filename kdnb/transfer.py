@@ -162,6 +162,9 @@ def make_transfer_sets(lm:LM, entities, # of `Entity`
                       ) -> dict: # name of the entity -> TransferSet
     "Transfer sets for many entities; interrupted, it goes on where it was."
     done = {}
+    if path:
+        try: Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise KdnbError(f"cannot make the folder of {path}: {e.strerror or e}") from None
     if path and Path(path).exists():
         read_transfer_sets(path) # a malformed file is named before any work
         for line in Path(path).read_text(encoding='utf-8').splitlines():
@@ -174,7 +177,9 @@ def make_transfer_sets(lm:LM, entities, # of `Entity`
             continue
         out[e.name] = make_transfer_set(lm, e, **how)
         if path:
-            with open(path, 'a', encoding='utf-8') as f: f.write(_line(out[e.name], e)); f.flush(); os.fsync(f.fileno())
+            try:
+                with open(path, 'a', encoding='utf-8') as f: f.write(_line(out[e.name], e)); f.flush(); os.fsync(f.fileno())
+            except OSError as err: raise KdnbError(f"cannot write {path}: {err.strerror or err}; the sets written before are kept, and the same command goes on") from None
     return out
 
 # %% ../nbs/03_transfer.ipynb #ce41609c
