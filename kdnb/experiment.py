@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from .entities import Dataset, KdnbError, choose, load_dataset, sample
+from .entities import DATA, Dataset, KdnbError, choose, load_dataset, sample
 from .lm import LM, has_fast_bfloat16, load_lm, memory_free, memory_need, memory_peak, versions
 from .edit import Edit
 from .transfer import shipped_transfer_sets
@@ -66,7 +66,7 @@ class Run:
                  regime:str=REGIMES[0], # one of `REGIMES`
                  seed:int=0, transfer:dict|None=None, # name of an entity -> TransferSet; for methods that need none it may be left out
                  n_specificity:int|None=None, # probes about known things, drawn evenly from their topics; None: all
-                 n_others:int=4, # other new entities of `ds` whose probes are asked, too
+                 n_others:int=2, # other new entities of `ds` whose probes are asked, too
                  free:bool=True, # ask the questions for free generation
                  folder:str|Path='runs', # in which the run's folder is made
                  **settings): # of the method
@@ -79,7 +79,8 @@ class Run:
         self.params = dict(lm=lm.name, lm_sha256=lm.sha256, dtype=str(next(lm.model.parameters()).dtype)[6:], data=ds.name, data_sha256=replace(ds, specificity=self.specificity).sha256, entities=[e.name for e in ds.entities],
                            method=method, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free,
                            transfer={e.name: self.transfer[e.name].key for e in ds.entities if e.name in self.transfer} if needs else {},
-                           n_specificity=len(self.specificity), bfloat16=has_fast_bfloat16(lm.device), code=code_version(), versions=versions())
+                           n_specificity=len(self.specificity), bfloat16=has_fast_bfloat16(lm.device),
+                           neutral=hashlib.sha256((DATA/'neutral.txt').read_bytes()).hexdigest()[:12] if getattr(self.method, 'anchor', 0) else '', code=code_version(), versions=versions())
         self.folder = Path(folder)/f"{Path(lm.name).stem}-{method}-{key(self.params)}"
 
     def _case(self, name): return self.folder/f'case-{name}.json'

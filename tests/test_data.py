@@ -1,0 +1,34 @@
+"""The data that ship with the package."""
+import re
+
+from kdnb.entities import DATA
+
+
+def test_neutral_texts_answer_no_specificity_probe(ds):
+    "The anchor must not train what specificity asks: no sentence has a probe's answer beside a name that the probe is about."
+    usual = {'In', 'The', 'On', 'A', 'An', 'Every', 'When', 'It', 'Most', 'For', 'By'}
+    for line in (DATA/'neutral.txt').read_text(encoding='utf-8').splitlines():
+        for p in ds.specificity:
+            names = [w for w in re.findall(r'[A-Z]\w+', p.left) if w not in usual]
+            assert not (re.search(rf'\b{re.escape(p.gold)}\b', line) and any(re.search(rf'\b{n}\b', line) for n in names)), (p.left, p.gold, line)
+
+
+def test_neutral_texts_name_no_entity(ds):
+    text = (DATA/'neutral.txt').read_text(encoding='utf-8')
+    assert not [n for e in ds.entities for n in e.names if n in text]
+
+
+def test_every_candidate_is_gold_once_in_its_form(ds):
+    "No majority answer: in the six entities of a kind, each candidate of a form of question is right once."
+    for kind in {e.kind for e in ds.entities}:
+        es = [e for e in ds.entities if e.kind == kind]
+        for probes in zip(*(e.probes for e in es)):
+            assert len({p.candidates for p in probes}) == 1 and sorted(p.gold for p in probes) == sorted(probes[0].candidates)
+
+
+def test_every_entity_has_a_shipped_transfer_set(ds):
+    from kdnb.transfer import find_mention, shipped_transfer_sets
+    sets = shipped_transfer_sets()
+    for e in ds.entities:
+        assert len(sets[e.name].continuations) >= 20 and sets[e.name].made_by['lm'] == 'smollm2'
+        for c in sets[e.name].continuations: assert c.mention == find_mention(c.text, e.names)
