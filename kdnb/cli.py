@@ -74,7 +74,7 @@ def _settings(pairs, method):
     "The settings of --set, each in the type of the setting's default."
     from kdnb.context import METHODS
     from kdnb.entities import KdnbError, choose
-    cls, fixed = METHODS[choose(method, METHODS, 'method')]
+    cls, fixed, _ = METHODS[choose(method, METHODS, 'method')]
     out = {}
     for k, v in pairs:
         kind = type(cls.__dataclass_fields__[choose(k, [f for f in cls.__dataclass_fields__ if f not in fixed], f'setting of {method}')].default)
@@ -82,8 +82,9 @@ def _settings(pairs, method):
         except ValueError: raise KdnbError(f"setting {k} of {method} is {v!r}: it must be a {'whole number' if kind is int else 'number'}") from None
     return out
 
-# %% ../nbs/15_cli.ipynb #b4b5ef44
-COLUMNS = {'method': 'method', 'target_explicit': 'explicit', 'target_indirect': 'indirect', 'target_free': 'free', 'specificity': 'specificity', 'gap_share': 'gap closed', 'seconds_per_edit': 's/edit'}
+# %% ../nbs/15_cli.ipynb #24111771
+COLUMNS = {'method': 'method', 'target_explicit': 'explicit', 'target_indirect': 'indirect', 'target_free': 'free',
+           'specificity': 'specificity', 'gap_share': 'gap closed', 'seconds_per_edit': 's/edit'}
 
 def table(df) -> str:
     "Results as a table for a terminal: percent, with 95% intervals."
@@ -114,7 +115,9 @@ def _edit(args):
     if not isinstance(method, Training): raise KdnbError(f"the method {args.method!r} changes no weights, so there is nothing to save: choose distill, finetune-definition or finetune-transfer")
     sets = read_transfer_sets(args.transfer) if args.transfer else {}
     lm = _load(args)
-    if not args.transfer and args.method != 'finetune-definition': print('generating continuations …', file=sys.stderr); sets = {e.name: make_transfer_set(lm, e, n=method.continuations, seed=args.seed)}
+    if not args.transfer and args.method != 'finetune-definition':
+        print('generating continuations …', file=sys.stderr)
+        sets = {e.name: make_transfer_set(lm, e, n=method.continuations, seed=args.seed)}
     print(f'about {training_need(lm, method):.1f} GiB of memory needed, {memory_free(lm):.1f} free', file=sys.stderr)
     edit = method(lm, [e], sets, args.seed, progress=True)
     edit.save(args.save)
@@ -144,7 +147,8 @@ def _evaluate_edit(args):
     from kdnb.experiment import as_json, check_edit
     edit, ds = load_edit(args.edit), load_dataset(args.data)
     row = dict(check_edit(_load(args), edit, ds, args.specificity, seed=args.seed), run=str(args.edit))
-    if row['target'] is None: print(f"{', '.join(edit.entities)}: the data set {ds.name} has no probes for it, so only specificity is measured; pass --data FILE with probes of your own", file=sys.stderr)
+    if row['target'] is None:
+        print(f"{', '.join(edit.entities)}: the data set {ds.name} has no probes for it, so only specificity is measured; pass --data FILE with probes of your own", file=sys.stderr)
     print(table(pd.DataFrame([row])))
     return as_json(row)
 
@@ -160,7 +164,8 @@ def _demo(args):
     print(f"teaching {len(ds.entities)} entities to {lm.name}, by {len(METHODS)} methods", file=sys.stderr)
     folders = [Run(lm, ds, m, seed=args.seed, transfer=sets, n_specificity=DEMO_SPECIFICITY, folder=runs).go() for m in METHODS]
     print('writing the report …', file=sys.stderr)
-    html = run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device, accept_terms=args.accept_terms, n_entities=args.entities, seed=args.seed, n_specificity=DEMO_SPECIFICITY, runs=str(runs.resolve()))
+    html = run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device, accept_terms=args.accept_terms, n_entities=args.entities,
+                      seed=args.seed, n_specificity=DEMO_SPECIFICITY, runs=str(runs.resolve()))
     df = collect(folders)
     print(table(df)); print(f'\nreport: {html.resolve()}')
     return as_json(df[df.method == 'distill'].iloc[0])

@@ -59,10 +59,12 @@ class Edit:
 
 # %% ../nbs/04_edit.ipynb #189d64a1
 def _check(self, lm):
-    if lm.sha256 != self.base: raise KdnbError(f"this edit was made for {self.lm} with weights {self.base[:12]}…, and {lm.name} has weights {lm.sha256[:12]}…: load the model that it was made for")
+    if lm.sha256 != self.base:
+        raise KdnbError(f"this edit was made for {self.lm} with weights {self.base[:12]}…, and {lm.name} has weights {lm.sha256[:12]}…: load the model that it was made for")
     below = tuple(e.id for e in lm.edits)
     if self.id in below: raise KdnbError(f"the edit {self} is applied already")
-    if below != tuple(self.after): raise KdnbError(f"the edit {self} was made on top of {len(self.after)} edit(s), and {lm.name} has {len(below)} applied (others, or in another order): apply the same ones first")
+    if below != tuple(self.after):
+        raise KdnbError(f"the edit {self} was made on top of {len(self.after)} edit(s), and {lm.name} has {len(below)} applied (others, or in another order): apply the same ones first")
 
 @torch.no_grad()
 def _apply(self, lm):

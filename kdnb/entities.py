@@ -41,6 +41,7 @@ class Probe:
     candidates: tuple # what there is to choose from, each without a space in front
     kind: str = 'explicit' # one of `PROBE_KINDS`
     topic: str = '' # for known things: what it is about
+    split: str = '' # for known things: as in `Entity`
 
 # %% ../nbs/00_entities.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -188,9 +189,9 @@ class Dataset:
         return hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()
 
     def split(self, name:str) -> 'Dataset':
-        "The part whose entities are in split `name`; the specificity probes stay."
+        "The entities and specificity probes of split `name`; probes of no split belong to all."
         choose(name, sorted({e.split for e in self.entities}), f'split of {self.name}')
-        return replace(self, entities=tuple(e for e in self.entities if e.split == name))
+        return replace(self, entities=tuple(e for e in self.entities if e.split == name), specificity=tuple(p for p in self.specificity if p.split in ('', name)))
 
     def __getitem__(self, name) -> Entity:
         choose(name, [e.name for e in self.entities], 'entity')

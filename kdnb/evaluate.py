@@ -155,7 +155,8 @@ def signature(s:dict, base:dict # of `summarise`, for the method and the base mo
     "What the numbers say about how a method failed, where it did."
     out, recited = [], 1 - s['definition_bits'].value/base['definition_bits'].value
     share = s['gap_share_indirect']
-    if recited > .5 and share and share.high < 50: out.append(f"the definition is memorised ({100*recited:.0f}% fewer bits) and does not propagate ({share.value:.0f}% of the indirect gap)")
+    if recited > .5 and share and share.high < 50:
+        out.append(f"the definition is memorised ({100*recited:.0f}% fewer bits) and does not propagate ({share.value:.0f}% of the indirect gap)")
     change = s['specificity_change']
     if change and change.high < 0 and change.value < -1: out.append(f'specificity is lost ({change.value:+.1f} points)')
     if s['target'].high < base['target'].value: out.append(f"the target is harmed ({s['target'].value - base['target'].value:+.1f} points)")

@@ -76,7 +76,8 @@ class Run:
         self.method_name, self.method = method, make_method(method, **settings)
         self.specificity = _thin(ds.specificity, n_specificity, seed)
         needs = isinstance(self.method, Training) and getattr(self.method, 'on', 'transfer set') == 'transfer set'
-        self.params = dict(lm=lm.name, lm_sha256=lm.sha256, dtype=str(next(lm.model.parameters()).dtype)[6:], data=ds.name, data_sha256=replace(ds, specificity=self.specificity).sha256, entities=[e.name for e in ds.entities],
+        self.params = dict(lm=lm.name, lm_sha256=lm.sha256, dtype=str(next(lm.model.parameters()).dtype)[6:],
+                           data=ds.name, data_sha256=replace(ds, specificity=self.specificity).sha256, entities=[e.name for e in ds.entities],
                            method=method, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free,
                            transfer={e.name: self.transfer[e.name].key for e in ds.entities if e.name in self.transfer} if needs else {},
                            n_specificity=len(self.specificity), bfloat16=has_fast_bfloat16(lm.device),
@@ -146,7 +147,9 @@ def _flatten(self, pile, n):
     try:
         save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, tmp, metadata={'edits': str(n), 'context': json.dumps(context)})
         os.replace(tmp, path)
-    except (OSError, SafetensorError) as e: tmp.unlink(missing_ok=True); raise KdnbError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}; finished cases are kept, and the same command goes on") from None
+    except (OSError, SafetensorError) as e:
+        tmp.unlink(missing_ok=True)
+        raise KdnbError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}; finished cases are kept, and the same command goes on") from None
     return [Edit('state', pile[0].entities, self.lm.name, self.lm.sha256, tensors=tensors, context=context).apply(self.lm)]
 
 def _resume(self):
@@ -187,8 +190,10 @@ def go(self:Run, progress:bool=True) -> Path: # the folder with the results
     if not frozen.exists(): write_json(frozen, self.params)
     if (self.folder/'summary.json').exists(): return self.folder
     need, free = training_need(self.lm, self.method) if isinstance(self.method, Training) else memory_need(self.lm), memory_free(self.lm)
-    if progress: print(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}', file=sys.stderr)
-    if need > free: raise KdnbError(f"{self.method_name} on {self.lm.name} needs about {need:.1f} GiB of memory, and {free:.1f} are free: train less (trainable='lora' or 'last block'), or use a smaller model")
+    if progress:
+        print(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}', file=sys.stderr)
+    if need > free:
+        raise KdnbError(f"{self.method_name} on {self.lm.name} needs about {need:.1f} GiB of memory, and {free:.1f} are free: train less (trainable='lora' or 'last block'), or use a smaller model")
     with tqdm(total=len(self.ds.entities), desc=self.method_name, unit='entity', disable=not progress) as bar:
         {REGIMES[0]: self._reset, REGIMES[1]: self._together, REGIMES[2]: self._sequence}[self.regime](bar)
     cases = [read_json(p) for p in self.done()]
@@ -218,13 +223,14 @@ def collect(folders # run folders, or folders that hold run folders
         s = summarise(cases, ref['base'], ref['prepend'])
         bad = signature(s, summarise(ref['base'])) if ref['base'] and p['method'] not in ('base', 'prepend', 'random') else []
         rows.append(dict(lm=p['lm'], method=p['method'], regime=p['regime'], seed=p['seed'], **s, signature=bad, cases=len(cases),
-                         seconds_per_edit=float(np.mean([c['seconds_edit'] for c in cases])), peak_memory_gib=float(np.max([c['peak_memory_gib'] for c in cases])), run=str(f), settings=p['settings']))
+                         seconds_per_edit=float(np.mean([c['seconds_edit'] for c in cases])), peak_memory_gib=float(np.max([c['peak_memory_gib'] for c in cases])),
+                         run=str(f), settings=p['settings']))
     order = {m: i for i, m in enumerate(METHODS)}
     return pd.DataFrame(rows).sort_values(by=['lm', 'method', 'run'], key=lambda c: c.map(order) if c.name == 'method' else c, ignore_index=True)
 
 # %% ../nbs/12_experiment.ipynb #a99afc79
 def check_edit(lm:LM, edit:Edit, ds:Dataset, # with probes for the entities of `edit`
-               n_specificity:int|None=None, n_others:int=4, seed:int=0, free:bool=True) -> dict: # a row as of `collect`
+               n_specificity:int|None=None, n_others:int=2, seed:int=0, free:bool=True) -> dict: # a row as of `collect`
     "What a saved edit does: target on its own entities, specificity, and the change."
     mine = [e for e in ds.entities if e.name in edit.entities]
     others = [e for e in ds.entities if e.name not in edit.entities][:n_others]
@@ -235,7 +241,8 @@ def check_edit(lm:LM, edit:Edit, ds:Dataset, # with probes for the entities of `
     base = [evaluate(lm, mine, probes, others, free)]
     with edit.on(lm): after = [evaluate(lm, mine, probes, others, free)]
     s = summarise(after, base, with_prepend)
-    return dict(s, lm=lm.name, method=edit.method, regime=None, seed=seed, seconds_per_edit=edit.seconds, peak_memory_gib=edit.peak_memory_gib, signature=signature(s, summarise(base)) if mine else [])
+    return dict(s, lm=lm.name, method=edit.method, regime=None, seed=seed, seconds_per_edit=edit.seconds,
+                peak_memory_gib=edit.peak_memory_gib, signature=signature(s, summarise(base)) if mine else [])
 
 # %% ../nbs/12_experiment.ipynb #e097f6c1
 def as_json(row:dict|pd.Series # a row of `collect`
@@ -245,5 +252,6 @@ def as_json(row:dict|pd.Series # a row of `collect`
         if isinstance(v, Interval): return asdict(v)
         if isinstance(v, np.generic): v = v.item()
         return None if v is None or v != v else v
-    keys = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'gap_share_explicit', 'gap_share_indirect', 'gap_share_free', 'specificity_change', 'others', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'signature', 'run')
+    keys = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'gap_share_explicit', 'gap_share_indirect',
+            'gap_share_free', 'specificity_change', 'others', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'signature', 'run')
     return {k: plain(row.get(k)) for k in keys}

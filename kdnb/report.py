@@ -54,7 +54,8 @@ def run_report(name:str, # of a report
     try:
         nb = papermill.execute_notebook(str(reports_folder()/f'{name}.ipynb'), str(part), {k: v for k, v in parameters.items() if v is not None},
                                         kernel_name='python3', progress_bar=False, cwd=os.getcwd(), log_output=False)
-    except papermill.PapermillExecutionError as e: raise KdnbError(f"the report {name} stopped in a cell ({e.ename}: {str(e.evalue)[:300]}); the notebook as far as it came is {part}") from None
+    except papermill.PapermillExecutionError as e:
+        raise KdnbError(f"the report {name} stopped in a cell ({e.ename}: {str(e.evalue)[:300]}); the notebook as far as it came is {part}") from None
     if why := _failure(nb): raise KdnbError(f"the report {name} failed in {why}; the notebook as far as it came is {part}")
     _figures(nb, out)
     for c in nb.cells: c.metadata = {k: v for k, v in c.metadata.items() if k == 'tags'}

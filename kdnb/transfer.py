@@ -88,6 +88,7 @@ class TransferSet:
     "The continuations of one entity, and everything that made them."
     entity: str
     continuations: tuple
+    definition: str = '' # of which they are continuations
     made_by: dict = field(default_factory=dict) # generator, prompts, sampling, seed, versions
     tries: int = 0 # samples drawn
     dropped: dict = field(default_factory=dict) # reason -> samples
@@ -127,19 +128,16 @@ def make_transfer_set(lm:LM, # the generator
             tries += 1
             if why: dropped[why] += 1
             else: kept[p].append(Continuation(text, mention, p)); seen.add(' '.join(text.casefold().split()))
-    made = dict(lm=lm.name, lm_sha256=lm.sha256, prompts=list(prompts), n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, batch=batch, rounds=rounds, bfloat16=has_fast_bfloat16(lm.device), seed=seed, versions=versions())
-    return TransferSet(entity.name, tuple(c for p in prompts for c in kept[p]), made, tries, dict(dropped))
+    made = dict(lm=lm.name, lm_sha256=lm.sha256, prompts=list(prompts), n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
+                batch=batch, rounds=rounds, bfloat16=has_fast_bfloat16(lm.device), seed=seed, versions=versions())
+    return TransferSet(entity.name, tuple(c for p in prompts for c in kept[p]), entity.definition, made, tries, dict(dropped))
 
-# %% ../nbs/03_transfer.ipynb #23dfd9c4
-def _line(ts, entity):
-    d = asdict(ts)
-    return json.dumps({**d, 'definition': entity.definition}, ensure_ascii=False) + '\n'
-
-def read_transfer_sets(path:str|Path) -> dict: # name of the entity -> TransferSet
-    "The sets of a file. Raises one `KdnbError` that names every malformed line."
+# %% ../nbs/03_transfer.ipynb #f424d6c9
+def _read(path):
+    "All sets of a file, in its order."
     try: lines = Path(path).read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as e: raise KdnbError(f"cannot read the transfer sets {path}: {getattr(e, 'strerror', None) or e}") from None
-    out, wrong = {}, []
+    out, wrong = [], []
     for i, line in enumerate(lines, 1):
         if not line.strip(): continue
         try:
@@ -147,12 +145,25 @@ def read_transfer_sets(path:str|Path) -> dict: # name of the entity -> TransferS
             conts = tuple(Continuation(c['text'], tuple(c['mention']), c.get('prompt', '')) for c in d['continuations'])
             for c in conts:
                 if not (len(c.mention) == 2 and 0 <= c.mention[0] < c.mention[1] <= len(c.text)): raise ValueError(f"field mention: {list(c.mention)} does not lie in {c.text[:40]!r}")
-            out[d['entity']] = TransferSet(d['entity'], conts, d.get('made_by', {}), d.get('tries', 0), d.get('dropped', {}))
+            out.append(TransferSet(d['entity'], conts, d.get('definition', ''), d.get('made_by', {}), d.get('tries', 0), d.get('dropped', {})))
         except json.JSONDecodeError as e: wrong.append(f'{path}, line {i}, column {e.colno}: not JSON ({e.msg})')
         except KeyError as e: wrong.append(f'{path}, line {i}, field {e.args[0]}: is missing')
         except (TypeError, ValueError, AttributeError) as e: wrong.append(f'{path}, line {i}: {e}')
     if wrong: raise KdnbError('\n'.join(wrong))
     return out
+
+def read_transfer_sets(path:str|Path) -> dict: # name of the entity -> TransferSet; the last one, if the file has several
+    "The sets of a file. Raises one `KdnbError` that names every malformed line."
+    return {t.entity: t for t in _read(path)}
+
+def _mend(path):
+    "Cuts off a last line that an interruption left half written, and ends a whole one."
+    head, _, last = path.read_bytes().rpartition(b'\n')
+    if not last.strip(): return
+    try: json.loads(last)
+    except ValueError: os.truncate(path, len(head) + 1 if head else 0)
+    else:
+        with open(path, 'ab') as f: f.write(b'\n')
 
 # %% ../nbs/03_transfer.ipynb #f261d9be
 def make_transfer_sets(lm:LM, entities, # of `Entity`
@@ -163,22 +174,19 @@ def make_transfer_sets(lm:LM, entities, # of `Entity`
     "Transfer sets for many entities; interrupted, it goes on where it was."
     done = {}
     if path:
-        try: Path(path).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise KdnbError(f"cannot make the folder of {path}: {e.strerror or e}") from None
-    if path and Path(path).exists():
-        read_transfer_sets(path) # a malformed file is named before any work
-        for line in Path(path).read_text(encoding='utf-8').splitlines():
-            if line.strip(): d = json.loads(line); done[d['entity'], d.get('definition')] = d
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if Path(path).exists(): _mend(Path(path))
+        except OSError as e: raise KdnbError(f"cannot write transfer sets to {path}: {e.strerror or e}") from None
+        if Path(path).exists(): done = {(t.entity, t.definition): t for t in _read(path)} # a malformed file is named before any work
     out, want = {}, dict(lm_sha256=lm.sha256, **json.loads(json.dumps(how)))
     for e in tqdm(entities, desc='transfer sets', unit='entity', disable=not progress):
-        d = done.get((e.name, e.definition))
-        if d and all(d['made_by'].get(k) == v for k, v in want.items()):
-            out[e.name] = TransferSet(e.name, tuple(Continuation(c['text'], tuple(c['mention']), c['prompt']) for c in d['continuations']), d['made_by'], d['tries'], d['dropped'])
-            continue
+        t = done.get((e.name, e.definition))
+        if t and all(t.made_by.get(k) == v for k, v in want.items()): out[e.name] = t; continue
         out[e.name] = make_transfer_set(lm, e, **how)
         if path:
             try:
-                with open(path, 'a', encoding='utf-8') as f: f.write(_line(out[e.name], e)); f.flush(); os.fsync(f.fileno())
+                with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(asdict(out[e.name]), ensure_ascii=False) + '\n'); f.flush(); os.fsync(f.fileno())
             except OSError as err: raise KdnbError(f"cannot write {path}: {err.strerror or err}; the sets written before are kept, and the same command goes on") from None
     return out
 

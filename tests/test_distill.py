@@ -132,6 +132,27 @@ def test_the_embeddings_stay_when_they_do_not_train(tiny):
     assert any('embed' in n for n in Distill(**FAST, trainable='all')(tiny, [ENTITY], SETS).tensors)
 
 
+@pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
+def test_feed_forward_is_what_its_name_says_in_every_architecture(tiny_folder, kind):
+    model = load_lm(str(tiny_folder(kind)), device='cpu').model
+    mine, matrices = D.trainable_parameters(model, 'feed-forward'), {n for n, p in model.named_parameters() if p.ndim > 1}
+    assert set(mine) == {n for n in matrices if '.mlp.' in n}, sorted(mine) # all six call it so
+    assert set(D.trainable_parameters(model, 'upper feed-forward')) <= set(mine)
+
+
+def test_the_anchor_is_the_divergence_from_the_base_model_with_the_tail_as_one():
+    torch.manual_seed(0)
+    base, now = torch.randn(4, 50), torch.randn(4, 50)
+    p, q = base.softmax(-1), now.softmax(-1)
+    want = 0.
+    for i in range(4): # one position at a time, from the definition
+        top = p[i].topk(10).indices; rest = torch.ones(50, dtype=bool); rest[top] = False
+        want += (p[i, top]*(p[i, top]/q[i, top]).log()).sum() + p[i, rest].sum()*(p[i, rest].sum()/q[i, rest].sum()).log()
+    kept = base.log_softmax(-1).topk(10)
+    got = D._anchor_loss([(kept.values[:1], kept.indices[:1]), (kept.values[1:], kept.indices[1:])], now)
+    assert torch.allclose(got, want/4, atol=1e-5)
+
+
 def test_ctrl_c_while_training_leaves_the_model_as_it_was(tiny):
     before = weights(tiny)
     for trainable in D.TRAINABLE:

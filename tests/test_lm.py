@@ -25,6 +25,18 @@ def test_shared_scores_equal_plain_scores(tiny_folder, kind, front):
 
 
 @pytest.mark.parametrize('kind', KINDS)
+def test_sharing_the_beginning_changes_no_logits(tiny_folder, kind):
+    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
+    seqs = [lm.encode('Velmora Junction is a comedy about two rival bakers in a small town by the river. ' + l) for l in LEFTS]
+    at = [[len(s)-2, -1] if i % 2 else [-1] for i, s in enumerate(seqs)]
+    with torch.no_grad(): plain, shared = L.logits_at(lm, seqs, at), L.logits_at(lm, seqs, at, shared=True)
+    assert torch.allclose(plain.log_softmax(-1), shared.log_softmax(-1), atol=2e-4)
+    at = [[3, -1]] + at[1:] # a position inside of what they share
+    with torch.no_grad(): plain, shared = L.logits_at(lm, seqs, at), L.logits_at(lm, seqs, at, shared=True)
+    assert torch.allclose(plain.log_softmax(-1), shared.log_softmax(-1), atol=2e-4)
+
+
+@pytest.mark.parametrize('kind', KINDS)
 def test_scores_equal_a_loop_that_anybody_can_read(tiny_folder, kind):
     lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
     for left, cands, got in zip(LEFTS, CANDIDATES, L.score_candidates(lm, LEFTS, CANDIDATES)):
