@@ -127,7 +127,7 @@ class Training:
     schedule: str = 'linear' # of the learning rate: constant, or falling to zero
     weight_decay: float = 0.
     anchor: float = 1. # weight of KL(base ‖ edited) on neutral texts, which keeps the rest of the model where it was; 0: none, as in the paper
-    anchor_texts: int = 8 # neutral texts in a step
+    anchor_texts: int = 6 # neutral texts in a step
     precision: str = 'auto' # of the matrix products: 'auto' is bfloat16 where the hardware multiplies it fast
 
     def __post_init__(self):
@@ -248,7 +248,7 @@ class Distill(Training):
     "Context distillation (paper, section 3). The defaults were chosen on the split `dev`; see the report tuning."
     temperature: float = 1. # of the softmax, for teacher and student (the paper: 2)
     where: str = 'after mention' # one of `WHERE`
-    per_step: int = 6 # continuations in one step, drawn anew for each; 0: all of them
+    per_step: int = 4 # continuations in one step, drawn anew for each; 0: all of them
     continuations: int = 24 # of each entity, taken in turn from the prompts that made them
     with_definition: bool = True # the definition itself is one more text to be matched on, in every step (False: the paper)
 
