@@ -58,6 +58,7 @@ def run_report(name:str, # of a report
         raise KdnbError(f"the report {name} stopped in a cell ({e.ename}: {str(e.evalue)[:300]}); the notebook as far as it came is {part}") from None
     if why := _failure(nb): raise KdnbError(f"the report {name} failed in {why}; the notebook as far as it came is {part}")
     _figures(nb, out)
+    nb.cells = [c for c in nb.cells if c.cell_type != 'raw'] # nbdev's front matter is nothing to read
     for c in nb.cells: c.metadata = {k: v for k, v in c.metadata.items() if k == 'tags'}
     nb.metadata.pop('papermill', None); nbformat.write(nb, part)
     html, _ = HTMLExporter(template_name='lab', exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True).from_notebook_node(nb)
