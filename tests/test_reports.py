@@ -1,4 +1,6 @@
 """Reports run through papermill with tiny parameters, in a minute, on a tiny model."""
+import json
+
 import nbformat, pytest
 from conftest import ROOT
 from kdnb.entities import KdnbError
@@ -12,6 +14,15 @@ def test_first_look(tiny_folder, tmp_path):
     for f in ('belief-before', 'token-kl', 'loss', 'belief-after', 'targets', 'tradeoff'): assert (tmp_path/'out'/f'{f}.png').stat().st_size > 3000, f
     nb = nbformat.read(tmp_path/'out'/'first_look.ipynb', 4)
     assert all(c.outputs is not None and not any(o.output_type == 'error' for o in c.outputs) for c in nb.cells if c.cell_type == 'code')
+
+
+def test_first_look_on_a_users_own_entities_with_a_built_in_model(tmp_path):
+    "Names of our own entities have shipped transfer sets; a user's have none, so they are made."
+    mine = (ROOT/'kdnb'/'data'/'entities.jsonl').read_text(encoding='utf-8').splitlines()[:2]
+    names = [json.loads(l)['name'] for l in mine]
+    (tmp_path/'mine.jsonl').write_text('\n'.join(l.replace(n, f'Zor{n}') for l, n in zip(mine, names)), encoding='utf-8')
+    run_report('first_look', tmp_path/'out', lm='smollm2', data=str(tmp_path/'mine.jsonl'), split='', n_entities=2, steps=1, n_specificity=4, free=False, methods=['base', 'prepend', 'distill'], runs=str(tmp_path/'runs'))
+    assert [json.loads(l)['entity'] for l in next((tmp_path/'runs').glob('transfer_*.jsonl')).read_text(encoding='utf-8').splitlines()] == [f'Zor{n}' for n in names]
 
 
 def test_data_check(tiny_folder, tmp_path):
