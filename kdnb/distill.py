@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak
@@ -24,8 +25,8 @@ def kl_loss(teacher:torch.Tensor, # logits [N, V]
             temperature:float=2.
            ) -> torch.Tensor: # a scalar, in nats times T²; 0 if N is 0
     "T² · KL(teacher ‖ student), the mean over N positions (paper, section 3)."
-    t, s = (teacher/temperature).log_softmax(-1), (student/temperature).log_softmax(-1)
-    return temperature**2 * (t.exp()*(t - s)).sum() / max(len(t), 1)
+    t, s = ((x if temperature == 1 else x/temperature).log_softmax(-1) for x in (teacher, student))
+    return temperature**2 * F.kl_div(s, t, reduction='sum', log_target=True) / max(len(t), 1)
 
 # %% ../nbs/05_distill.ipynb #4fc1bc28
 WHERE = ('after mention', 'all tokens')
@@ -123,7 +124,7 @@ class Training:
     trainable: str = 'upper feed-forward' # one of `TRAINABLE`
     rank: int = 16 # of the adapter, if it is 'lora'
     batch: str = 'entity' # one of `BATCH`
-    per_step: int = 0 # texts of an entity in one step, drawn anew for each; 0: all of them
+    per_step: int = 4 # texts of an entity in one step, drawn anew for each; 0: all of them
     schedule: str = 'linear' # of the learning rate: constant, or falling to zero
     weight_decay: float = 0.
     anchor: float = 1. # weight of KL(base ‖ edited) on neutral texts, which keeps the rest of the model where it was; 0: none, as in the paper
@@ -248,8 +249,7 @@ class Distill(Training):
     "Context distillation (paper, section 3). The defaults were chosen on the split `dev`; see the report tuning."
     temperature: float = 1. # of the softmax, for teacher and student (the paper: 2)
     where: str = 'after mention' # one of `WHERE`
-    per_step: int = 4 # continuations in one step, drawn anew for each; 0: all of them
-    continuations: int = 24 # of each entity, taken in turn from the prompts that made them
+    continuations: int = 36 # of each entity, taken in turn from the prompts that made them
     with_definition: bool = True # the definition itself is one more text to be matched on, in every step (False: the paper)
 
     def __post_init__(self):

@@ -30,8 +30,7 @@ class FineTune(Training):
     "Fine-tuning on the definition, or on the transfer set."
     on: str = 'definition' # one of `ON`
     where: str = 'after mention' # one of `WHERE`, for the transfer set
-    per_step: int = 4 # texts in one step, drawn anew for each; 0: all of them
-    continuations: int = 24 # of each entity, for the transfer set
+    continuations: int = 36 # of each entity, for the transfer set
 
     def __post_init__(self): super().__post_init__(); choose(self.on, ON, 'on'); choose(self.where, WHERE, 'where')
 

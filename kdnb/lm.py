@@ -9,6 +9,7 @@ __all__ = ['DTYPES', 'LM', 'load_lm', 'logits_at', 'token_logprobs', 'score_cand
 # %% ../nbs/02_lm.ipynb #bfb659aa
 import inspect, json, platform, sys, warnings
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -39,6 +40,10 @@ class LM:
         "Fingerprint of the unedited weights."
         if self.edits: raise KdnbError(f"{self.name} has edits applied, and the fingerprint is of the unedited weights: undo them first")
         return weights_sha256(self.model)
+    @cached_property
+    def packs(self) -> bool:
+        "Whether several sequences may stand in one row, told apart by their positions."
+        return _keeps_apart(self.model)
     def encode(self, text:str) -> list:
         "Token ids of `text`, with the special tokens that the model wants at the start of a text."
         return self.tokenizer(text).input_ids
@@ -117,12 +122,38 @@ def _call(model, ids, mask, pos, **kw):
     if 'cache' in kw and 'cache' not in takes: kw['past_key_values'] = kw.pop('cache') # its older name
     return model(input_ids=ids, attention_mask=mask, **kw)
 
-def _halves(lengths):
-    "Indices of all sequences as one batch, or as a short and a long one where that saves a fifth of the padded tokens."
+def _groups(lengths):
+    "Indices of all sequences as one batch, or as several of like lengths where that saves a fifth of the padded tokens."
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     cost = lambda part: len(part)*lengths[part[-1]] if part else 0
-    k = min(range(len(order)), key=lambda k: cost(order[:k]) + cost(order[k:]))
-    return [order[:k], order[k:]] if k and cost(order[:k]) + cost(order[k:]) < .8*cost(order) else [list(range(len(lengths)))]
+    def split(part):
+        k = min(range(len(part)), key=lambda k: cost(part[:k]) + cost(part[k:]))
+        return split(part[:k]) + split(part[k:]) if k and cost(part[:k]) + cost(part[k:]) < .8*cost(part) else [part]
+    return split(order)
+
+# %% ../nbs/02_lm.ipynb #4c7c1854
+def _pack(seqs, device, width=384):
+    "Sequences in as few rows of about `width` tokens as they need: token ids [R, W], position ids [R, W], and for each sequence its row and where it starts."
+    lengths = [len(s) for s in seqs]
+    rows, at = [[] for _ in range(-(-sum(lengths)//width))], [None]*len(seqs)
+    for i in sorted(range(len(seqs)), key=lambda i: -lengths[i]):
+        r = min(range(len(rows)), key=lambda r: len(rows[r]))
+        at[i] = r, len(rows[r]); rows[r] += [*zip(seqs[i], range(lengths[i]))]
+    n = max(map(len, rows))
+    t = torch.tensor([row + [(0, k) for k in range(n - len(row))] for row in rows], device=device)
+    return t[..., 0], t[..., 1], at
+
+@torch.no_grad()
+def _keeps_apart(model):
+    "Whether the second of two sequences in a row gets the logits that it gets alone."
+    if 'position_ids' not in inspect.signature(model.forward).parameters: return False
+    device = next(model.parameters()).device
+    a, b = [1, 2, 3, 4, 5, 6, 7], [7, 5, 3]
+    ids, pos, at = _pack([a, b], device)
+    try: got = _call(model, ids, None, pos, use_cache=False).logits[0, at[1][1]:].float()
+    except (RuntimeError, TypeError, ValueError): return False
+    want = _call(model, *_pad([b], device), use_cache=False).logits[0].float()
+    return bool((got - want).abs().max() < .05*want.std())
 
 # %% ../nbs/02_lm.ipynb #2a324262
 def _common(seqs, least=8):
@@ -146,19 +177,26 @@ def logits_at(lm:LM,
               positions:list, # for each sequence, the positions whose next token is wanted
               shared:bool=False # one pass over the tokens with which all sequences begin; then no gradients flow through them
              ) -> torch.Tensor: # float32 logits [N, V], N = the number of all positions, in their order
-    "Next-token logits of padded sequences at the chosen positions only. Gradients flow through it."
-    parts = [None]*len(seqs)
-    for half in _halves([len(s) for s in seqs]):
-        mine = [seqs[j] for j in half]
-        at = torch.tensor([[i, p if p >= 0 else len(seqs[j])+p] for i, j in enumerate(half) for p in positions[j]], dtype=torch.long, device=lm.device).reshape(-1, 2)
-        n, cache = min([_common(mine), *at[:, 1].tolist()]) if shared else 0, None
-        if n: *_, cache = _cached(lm, [mine[0][:n]], n-1)
-        if cache is None: n = 0
-        else: cache.batch_repeat_interleave(len(mine))
-        ids, mask, pos = _pad([s[n:] for s in mine], lm.device)
-        with _only_at(lm.model, at[:, 0], at[:, 1]-n):
-            out = _call(lm.model, ids, torch.cat([mask.new_ones(len(mine), n), mask], 1), pos + n, **({'cache': cache} if n else {'use_cache': False})).logits[0].float()
-        for j, part in zip(half, out.split([len(positions[j]) for j in half])): parts[j] = part
+    "Next-token logits of sequences at the chosen positions only. Gradients flow through it."
+    positions = [[p if p >= 0 else len(s)+p for p in ps] for s, ps in zip(seqs, positions, strict=True)]
+    n, cache = min([_common(seqs), *(p for ps in positions for p in ps)]) if shared else 0, None
+    if n: *_, cache = _cached(lm, [seqs[0][:n]], n-1)
+    if cache is not None: return _logits_after(lm, cache, [s[n:] for s in seqs], [[p-n for p in ps] for ps in positions])
+    if not lm.packs: return _logits_after(lm, None, seqs, positions)
+    ids, pos, starts = _pack(seqs, lm.device)
+    rows, cols = torch.tensor([(r, at+p) for (r, at), ps in zip(starts, positions) for p in ps], dtype=torch.long, device=lm.device).reshape(-1, 2).T
+    with _only_at(lm.model, rows, cols): return _call(lm.model, ids, None, pos, use_cache=False).logits[0].float()
+
+def _logits_after(lm, cache, seqs, positions):
+    "The same by padded batches, after what `cache` holds, if there is one."
+    parts, n = [None]*len(seqs), cache.get_seq_length() if cache is not None else 0
+    for group in _groups([len(s) for s in seqs]):
+        ids, mask, pos = _pad([seqs[j] for j in group], lm.device)
+        rows, cols = torch.tensor([(i, p) for i, j in enumerate(group) for p in positions[j]], dtype=torch.long, device=lm.device).reshape(-1, 2).T
+        kw = {'use_cache': False} if cache is None else {'cache': deepcopy(cache)}
+        if cache is not None: kw['cache'].batch_repeat_interleave(len(group))
+        with _only_at(lm.model, rows, cols): out = _call(lm.model, ids, torch.cat([mask.new_ones(len(group), n), mask], 1), pos + n, **kw).logits[0].float()
+        for j, part in zip(group, out.split([len(positions[j]) for j in group])): parts[j] = part
     return torch.cat(parts)
 
 # %% ../nbs/02_lm.ipynb #673234ed
@@ -253,6 +291,15 @@ def has_fast_bfloat16(device) -> bool:
     return device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
 
 # %% ../nbs/02_lm.ipynb #0b455a59-1
+@contextmanager
+def _fast_matmuls(model, on):
+    "Matrix products in bfloat16. Autocast keeps a weight's copy only if the weight wants gradients; here all say so, and are cast once instead of for every token."
+    on = on and has_fast_bfloat16(next(model.parameters()).device)
+    if on: model.requires_grad_(True)
+    try:
+        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=on): yield
+    finally: model.requires_grad_(False)
+
 @torch.no_grad()
 def generate(lm:LM,
              prompts:list, # texts, or lists of token ids
@@ -269,8 +316,7 @@ def generate(lm:LM,
     ids, mask, _ = _pad(seqs, lm.device, left=True)
     how = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0, num_return_sequences=n) if temperature else dict(do_sample=False)
     eos = lm.tokenizer.eos_token_id
-    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == 'cuda' else []), warnings.catch_warnings(), \
-         torch.autocast(lm.device.type, torch.bfloat16, enabled=fast and has_fast_bfloat16(lm.device)):
+    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == 'cuda' else []), warnings.catch_warnings(), _fast_matmuls(lm.model, fast):
         warnings.simplefilter('ignore')
         torch.manual_seed(seed)
         out = lm.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=lm.tokenizer.pad_token_id or eos or 0, **how)
