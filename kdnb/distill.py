@@ -125,6 +125,8 @@ class Training:
     rank: int = 16 # of the adapter, if it is 'lora'
     batch: str = 'entity' # one of `BATCH`
     per_step: int = 4 # texts of an entity in one step, drawn anew for each; 0: all of them
+    continuations: int = 36 # of each entity, taken in turn from the prompts that made them; for a method that trains on them
+    where: str = 'after mention' # one of `WHERE`: their tokens that teach
     schedule: str = 'linear' # of the learning rate: constant, or falling to zero
     weight_decay: float = 0.
     anchor: float = 1. # weight of KL(base ‖ edited) on neutral texts, which keeps the rest of the model where it was; 0: none, as in the paper
@@ -133,8 +135,8 @@ class Training:
 
     def __post_init__(self):
         "An unknown option or a number that makes no sense is an error."
-        choose(self.trainable, TRAINABLE, 'trainable'); choose(self.batch, BATCH, 'batch'); choose(self.schedule, SCHEDULE, 'schedule'); choose(self.precision, PRECISION, 'precision')
-        for k, low in dict(lr=0, steps=1, rank=1, per_step=0, anchor=0, anchor_texts=1).items():
+        for k, known in dict(trainable=TRAINABLE, batch=BATCH, where=WHERE, schedule=SCHEDULE, precision=PRECISION).items(): choose(getattr(self, k), known, k)
+        for k, low in dict(lr=0, steps=1, rank=1, per_step=0, continuations=1, anchor=0, anchor_texts=1).items():
             v = getattr(self, k)
             if not isinstance(v, (int, float)) or not math.isfinite(v) or v < low or (k == 'lr' and v == 0):
                 raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k == 'lr' else f'of at least {low}'}")
@@ -248,14 +250,11 @@ def sets_of(entities, transfer:dict, n:int) -> list:
 class Distill(Training):
     "Context distillation (paper, section 3). The defaults were chosen on the split `dev`; see the report tuning."
     temperature: float = 1. # of the softmax, for teacher and student (the paper: 2)
-    where: str = 'after mention' # one of `WHERE`
-    continuations: int = 36 # of each entity, taken in turn from the prompts that made them
     with_definition: bool = True # the definition itself is one more text to be matched on, in every step (False: the paper)
 
     def __post_init__(self):
-        super().__post_init__(); choose(self.where, WHERE, 'where')
+        super().__post_init__()
         if not self.temperature > 0: raise KdnbError(f"temperature is {self.temperature!r}: it must be above 0")
-        if not self.continuations >= 1: raise KdnbError(f"continuations is {self.continuations!r}: it must be at least 1")
 
     def loss(self, batch, student): return kl_loss(torch.cat([x.teacher for x in batch]), student, self.temperature)
 

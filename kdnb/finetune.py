@@ -13,7 +13,7 @@ from .entities import choose, load_dataset
 from .lm import LM, load_lm, logits_at, token_logprobs
 from .edit import Edit
 from .transfer import Continuation, shipped_transfer_sets
-from .distill import Training, WHERE, example, make_edit, sets_of, train
+from .distill import Training, example, make_edit, sets_of, train
 
 # %% ../nbs/06_finetune.ipynb #894710a4
 def nll_loss(batch:list, # examples
@@ -29,10 +29,8 @@ ON = ('definition', 'transfer set')
 class FineTune(Training):
     "Fine-tuning on the definition, or on the transfer set."
     on: str = 'definition' # one of `ON`
-    where: str = 'after mention' # one of `WHERE`, for the transfer set
-    continuations: int = 36 # of each entity, for the transfer set
 
-    def __post_init__(self): super().__post_init__(); choose(self.on, ON, 'on'); choose(self.where, WHERE, 'where')
+    def __post_init__(self): super().__post_init__(); choose(self.on, ON, 'on')
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Teaches `lm` the entities: the edit, with `lm` left as it was."

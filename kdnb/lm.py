@@ -97,10 +97,11 @@ def load_lm(name:str='smollm2', # "smollm2", "gemma3-270m", a folder, a .gguf fi
 
 # %% ../nbs/02_lm.ipynb #0b0eae75
 @contextmanager
-def _only_at(model, rows, cols):
-    "Within this context the model computes logits at the positions (rows[i], cols[i]) only: its output has shape [1, N, V]."
+def _only_at(model, at):
+    "Within this context the model computes logits at N positions only, given as (row, column): its output has shape [1, N, V]."
     head = model.get_output_embeddings()
     if head is None: raise KdnbError(f"{type(model).__name__} has no output embedding, so it is not a causal LM that can be asked for logits")
+    rows, cols = torch.tensor(at, dtype=torch.long, device=next(model.parameters()).device).reshape(-1, 2).T
     hook = head.register_forward_pre_hook(lambda m, args: (args[0][rows, cols][None], *args[1:]))
     try: yield
     finally: hook.remove()
@@ -166,8 +167,8 @@ def _cached(lm, seqs, last, cache=None):
     "One cached pass over sequences (after what `cache` holds); logits [B, V] at position `last`, the mask, and the cache or None."
     ids, mask, pos = _pad(seqs, lm.device, left=True)
     before, kw = (cache.get_seq_length(), {'cache': cache}) if cache is not None else (0, {})
-    mask, b = torch.cat([mask.new_ones(len(seqs), before), mask], 1), torch.arange(len(seqs), device=lm.device)
-    with _only_at(lm.model, b, torch.full_like(b, last)): res = _call(lm.model, ids, mask, pos + before, use_cache=True, **kw)
+    mask = torch.cat([mask.new_ones(len(seqs), before), mask], 1)
+    with _only_at(lm.model, [(b, last) for b in range(len(seqs))]): res = _call(lm.model, ids, mask, pos + before, use_cache=True, **kw)
     cache = getattr(res, 'past_key_values', None) or getattr(res, 'cache', None)
     return res.logits[0].float(), mask, cache if hasattr(cache, 'batch_select_indices') else None
 
@@ -184,18 +185,16 @@ def logits_at(lm:LM,
     if cache is not None: return _logits_after(lm, cache, [s[n:] for s in seqs], [[p-n for p in ps] for ps in positions])
     if not lm.packs: return _logits_after(lm, None, seqs, positions)
     ids, pos, starts = _pack(seqs, lm.device)
-    rows, cols = torch.tensor([(r, at+p) for (r, at), ps in zip(starts, positions) for p in ps], dtype=torch.long, device=lm.device).reshape(-1, 2).T
-    with _only_at(lm.model, rows, cols): return _call(lm.model, ids, None, pos, use_cache=False).logits[0].float()
+    with _only_at(lm.model, [(r, start+p) for (r, start), ps in zip(starts, positions) for p in ps]): return _call(lm.model, ids, None, pos, use_cache=False).logits[0].float()
 
 def _logits_after(lm, cache, seqs, positions):
     "The same by padded batches, after what `cache` holds, if there is one."
     parts, n = [None]*len(seqs), cache.get_seq_length() if cache is not None else 0
     for group in _groups([len(s) for s in seqs]):
         ids, mask, pos = _pad([seqs[j] for j in group], lm.device)
-        rows, cols = torch.tensor([(i, p) for i, j in enumerate(group) for p in positions[j]], dtype=torch.long, device=lm.device).reshape(-1, 2).T
-        kw = {'use_cache': False} if cache is None else {'cache': deepcopy(cache)}
-        if cache is not None: kw['cache'].batch_repeat_interleave(len(group))
-        with _only_at(lm.model, rows, cols): out = _call(lm.model, ids, torch.cat([mask.new_ones(len(group), n), mask], 1), pos + n, **kw).logits[0].float()
+        mask, kw = torch.cat([mask.new_ones(len(group), n), mask], 1), {'use_cache': False}
+        if cache is not None: kw = {'cache': deepcopy(cache)}; kw['cache'].batch_repeat_interleave(len(group))
+        with _only_at(lm.model, [(i, p) for i, j in enumerate(group) for p in positions[j]]): out = _call(lm.model, ids, mask, pos + n, **kw).logits[0].float()
         for j, part in zip(group, out.split([len(positions[j]) for j in group])): parts[j] = part
     return torch.cat(parts)
 
@@ -247,8 +246,7 @@ def _score_tails(lm, cache, mask, first, tails):
     cache.batch_select_indices(rows)
     ids, m, pos = _pad([tails[b][c][:-1] for b, c in jobs], lm.device)
     n = [len(tails[b][c])-1 for b, c in jobs]
-    at = torch.tensor([[i, p] for i, k in enumerate(n) for p in range(k)], device=lm.device)
-    with _only_at(lm.model, at[:, 0], at[:, 1]):
+    with _only_at(lm.model, [(i, p) for i, k in enumerate(n) for p in range(k)]):
         logits = _call(lm.model, ids, torch.cat([mask[rows], m], 1), mask[rows].sum(1, keepdim=True) + pos, cache=cache).logits[0]
     targets = torch.tensor([t for b, c in jobs for t in tails[b][c][1:]], device=lm.device)
     lp = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu().double()
@@ -293,12 +291,15 @@ def has_fast_bfloat16(device) -> bool:
 # %% ../nbs/02_lm.ipynb #0b455a59-1
 @contextmanager
 def _fast_matmuls(model, on):
-    "Matrix products in bfloat16. Autocast keeps a weight's copy only if the weight wants gradients; here all say so, and are cast once instead of for every token."
-    on = on and has_fast_bfloat16(next(model.parameters()).device)
-    if on: model.requires_grad_(True)
+    "Matrix products in bfloat16, if `on` and the hardware is fast at it. Autocast keeps the copy of a weight only if it wants gradients: all say so, and are cast once, not for every token."
+    device = next(model.parameters()).device
+    if not (on and has_fast_bfloat16(device)): yield; return
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
     try:
-        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=on): yield
-    finally: model.requires_grad_(False)
+        for p in frozen: p.requires_grad_(True)
+        with torch.autocast(device.type, torch.bfloat16): yield
+    finally:
+        for p in frozen: p.requires_grad_(False)
 
 @torch.no_grad()
 def generate(lm:LM,

@@ -62,7 +62,7 @@ def render(lm:LM, prompt:Prompt, entity:Entity, i:int=0 # which of its starts
     return lm.encode(f"{text}{'' if not start or text.endswith(chr(10)) else ' '}{start}"), start
 
 # %% ../nbs/03_transfer.ipynb #e0536a46
-def _clean(text, start='', lines=1):
+def _clean(text, start, lines):
     "The first lines that say something, up to the last full sentence that ends after `start`; the whole if there is none."
     line = '\n'.join([l.strip() for l in (start + text).splitlines() if l.strip()][:lines]).strip('"“”*').strip()
     m = re.match(r'.*[.!?]["”’)]?(?=\s|$)', line, re.DOTALL)
@@ -74,7 +74,7 @@ def copied(text:str, source:str, n:int=4) -> float: # from 0 to 1
     mine, theirs = grams(text), set(grams(source))
     return sum(g in theirs for g in mine)/len(mine) if mine else float(text.casefold() in source.casefold())
 
-def _verdict(text, mention, entity, seen, start=''):
+def _verdict(text, mention, entity, seen, start):
     "Why a continuation is dropped, or '' if it is kept."
     if mention is None: return 'no mention'
     if len(text) <= len(start): return 'nothing written'

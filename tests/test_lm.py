@@ -66,6 +66,32 @@ def test_logits_only_where_asked(tiny_folder, kind):
     assert torch.allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_model_that_cannot_tell_packed_sequences_apart_gets_padded_batches(tiny_folder, kind):
+    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
+    assert lm.packs
+    seqs = [lm.encode(l*k) for l, k in zip(LEFTS, (1, 30, 2, 9))] # several rows, of unequal length
+    at = [[0, -1], [7, -1], [2], [3, -2]]
+    with torch.no_grad(): packed = L.logits_at(lm, seqs, at)
+    lm.packs = False
+    with torch.no_grad(): padded = L.logits_at(lm, seqs, at)
+    assert torch.allclose(packed.log_softmax(-1), padded.log_softmax(-1), atol=2e-4)
+
+
+def test_what_looks_across_the_border_is_found(tiny):
+    class Leaky(torch.nn.Module):
+        def __init__(self, model): super().__init__(); self.model = model
+        def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=False):
+            return self.model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), position_ids=position_ids, use_cache=False)
+    assert L._keeps_apart(tiny.model) and not L._keeps_apart(Leaky(tiny.model))
+
+
+def test_fast_generation_leaves_the_weights_frozen(tiny, monkeypatch):
+    monkeypatch.setattr(L, 'has_fast_bfloat16', lambda device: True)
+    L.generate(tiny, ['The town'], max_new_tokens=3, fast=True)
+    assert not any(p.requires_grad for p in tiny.model.parameters())
+
+
 def test_generation_is_seeded_and_leaves_the_global_state(tiny):
     torch.manual_seed(5); want = torch.rand(1)
     torch.manual_seed(5)
