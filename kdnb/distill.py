@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
-from .lm import LM, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak
+from .lm import LM, bfloat16_weights, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak
 from .edit import Adapter, Edit
 from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
 
@@ -202,14 +202,14 @@ def train(lm:LM, how:Training,
           groups:list, # for each entity, its examples
           loss, # function of (examples, logits [N, V] at their positions) -> scalar
           seed:int=0, progress:bool=False
-         ) -> dict: # fields of an `Edit`: tensors or adapter, losses, seconds, peak memory
+         ) -> dict: # fields of an `Edit`: tensors or adapter, losses, peak memory
     "Trains what `how` says, and leaves `lm` as it was. A loss that is no longer finite stops it with a `KdnbError`."
-    start, losses, opt, neutral = time.perf_counter(), [], None, _anchor(lm, how, seed)
+    losses, opt, neutral = [], None, _anchor(lm, how, seed)
     groups = [[x for x in g if x.positions] for g in groups]
     if not all(groups): raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that names it, or use where='all tokens'")
     low, low_bits = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16'
     total = how.steps*sum(map(len, groups)) if how.batch == 'one by one' else how.steps*len(groups)
-    with (_training_adapter(lm, how.rank, seed) if low else _training_weights(lm, how.trainable)) as (params, out):
+    with (_training_adapter(lm, how.rank, seed) if low else _training_weights(lm, how.trainable)) as (params, out), bfloat16_weights(lm.model, low_bits):
         for batch, new, done in tqdm(_steps(how, groups, seed), total=total, desc='training', disable=not progress, leave=False):
             if new or opt is None: opt = torch.optim.AdamW(params, lr=how.lr, weight_decay=how.weight_decay, fused=True)
             for g in opt.param_groups: g['lr'] = how.lr*(1 - done if how.schedule == 'linear' else 1)
@@ -220,16 +220,17 @@ def train(lm:LM, how:Training,
             if held: value = value + how.anchor*_anchor_loss([x.teacher for x in held], logits[n:])
             opt.zero_grad(); value.backward(); opt.step()
             if not math.isfinite(losses[-1]): raise KdnbError(f"the loss is {losses[-1]} after {len(losses)} steps: use a lower lr than {how.lr} (or float32 weights)")
-    return {'adapter' if low else 'tensors': out, 'losses': losses, 'seconds': time.perf_counter()-start, 'peak_memory_gib': memory_peak(lm)}
+    return {'adapter' if low else 'tensors': out, 'losses': losses, 'peak_memory_gib': memory_peak(lm)}
 
 # %% ../nbs/05_distill.ipynb #0b455a59
 @torch.no_grad()
-def teach(lm:LM, examples:list, bfloat16:bool=False, per_batch:int=32):
-    "Sets the `teacher` of each example: float32 logits [P, V] of the base model with the definition in front."
+def teach(lm:LM, examples:list, bfloat16:bool=False, contrast:float=0., per_batch:int=32):
+    "Sets the `teacher` of each example: float32 logits [P, V] of the base model with the definition in front, which `contrast` moves away from those without it."
     for b in range(0, len(examples), per_batch):
         part = examples[b:b+per_batch]
         with torch.autocast(lm.device.type, torch.bfloat16, enabled=bfloat16):
             out = logits_at(lm, [x.teacher_ids for x in part], [x.teacher_positions for x in part], shared=True)
+            if contrast: out += contrast*(out - logits_at(lm, [x.ids for x in part], [x.positions for x in part]))
         for x, t in zip(part, out.split([len(x.positions) for x in part])): x.teacher = t
 
 def _spread(conts, n):
@@ -251,23 +252,30 @@ class Distill(Training):
     "Context distillation (paper, section 3). The defaults were chosen on the split `dev`; see the report tuning."
     temperature: float = 1. # of the softmax, for teacher and student (the paper: 2)
     with_definition: bool = True # the definition itself is one more text to be matched on, in every step (False: the paper)
+    contrast: float = 1. # how far the teacher exaggerates what the definition changes (0: the paper)
+    anchor: float = 2. # more than for the other methods, since an exaggerating teacher pulls harder
 
     def __post_init__(self):
         super().__post_init__()
         if not self.temperature > 0: raise KdnbError(f"temperature is {self.temperature!r}: it must be above 0")
+        if not 0 <= self.contrast < math.inf: raise KdnbError(f"contrast is {self.contrast!r}: it must be a number of at least 0")
 
     def loss(self, batch, student): return kl_loss(torch.cat([x.teacher for x in batch]), student, self.temperature)
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Teaches `lm` the entities: the edit, with `lm` left as it was."
+        start = time.perf_counter()
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets_of(entities, transfer, self.continuations))]
         for e, g in zip(entities, groups):
             if self.with_definition: g.append(replace(example(lm, Continuation(e.definition, find_mention(e.definition, e.names) or (0, 1)), e.definition, self.where), always=True))
-            teach(lm, g, precision(self, lm.device) == 'bfloat16')
-        return make_edit('distill', self, lm, entities, train(lm, self, groups, self.loss, seed, progress))
+            teach(lm, g, precision(self, lm.device) == 'bfloat16', self.contrast)
+        return make_edit('distill', self, lm, entities, train(lm, self, groups, self.loss, seed, progress), start)
 
-def make_edit(method, how, lm, entities, parts) -> Edit:
+def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit` that were learned
+              start:float|None=None # when it began, by time.perf_counter()
+             ) -> Edit:
     "An `Edit` of `lm` as it is now."
+    if start: parts = {**parts, 'seconds': time.perf_counter() - start}
     return Edit(method, tuple(e.name for e in entities), lm.name, lm.sha256, settings=asdict(how), after=tuple(x.id for x in lm.edits), **parts)
 
 # %% ../nbs/05_distill.ipynb #0b455a59-1

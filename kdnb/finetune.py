@@ -6,6 +6,7 @@
 __all__ = ['ON', 'nll_loss', 'FineTune']
 
 # %% ../nbs/06_finetune.ipynb #f3e55d4f
+import time
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ class FineTune(Training):
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Teaches `lm` the entities: the edit, with `lm` left as it was."
+        start = time.perf_counter()
         if self.on == 'definition': groups = [[example(lm, Continuation(e.definition, (0, 1)), '', 'all tokens', separator='')] for e in entities]
         else: groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets_of(entities, transfer, self.continuations))]
-        return make_edit(f'finetune-{self.on.split()[0]}', self, lm, entities, train(lm, self, groups, nll_loss, seed, progress))
+        return make_edit(f'finetune-{self.on.split()[0]}', self, lm, entities, train(lm, self, groups, nll_loss, seed, progress), start)
