@@ -78,8 +78,10 @@ def _settings(pairs, method):
     out = {}
     for k, v in pairs:
         kind = type(cls.__dataclass_fields__[choose(k, [f for f in cls.__dataclass_fields__ if f not in fixed], f'setting of {method}')].default)
-        try: out[k] = kind(v)
-        except ValueError: raise KdnbError(f"setting {k} of {method} is {v!r}: it must be a {'whole number' if kind is int else 'number'}") from None
+        try: out[k] = {'true': True, 'false': False}[v.lower()] if kind is bool else kind(v)
+        except (KeyError, ValueError):
+            what = {bool: 'true or false', int: 'a whole number'}.get(kind, 'a number')
+            raise KdnbError(f"setting {k} of {method} is {v!r}: it must be {what}") from None
     return out
 
 # %% ../nbs/15_cli.ipynb #24111771

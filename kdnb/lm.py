@@ -288,7 +288,7 @@ def has_fast_bfloat16(device) -> bool:
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
 
-# %% ../nbs/02_lm.ipynb #0b455a59-1
+# %% ../nbs/02_lm.ipynb #e6fc05ca
 @contextmanager
 def bfloat16_weights(model, on:bool=True):
     "Within this context the frozen float32 weights of linear layers are copies in bfloat16. Autocast would make them anew in every pass, and gets the same numbers from them."
@@ -300,6 +300,7 @@ def bfloat16_weights(model, on:bool=True):
     finally:
         for m, w in zip(linear, kept): m.weight = w
 
+# %% ../nbs/02_lm.ipynb #0b455a59-1
 @torch.no_grad()
 def generate(lm:LM,
              prompts:list, # texts, or lists of token ids

@@ -80,6 +80,8 @@ COMMANDS = {
     'lr not a number': ([*EVALUATE, '--method', 'distill', '--set', 'lr', 'nan'], 'lr is nan'),
     'no steps': ([*EVALUATE, '--method', 'distill', '--set', 'steps', '0'], 'steps is 0: it must be a number of at least 1'),
     'temperature zero': ([*EVALUATE, '--method', 'distill', '--set', 'temperature', '0'], 'temperature is 0.0: it must be above 0'),
+    'contrast negative': ([*EVALUATE, '--method', 'distill', '--set', 'contrast', '-1'], 'contrast is -1.0: it must be a number of at least 0'),
+    'neither true nor false': ([*EVALUATE, '--method', 'distill', '--set', 'with_definition', 'maybe'], "setting with_definition of distill is 'maybe': it must be true or false"),
     'unknown trainable part': ([*EVALUATE, '--method', 'distill', '--set', 'trainable', 'head'], "unknown trainable 'head'"),
     'unknown place of the loss': ([*EVALUATE, '--method', 'distill', '--set', 'where', 'before mention'], "unknown where 'before mention'"),
     'unknown regime': ([*EVALUATE, '--method', 'base', '--regime', 'together'], "unknown regime 'together': choose one of 'all together'"),

@@ -52,6 +52,16 @@ def test_gradient_flows_to_the_student_only(tiny):
     assert all(not e.teacher.requires_grad for e in x)
 
 
+def test_an_exaggerating_teacher_moves_away_from_the_student(tiny):
+    plain, strong = ([example(tiny, c, ENTITY.definition) for c in CONTS] for _ in range(2))
+    teach(tiny, plain); teach(tiny, strong, contrast=.5)
+    without = logits_at(tiny, [x.ids for x in plain], [x.positions for x in plain])
+    want = torch.cat([x.teacher for x in plain])*1.5 - .5*without
+    assert torch.allclose(torch.cat([x.teacher for x in strong]), want, atol=1e-4)
+    assert not torch.allclose(want, torch.cat([x.teacher for x in plain]), atol=1e-2)
+    assert Distill(contrast=0, **FAST)(tiny, [ENTITY], SETS).losses != Distill(contrast=1, **FAST)(tiny, [ENTITY], SETS).losses
+
+
 def test_positions_are_those_after_the_mention(tiny):
     for c in CONTS:
         x = example(tiny, c, ENTITY.definition)

@@ -92,6 +92,17 @@ def test_fast_generation_leaves_the_weights_frozen(tiny, monkeypatch):
     assert not any(p.requires_grad for p in tiny.model.parameters())
 
 
+def test_weights_cast_once_give_the_numbers_of_autocast_and_come_back(tiny):
+    ids, before = tiny.encode('The town of bakers'), {n: (id(p), p.dtype) for n, p in tiny.model.named_parameters()}
+    def ask():
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): return L.logits_at(tiny, [ids], [[0, 2]])
+    want = ask()
+    with pytest.raises(KeyboardInterrupt), L.bfloat16_weights(tiny.model):
+        assert any(p.dtype == torch.bfloat16 for p in tiny.model.parameters()) and torch.equal(ask(), want)
+        raise KeyboardInterrupt
+    assert {n: (id(p), p.dtype) for n, p in tiny.model.named_parameters()} == before
+
+
 def test_generation_is_seeded_and_leaves_the_global_state(tiny):
     torch.manual_seed(5); want = torch.rand(1)
     torch.manual_seed(5)
