@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def readme() -> str:
     from nbconvert import MarkdownExporter
     text, _ = MarkdownExporter().from_filename(str(ROOT/'nbs'/'index.ipynb'))
-    return '<!-- made from nbs/index.ipynb by `make readme`: edit that -->\n\n' + text.strip() + '\n'
+    return '<!-- made from nbs/index.ipynb by `make readme`: edit that -->\n\n' + text.strip().replace('](../', '](') + '\n' # a path is from the root here
 
 
 if __name__ == '__main__':
