@@ -127,6 +127,7 @@ def _call(model, ids, mask, pos, **kw):
 def _groups(lengths):
     "Indices of all sequences as one batch, or as several of like lengths where that saves a fifth of the padded tokens."
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    if not order: return []
     cost = lambda part: len(part)*lengths[part[-1]] if part else 0
     def split(part):
         k = min(range(len(part)), key=lambda k: cost(part[:k]) + cost(part[k:]))
