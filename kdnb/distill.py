@@ -275,7 +275,7 @@ def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit
               start:float|None=None # when it began, by time.perf_counter()
              ) -> Edit:
     "An `Edit` of `lm` as it is now."
-    if start: parts = {**parts, 'seconds': time.perf_counter() - start}
+    if start is not None: parts = {**parts, 'seconds': time.perf_counter() - start}
     return Edit(method, tuple(e.name for e in entities), lm.name, lm.sha256, settings=asdict(how), after=tuple(x.id for x in lm.edits), **parts)
 
 # %% ../nbs/05_distill.ipynb #0b455a59-1

@@ -161,7 +161,7 @@ def _keeps_apart(model):
 # %% ../nbs/02_lm.ipynb #2a324262
 def _common(seqs, least=8):
     "Length of the tokens that all sequences share at their start, if sharing them is worth it; each keeps a token of its own."
-    n, most = 0, min(map(len, seqs)) - 1
+    n, most = 0, min(map(len, seqs), default=0) - 1
     while n < most and len({s[n] for s in seqs}) == 1: n += 1
     return n if n >= least and len(seqs) > 1 else 0
 
@@ -266,7 +266,7 @@ def score_candidates(lm:LM,
                     ) -> list: # for each, the candidates' scores
     "Summed log-probability of each candidate given its left context (no length normalisation; paper, section 4)."
     split = [_split(lm, l, c) for l, c in zip(lefts, candidates, strict=True)]
-    out, n, begin = [None]*len(split), _common([p for p, _ in split]) if shared and split else 0, None
+    out, n, begin = [None]*len(split), _common([p for p, _ in split]) if shared else 0, None
     if n: *_, begin = _cached(lm, [split[0][0][:n]], n-1)
     for batch in _batches([len(p) + max(map(len, t)) - n for p, t in split], batch_tokens, n):
         prefixes, tails = zip(*[split[i] for i in batch])
@@ -338,7 +338,8 @@ def memory_need(lm:LM,
     c = lm.model.config.get_text_config() if hasattr(lm.model.config, 'get_text_config') else lm.model.config
     width, depth, vocab = (getattr(c, k, d) for k, d in (('hidden_size', 1024), ('num_hidden_layers', 24), ('vocab_size', 50_000)))
     activations = tokens*width*4*(24*depth if n_trainable else 24)
-    return (lm.n_params*(size + 2) + n_trainable*(2*size + 8) + activations + logits*vocab*4*(4 if n_trainable else 2)) / 2**30
+    copies = 2*(lm.n_params - n_trainable) if n_trainable and size == 4 else 0
+    return (lm.n_params*size + copies + n_trainable*(2*size + 8) + activations + logits*vocab*4*(4 if n_trainable else 2)) / 2**30
 
 def memory_free(lm:LM) -> float: # GiB
     "Memory that is free on the machine, or on the GPU where the model is."
