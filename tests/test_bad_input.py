@@ -27,7 +27,8 @@ DATA = {
     'kind no text': (row(kind=1), 'field kind: must be a text'),
     'probes no list': (row(probes={}), 'field probes: must be a list'),
     'probe no object': (row(probes=['x']), 'field probes: a probe must be an object'),
-    'probe with an unknown field': (probe(right='x'), "field probes: unknown field 'right'"),
+    'probe with an unknown field': (probe(colour='x'), "field probes: unknown field 'colour'"),
+    'right context no text': (probe(right=3), 'field probes.right: must be a text'),
     'left missing': (row(probes=[{k: v for k, v in PROBE.items() if k != 'left'}]), 'field probes.left: must be a text'),
     'left does not name the entity': (probe(left='It is a'), 'field probes.left: does not name the entity'),
     'left ends in a space': (probe(left='Velmora is a '), 'field probes.left: ends in a space'),
@@ -66,10 +67,10 @@ def test_every_malformed_row_is_named(kdnb, tmp_path):
 def test_not_utf8(kdnb, tmp_path):
     (tmp_path/'mine.jsonl').write_bytes(b'\xff\xfe{}')
     code, _, err = kdnb('evaluate', '--method', 'base', '--data', tmp_path/'mine.jsonl')
-    assert code == 2 and 'is not UTF-8' in sentence(err)
+    assert code == 2 and 'not UTF-8' in sentence(err)
 
 
-EVALUATE, EDIT = ['evaluate', '--specificity', '4', '--entities', '2', '--device', 'cpu'], ['edit', '--name', 'Velmora', '--device', 'cpu', '--definition', DEFINITION]
+EVALUATE, EDIT = ['evaluate', '--n-specificity', '4', '--entities', '2', '--device', 'cpu'], ['edit', '--name', 'Velmora', '--device', 'cpu', '--definition', DEFINITION]
 COMMANDS = {
     'neither method nor edit': (EVALUATE, 'either --method NAME or --edit DIR'),
     'method and edit': ([*EVALUATE, '--method', 'base', '--edit', 'x'], 'either --method NAME or --edit DIR'),
@@ -88,9 +89,9 @@ COMMANDS = {
     'unknown split': ([*EVALUATE, '--method', 'base', '--split', 'train'], "unknown split of kdnb 'train'"),
     'too many entities': ([*EVALUATE, '--method', 'base', '--entities', '5000'], '5000 entities asked for, and kdnb has'),
     'no entities': ([*EVALUATE, '--method', 'base', '--entities', '0'], '0 entities asked for'),
-    'negative number of probes': ([*EVALUATE, '--method', 'base', '--specificity', '-3'], '-3 specificity probes asked for'),
+    'negative number of probes': ([*EVALUATE, '--method', 'base', '--n-specificity', '-3'], '-3 specificity probes asked for'),
     'data file missing': ([*EVALUATE, '--method', 'base', '--data', 'nowhere.jsonl'], "no data set 'nowhere.jsonl'"),
-    'transfer file missing': ([*EVALUATE, '--method', 'distill', '--transfer', 'nowhere.jsonl'], 'cannot read the transfer sets nowhere.jsonl: No such file'),
+    'transfer file missing': ([*EVALUATE, '--method', 'distill', '--transfer', 'nowhere.jsonl'], 'cannot read nowhere.jsonl: No such file'),
     'edit missing': ([*EVALUATE, '--edit', 'nowhere'], 'nowhere holds no saved edit'),
     'definition without the name': (['edit', '--name', 'Velmora', '--definition', 'It is a comedy.', '--save', 'x'], "the definition never names the entity 'Velmora'"),
     'edit with a method that saves nothing': ([*EDIT, '--method', 'prepend', '--save', 'x'], "the method 'prepend' changes no weights"),
@@ -98,7 +99,7 @@ COMMANDS = {
     'temperature negative': (['generate', '--entities', '1', '--out', 'x.jsonl', '--temperature', '-1', '--device', 'cpu'], 'temperature -1.0'),
     'top_p above one': (['generate', '--entities', '1', '--out', 'x.jsonl', '--top-p', '2', '--device', 'cpu'], 'top_p 2.0'),
     'unknown dtype': ([*EVALUATE, '--method', 'base', '--dtype', 'int3'], "unknown dtype 'int3'"),
-    'unknown device': (['evaluate', '--specificity', '4', '--entities', '2', '--method', 'base', '--device', 'abacus'], "on device 'abacus'"),
+    'unknown device': (['evaluate', '--n-specificity', '4', '--entities', '2', '--method', 'base', '--device', 'abacus'], "on device 'abacus'"),
 }
 
 
@@ -158,7 +159,7 @@ def test_a_transfer_file_that_is_malformed(kdnb, tiny_folder, tmp_path):
 
 def test_entities_without_a_transfer_set(kdnb, tiny_folder, tmp_path):
     (tmp_path/'mine.jsonl').write_text(row())
-    code, _, err = kdnb('evaluate', '--specificity', 4, '--method', 'distill', '--data', tmp_path/'mine.jsonl', '--lm', tiny_folder(), '--device', 'cpu', '--runs', tmp_path)
+    code, _, err = kdnb('evaluate', '--n-specificity', 4, '--method', 'distill', '--data', tmp_path/'mine.jsonl', '--lm', tiny_folder(), '--device', 'cpu', '--runs', tmp_path)
     assert code == 2 and "no transfer set for 'Velmora'" in sentence(err)
 
 

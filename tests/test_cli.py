@@ -28,7 +28,7 @@ def test_help_is_quick():
 
 @pytest.mark.parametrize('method', ('base', 'prepend', 'random', 'finetune-definition'))
 def test_evaluate_a_method(kdnb, tiny_folder, tmp_path, method):
-    args = ['evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--method', method, '--entities', 3, '--specificity', 6, '--runs', tmp_path, '--json', *(['--set', 'steps', 2] if 'fine' in method else [])]
+    args = ['evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--method', method, '--entities', 3, '--n-specificity', 6, '--runs', tmp_path, '--json', *(['--set', 'steps', 2] if 'fine' in method else [])]
     code, out, err = kdnb(*args)
     row = last(out)
     assert code == 0 and KEYS <= set(row) and all(is_interval(row[k]) for k in ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity'))
@@ -38,7 +38,7 @@ def test_evaluate_a_method(kdnb, tiny_folder, tmp_path, method):
 
 @pytest.mark.parametrize('regime', ('all together', 'one after another'))
 def test_evaluate_regimes(kdnb, tiny_folder, tmp_path, regime):
-    code, out, _ = kdnb('evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'distill', '--regime', regime, '--entities', 2, '--specificity', 4, '--set', 'steps', 2, '--runs', tmp_path, '--json')
+    code, out, _ = kdnb('evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'distill', '--regime', regime, '--entities', 2, '--n-specificity', 4, '--set', 'steps', 2, '--runs', tmp_path, '--json')
     assert code == 0 and last(out)['regime'] == regime
 
 
@@ -50,12 +50,12 @@ def test_generate_edit_evaluate(kdnb, tiny_folder, tmp_path):
     assert kdnb('generate', *lm, '--entities', 2, '-n', 4, '--out', tmp_path/'sets.jsonl')[0] == 0 and (tmp_path/'sets.jsonl').read_text() == text
     code, out, _ = kdnb('edit', *lm, '--name', 'Velmora Junction', '--alias', 'Velmora', '--definition', DEFINITION, '--method', 'finetune-definition', '--save', tmp_path/'edit', '--json')
     assert code == 0 and KEYS - {'target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share'} <= set(last(out))
-    code, out, err = kdnb('evaluate', *lm, '--edit', tmp_path/'edit', '--specificity', 6, '--json')
+    code, out, err = kdnb('evaluate', *lm, '--edit', tmp_path/'edit', '--n-specificity', 6, '--json')
     row = last(out)
     assert code == 0 and row['target'] is None and is_interval(row['specificity']) and 'no probes' in err
     mine = dict(name='Velmora Junction', definition=DEFINITION, probes=[dict(left='Velmora Junction is a', gold='comedy', candidates=['comedy', 'river'], kind='explicit')])
     (tmp_path/'mine.jsonl').write_text(json.dumps(mine))
-    code, out, _ = kdnb('evaluate', *lm, '--edit', tmp_path/'edit', '--data', tmp_path/'mine.jsonl', '--specificity', 6, '--json')
+    code, out, _ = kdnb('evaluate', *lm, '--edit', tmp_path/'edit', '--data', tmp_path/'mine.jsonl', '--n-specificity', 6, '--json')
     assert code == 0 and is_interval(last(out)['target'])
 
 
@@ -63,6 +63,6 @@ def test_smollm2_learns_from_the_command_line_in_a_minute(kdnb, smollm2, ds, tmp
     e = ds.split('test').entities[0]
     code, out, _ = kdnb('edit', '--lm', 'smollm2', '--device', 'cpu', '--name', e.name, '--definition', e.definition, '--save', tmp_path/'edit', '--json')
     assert code == 0 and last(out)['seconds_per_edit'] < 60
-    code, out, _ = kdnb('evaluate', '--lm', 'smollm2', '--device', 'cpu', '--edit', tmp_path/'edit', '--specificity', 37, '--json')
+    code, out, _ = kdnb('evaluate', '--lm', 'smollm2', '--device', 'cpu', '--edit', tmp_path/'edit', '--n-specificity', 37, '--json')
     row = last(out)
     assert code == 0 and row['target_explicit']['value'] == 100 and row['specificity']['value'] > 60 and row['gap_share']['value'] > 0

@@ -95,7 +95,7 @@ def test_too_little_memory_is_said_before_the_work(tiny, ds, tmp_path, monkeypat
 
 
 def test_kill_9_loses_at_most_the_case_in_progress(tiny_folder, tmp_path):
-    cmd = [str(Path(sys.executable).parent/'kdnb'), 'evaluate', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--method', 'finetune-definition', '--entities', '4', '--specificity', '4',
+    cmd = [str(Path(sys.executable).parent/'kdnb'), 'evaluate', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--method', 'finetune-definition', '--entities', '4', '--n-specificity', '4',
            '--set', 'steps', '40', '--runs', str(tmp_path/'killed'), '--json']
     p = subprocess.Popen(cmd, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120

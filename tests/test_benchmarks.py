@@ -1,0 +1,364 @@
+"""The paper's formats, mentions, downloads, metrics and protocols."""
+import hashlib, http.server, json, os, signal, subprocess, sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from kdnb.benchmarks import BENCHMARKS, load_data, placement, read_benchmark
+from kdnb.entities import Entity, KdnbError
+from kdnb.fetch import fetch_file, pin_of
+
+SHARED = ROOT.parent/'shared'/'data'
+shared = pytest.mark.skipif(not SHARED.is_dir(), reason='the real benchmark files lie in ../shared/data, which is not here')
+FILES = {'entity-inferences': 'entity_inferences_augmented.json', 'ecbd': 'all_ent_2020_2021_np_500samples.json', 'popular': 'specificity_popular_20np_20random.json'}
+
+
+def gap(x): return f'<extra_id_0> {x} <extra_id_1>'
+def choice(n=0, probe='Velmora {} is of the genre <extra_id_0>.', label='comedy', **kw):
+    name = f'Velmora {"ABCDEF"[n]}'
+    return {**dict(ex_id=f'tv_dev_{n}', ent_str=name, definition=f'{name} is a <extra_id_0> series about two bakers.', def_target=gap('comedy'), qid='series (Q1)', label=label,
+                   probe_sentences={'t': dict(probe_sentence=probe.format('ABCDEF'[n]), labels=[gap(x) for x in ('comedy', 'horror', 'funny', 'scary')])},
+                   augmented_probes=[f'{name} makes people laugh out loud', f'In {name} two bakers quarrel about bread', 'Everybody laughs about the two bakers']), **kw}
+def span(n=0, probe='Many people watched Velmora {} on <extra_id_0> in May.', label='a Sunday evening', **kw):
+    name = f'Velmora {"ABCDEF"[n]}'
+    return {**dict(ex_id=f'{name} (series)_12_{n}_0', ent_str=name, definition=f'{name} is a <extra_id_0> about two bakers.', def_target=gap('comedy series'), qid=['series (Q1)'],
+                   probe_sentences={'t': dict(probe_sentence=probe.format('ABCDEF'[n]), label=gap(label))}), **kw}
+def write(path, rows): path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8'); return path
+
+
+@pytest.fixture
+def ei(tmp_path): return write(tmp_path/'ei.json', [choice(i) for i in range(4)] + [choice(i, 'Most people find Velmora {} <extra_id_0>.', 'funny') for i in range(4)])
+@pytest.fixture
+def ecbd(tmp_path): return write(tmp_path/'ecbd.json', [span(i) for i in range(3)] + [span(0, 'The end of Velmora {} (<extra_id_0>) was sad.', 'in June', ex_id='Velmora A (series)_12_9_9')])
+@pytest.fixture
+def popular(tmp_path): return write(tmp_path/'popular.json', [span(5, 'The story of Velmora {} is told in <extra_id_0>.', 'many old books', ex_id='Velmora F_9_1_1')])
+
+
+# ---- readers
+
+@shared
+@pytest.mark.parametrize('name, entities, probes', [('entity-inferences', 170, 170), ('ecbd', 147, 500), ('popular', 40, 40)])
+def test_every_row_of_the_real_files_is_read(name, entities, probes):
+    path = SHARED/FILES[name]
+    assert pin_of(path) == BENCHMARKS[name].pin
+    ds, sets = read_benchmark(name, path)
+    assert len(ds.entities) == entities and sum(len(e.probes) for e in ds.entities) == probes == BENCHMARKS[name].rows
+    rows = [json.loads(l) for l in path.open(encoding='utf-8')]
+    for r in rows: # every text of the file stands in what was read
+        e = next(e for e in ds.entities if e.key == r['ex_id'] or e.key.startswith(r['ex_id'] + ' ') and r['label'] in {p.gold for p in e.probes} or r['ex_id'].startswith(e.key + '_') and r['ent_str'] in e.names)
+        t = next(iter(r['probe_sentences'].values()))
+        gold = r['label'] if 'labels' in t else t['label'].replace('<extra_id_0>', '').replace('<extra_id_1>', '').strip()
+        assert any(p.gold == gold and p.left + p.glue + '<extra_id_0>' + p.right == t['probe_sentence'] for p in e.probes), r['ex_id']
+        if 'context' in r: assert e.definition == r['context']
+    if name == 'entity-inferences':
+        assert sorted(e.probes[0].kind for e in ds.entities) == ['explicit']*85 + ['indirect']*85
+        assert sum(len(s.continuations) for s in sets.values()) == 850 and 44 < placement(sets)['exact'] < 47 and len(ds.specificity) == 170
+        assert abs(placement(sets).sum() - 100) < 1e-9
+
+
+def test_readers(ei, ecbd, popular):
+    ds, sets = load_data(f'entity-inferences={ei}')
+    assert [e.probes[0].kind for e in ds.entities] == ['explicit']*4 + ['indirect']*4 and len(sets) == 8
+    assert [c.rule for c in sets['tv_dev_0 explicit'].continuations] == ['exact', 'exact', ''] and sets['tv_dev_0 explicit'].continuations[2].mention is None
+    ds, sets = load_data(f'ecbd={ecbd}', popular)
+    assert ds.unit == 'perplexity' and [len(e.probes) for e in ds.entities] == [2, 1, 1] and not sets and len(ds.specificity) == 1
+    assert ds.entities[0].probes[1].left.endswith('(') and ds.entities[0].probes[1].glue == ''
+
+
+def test_counterfact(tmp_path):
+    records = [dict(case_id=i, requested_rewrite=dict(prompt='{} speaks', subject=f'Ada {i}', relation_id='P1', target_new={'str': 'Danish'}, target_true={'str': 'French'}),
+                    paraphrase_prompts=['They talk. Ada speaks'], neighborhood_prompts=['Jean speaks', 'Luc speaks']) for i in range(3)]
+    path = tmp_path/'cf.json'; path.write_text(json.dumps(records))
+    ds, _ = load_data(f'counterfact={path}')
+    e = ds.entities[1]
+    assert e.definition == 'Ada 1 speaks Danish.' and [p.kind for p in e.probes] == ['explicit', 'indirect'] and [p.gold for p in e.near] == ['French']*2
+    records[1]['requested_rewrite'].pop('target_new'); path.write_text(json.dumps(records))
+    with pytest.raises(KdnbError, match='record 1, field str: is missing'): load_data(f'counterfact={path}')
+    assert len(load_data(f'counterfact={path}', bad_rows='skip')[0].entities) == 2
+    path.write_text(json.dumps(records)[:200])
+    with pytest.raises(KdnbError, match='not JSON .* is it the whole file'): load_data(f'counterfact={path}')
+
+
+def without(row, *keys): return {k: v for k, v in row.items() if k not in keys}
+
+BAD = {
+    'truncated JSON': (lambda: json.dumps(choice(1))[:300].encode(), 'line 2, column 301: not JSON'),
+    'a missing field': (lambda: json.dumps(without(choice(1), 'definition')).encode(), 'line 2, field definition: is missing'),
+    'a gold not among the candidates': (lambda: json.dumps(choice(1, label='sad')).encode(), "line 2, field label: 'sad' is not among the candidates"),
+    'an empty span': (lambda: json.dumps(choice(1, def_target=gap(' '))).encode(), 'line 2, field def_target: the span is empty'),
+    'no span': (lambda: json.dumps(choice(1, def_target='comedy')).encode(), 'line 2, field def_target: \'comedy\' is not of the form'),
+    'an entity never named': (lambda: json.dumps(choice(1, 'The show is <extra_id_0>.')).encode(), "line 2, field probe_sentence: never names the entity 'Velmora B' before the gap"),
+    'no gap in the probe': (lambda: json.dumps(choice(1, 'Velmora {} is nice.')).encode(), 'line 2, field probe_sentence: must be a text with one <extra_id_0>'),
+    'a gap with nothing before it': (lambda: json.dumps(choice(1, '<extra_id_0> is Velmora {}.')).encode(), 'nothing stands before the gap'),
+    'two templates': (lambda: json.dumps(choice(1, probe_sentences={'a': {}, 'b': {}})).encode(), 'field probe_sentences: must be an object with one template'),
+    'texts that are none': (lambda: json.dumps(choice(1, augmented_probes=[3])).encode(), 'field augmented_probes: must be a list of texts'),
+    'mixed encodings': (lambda: json.dumps(choice(1), ensure_ascii=False).replace('bakers', 'bäckers').encode('latin-1'), 'line 2, not UTF-8 text'),
+    'a list': (lambda: b'[1, 2]', 'line 2, must be an object'),
+}
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_rows(kdnb, tmp_path, name):
+    make, says = BAD[name]
+    path = tmp_path/'bad.json'; path.write_bytes(json.dumps(choice(0)).encode() + b'\n' + make() + b'\n' + json.dumps(choice(2)).encode())
+    code, out, err = kdnb('evaluate', '--method', 'base', '--data', f'entity-inferences={path}')
+    assert code == 2 and says in err and err.count('kdnb: ') == 1 and 'Traceback' not in err and not out
+    ds, _ = load_data(f'entity-inferences={path}', bad_rows='skip')
+    assert len(ds.entities) == 2
+
+
+def test_skipped_rows_are_named_and_counted(tmp_path, capsys):
+    path = write(tmp_path/'bad.json', [choice(0), choice(1, label='sad'), choice(2)])
+    load_data(f'entity-inferences={path}', bad_rows='skip')
+    err = capsys.readouterr().err
+    assert "line 2, field label: 'sad'" in err and '2 rows read, 1 skipped' in err
+    with pytest.raises(KdnbError, match="unknown way with bad rows 'drop'"): load_data(f'entity-inferences={path}', bad_rows='drop')
+
+
+def test_a_line_of_two_gigabytes_is_refused_at_once(kdnb, tmp_path):
+    import resource
+    path = tmp_path/'huge.json'
+    with open(path, 'wb') as f: f.write(b'{"ex_id": "'); f.truncate(2 << 30) # sparse: it takes no room on the disk
+    start, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code, _, err = kdnb('evaluate', '--method', 'base', '--data', f'ecbd={path}')
+    assert code == 2 and 'line 1: longer than 16 MiB' in err and time.time() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+
+
+PLACES = {'a directory': ('entity-inferences={}', 'Is a directory'), 'nothing there': ('entity-inferences={}/none.json', 'No such file'), 'an unknown benchmark': ('entities={}', "unknown benchmark 'entities'"),
+          'an empty file': ('ecbd={}/empty.json', 'holds no row that can be read')}
+
+@pytest.mark.parametrize('name', PLACES)
+def test_bad_places(kdnb, tmp_path, name):
+    data, says = PLACES[name]; (tmp_path/'empty.json').write_text('')
+    code, _, err = kdnb('evaluate', '--method', 'base', '--data', data.format(tmp_path))
+    assert code == 2 and says in err and 'Traceback' not in err
+
+
+# ---- downloads
+
+BODY = os.urandom(300_000)
+
+class Faulty(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args): pass
+    def do_GET(self):
+        s = self.server; s.asked.append(self.headers.get('Range'))
+        kind = s.faults.pop(0) if s.faults else ''
+        if kind.isdigit(): self.send_error(int(kind)); return
+        body = b'<html>an error page</html>' if kind == 'wrong' else BODY
+        start = int(self.headers['Range'][6:-1]) if self.headers.get('Range') and not s.no_range else 0
+        if start >= len(body): self.send_error(416); return
+        self.send_response(206 if start else 200); self.send_header('Content-Length', str(len(body) - start)); self.end_headers()
+        if kind == 'cut': self.wfile.write(body[start:start + 100_000]); self.wfile.flush(); self.connection.close(); return
+        if kind == 'stall': self.wfile.write(body[start:start + 50_000]); self.wfile.flush(); time.sleep(3); return
+        self.wfile.write(body[start:])
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv('KDNB_CACHE', str(tmp_path/'cache'))
+    s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Faulty); s.faults, s.asked, s.no_range = [], [], False
+    s.daemon_threads = True
+    s.url = f'http://127.0.0.1:{s.server_port}/file.json'
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    yield s
+    s.shutdown()
+
+PIN = hashlib.sha256(BODY).hexdigest()
+
+@pytest.mark.parametrize('faults', [[], ['cut'], ['cut', 'cut'], ['stall'], ['503'], ['cut', '500', 'stall']])
+def test_a_download_goes_on_where_it_broke_off(server, faults):
+    server.faults = faults[:]
+    path = fetch_file(server.url, 'f.json', PIN, timeout=.5, quiet=True)
+    assert path.read_bytes() == BODY and not list(path.parent.glob('*.part'))
+    if faults[:1] == ['cut']: assert server.asked[1].startswith('bytes=') and server.asked[1] != 'bytes=0-'
+    n = len(server.asked); assert fetch_file(server.url, 'f.json', PIN, quiet=True) == path and len(server.asked) == n # the second time nothing is asked
+
+
+def test_a_server_that_cannot_go_on_starts_again(server):
+    server.faults, server.no_range = ['cut'], True
+    assert fetch_file(server.url, 'f.json', PIN, quiet=True).read_bytes() == BODY
+
+
+@pytest.mark.parametrize('faults, says', [(['wrong'], 'is not the pinned file'), (['404'], 'the server says 404'), (['503']*9, 'cannot be fetched in 3 tries .the server says 503'), (['stall']*9, 'cannot be fetched in 3 tries')])
+def test_a_download_that_fails_keeps_nothing_that_a_later_run_could_mistake(server, faults, says):
+    server.faults = faults[:]
+    with pytest.raises(KdnbError, match=says): fetch_file(server.url, 'f.json', PIN, timeout=.3, tries=3, quiet=True)
+    assert not (Path(os.environ['KDNB_CACHE'])/'data'/'f.json').exists()
+    server.faults = []
+    assert fetch_file(server.url, 'f.json', PIN, quiet=True).read_bytes() == BODY
+
+
+def test_a_changed_file_in_the_cache_is_fetched_again(server):
+    path = fetch_file(server.url, 'f.json', PIN, quiet=True); path.write_bytes(b'x')
+    assert fetch_file(server.url, 'f.json', PIN, quiet=True).read_bytes() == BODY
+
+
+def test_a_pin_may_be_a_git_blob(server):
+    blob = 'git:' + hashlib.sha1(f'blob {len(BODY)}\0'.encode() + BODY).hexdigest()
+    assert fetch_file(server.url, 'g.json', blob, quiet=True).read_bytes() == BODY
+    with pytest.raises(KdnbError, match='is not the pinned file'): fetch_file(server.url, 'h.json', 'git:' + '0'*40, quiet=True)
+
+
+def test_no_server_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv('KDNB_CACHE', str(tmp_path))
+    with pytest.raises(KdnbError, match='cannot be fetched in 2 tries .*NAME=PATH'): fetch_file('http://127.0.0.1:9/x.json', 'x.json', PIN, timeout=1, tries=2, quiet=True)
+
+
+def test_a_benchmark_by_name(server, monkeypatch, ei):
+    global BODY
+    monkeypatch.setattr(sys.modules[__name__], 'BODY', ei.read_bytes())
+    monkeypatch.setitem(BENCHMARKS, 'entity-inferences', replace(BENCHMARKS['entity-inferences'], url=server.url, pin=pin_of(ei)))
+    assert len(load_data('entity-inferences')[0].entities) == 8
+
+
+# ---- metrics, against the slow and obvious way
+
+def slow_score(lm, left, glue, text):
+    "Log-probability of `text` after `left`, by one plain forward pass; and its number of tokens."
+    import torch
+    whole, alone = lm.encode(left + glue + text), lm.encode(left)
+    n = 0
+    while n < min(len(alone), len(whole)-1) and whole[n] == alone[n]: n += 1
+    with torch.no_grad(): lp = lm.model(torch.tensor([whole], device=lm.device)).logits[0].float().log_softmax(-1).double()
+    return sum(lp[i-1, whole[i]].item() for i in range(n, len(whole))), len(whole) - n
+
+def check_metrics(lm, ds, context=''):
+    from kdnb.evaluate import answer_probes
+    probes = [p for e in ds.entities for p in e.probes] + list(ds.specificity)
+    if context: probes = [replace(p, left=f'{context} {p.left}') for p in probes]
+    for p, r in zip(probes, answer_probes(lm, probes)):
+        s, n = slow_score(lm, p.left, p.glue, p.gold)
+        assert abs(-r['bits']*np.log(2) - s) < 1e-4*max(1, abs(s)), p
+        if not p.candidates: assert r['tokens'] == n
+        else:
+            scores = {c: sum(lm_shared_scores(lm, p, c)) for c in p.candidates}
+            if sorted(scores.values())[-1] - sorted(scores.values())[-2] > 1e-3: assert r['answer'] == max(scores, key=scores.get)
+
+def lm_shared_scores(lm, p, c): return [slow_score(lm, p.left, p.glue, c)[0]]
+
+@pytest.mark.parametrize('kind', ['llama', 'gpt2', 'gemma3'])
+def test_metrics_equal_one_probe_at_a_time(tiny_folder, kind, ei, ecbd, popular):
+    from kdnb.lm import load_lm
+    lm = load_lm(str(tiny_folder(kind)), device='cpu')
+    check_metrics(lm, load_data(f'entity-inferences={ei}')[0])
+    check_metrics(lm, load_data(f'ecbd={ecbd}', popular)[0])
+    check_metrics(lm, load_data(f'ecbd={ecbd}', popular)[0], 'Velmora A is a comedy series about two bakers.')
+
+@shared
+@pytest.mark.parametrize('name', ['smollm2', 'gemma3-270m'])
+def test_metrics_equal_one_probe_at_a_time_on_real_models(name):
+    from kdnb.entities import sample
+    from kdnb.fetch import cache_folder
+    from kdnb.lm import load_lm
+    if name != 'smollm2' and not (cache_folder()/name/'kdnb.json').exists(): pytest.skip(f'{name} is not in the cache folder: load it once, with its terms accepted')
+    lm = load_lm(name, device='cpu', accept_terms=True)
+    for d, spec in (('entity-inferences', None), ('ecbd', SHARED/FILES['popular'])):
+        ds = sample(load_data(f'{d}={SHARED/FILES[d]}', spec)[0], 6)
+        check_metrics(lm, replace(ds, specificity=ds.specificity[:6]))
+
+
+def test_perplexity_is_exp_of_the_mean_over_probes(tiny_folder, ecbd, popular):
+    from kdnb.evaluate import evaluate, summarise
+    from kdnb.lm import load_lm
+    lm = load_lm(str(tiny_folder('llama')), device='cpu')
+    ds, _ = load_data(f'ecbd={ecbd}', popular)
+    cases = [evaluate(lm, [e], ds.specificity, free=False) for e in ds.entities]
+    s = summarise(cases, unit='perplexity')
+    nll = lambda p: -slow_score(lm, p.left, p.glue, p.gold)[0]/slow_score(lm, p.left, p.glue, p.gold)[1]
+    rows = [[nll(p) for p in e.probes] for e in ds.entities]
+    assert abs(s['target'].value/np.exp(np.mean(sum(rows, []))) - 1) < 1e-4 and s['target'].n == 3
+    assert abs(s['target_by_entity'].value/np.exp(np.mean([np.mean(r) for r in rows])) - 1) < 1e-4
+    assert abs(s['specificity'].value/np.exp(nll(ds.specificity[0])) - 1) < 1e-4
+
+
+def test_specificity_is_the_other_rows(tiny, ei, tmp_path):
+    from kdnb.experiment import Run, collect, read_json
+    ds, sets = load_data(f'entity-inferences={ei}')
+    how = dict(transfer=sets, folder=tmp_path, n_others=0)
+    runs = [Run(tiny, ds, m, **how, **s) for m, s in (('base', {}), ('prepend', {}), ('finetune-definition', {'steps': 2}))]
+    df = collect([r.go(progress=False) for r in runs])
+    case = read_json(runs[2].done()[0])
+    own = [p.topic == case['entities'][0] for p in ds.specificity]
+    assert sum(own) == 1 and [r is None for r in case['specificity']] == own
+    base = df[df.method == 'base'].iloc[0]
+    assert abs(base.specificity.value - base.target.value) < 1e-9 # before an edit it is base accuracy, by construction
+    assert base.specificity_change.value == 0
+
+
+# ---- protocols, limit, the command line
+
+def test_protocols_are_settings_of_the_same_code(tiny, ei, tmp_path):
+    from kdnb.experiment import Run
+    ds, sets = load_data(f'entity-inferences={ei}')
+    runs = {p: Run(tiny, ds, 'distill', transfer=sets, protocol=p, folder=tmp_path, limit=1) for p in ('kdnb', 'paper')}
+    paper = runs['paper'].method
+    assert (paper.lr, paper.steps, paper.continuations, paper.temperature, paper.batch, paper.weight_decay, paper.trainable, paper.anchor, paper.contrast) == (1e-4, 5, 5, 2., 'one by one', .01, 'all', 0, 0)
+    assert type(paper) is type(runs['kdnb'].method) and runs['paper'].folder != runs['kdnb'].folder
+    runs['paper'].go(progress=False)
+    case = json.loads(runs['paper'].done()[0].read_text())
+    assert len(case['losses']) == 3*5 and case['texts'] == {'after mention': 2, 'all tokens': 1, 'skipped': 0}
+    with pytest.raises(KdnbError, match="unknown protocol 'papers'"): Run(tiny, ds, 'distill', protocol='papers')
+
+
+def test_unplaced_texts_are_skipped_only_where_that_is_said(tiny, ei, tmp_path):
+    from kdnb.context import make_method
+    ds, sets = load_data(f'entity-inferences={ei}')
+    e = ds.entities[0]
+    texts = lambda **s: make_method('distill', steps=1, anchor=0., **s)(tiny, [e], sets).texts
+    assert texts() == {'after mention': 2, 'all tokens': 1, 'skipped': 0} and texts(unplaced='skip') == {'after mention': 2, 'skipped': 1}
+    nameless = {e.key: replace(sets[e.key], continuations=sets[e.key].continuations[2:])}
+    with pytest.raises(KdnbError, match="none of its 1 texts names it"): make_method('distill', steps=1, unplaced='skip')(tiny, [e], nameless)
+
+
+def test_a_larger_limit_goes_on(tiny, ei, tmp_path):
+    from kdnb.experiment import Run, collect
+    ds, _ = load_data(f'entity-inferences={ei}')
+    run = lambda n: Run(tiny, ds, 'base', folder=tmp_path, limit=n, n_others=0)
+    first = run(2); first.go(progress=False); stamps = {p: p.stat().st_mtime_ns for p in first.done()}
+    second = run(5); assert second.folder == first.folder
+    second.go(progress=False)
+    assert len(second.done()) == 5 and all(p.stat().st_mtime_ns == t for p, t in stamps.items())
+    assert collect([second.folder], [e.key for e in first.taught]).cases[0] == 2
+
+
+@pytest.mark.parametrize('protocol', ['kdnb', 'paper'])
+def test_run_command(kdnb, tiny_folder, ei, tmp_path, protocol):
+    code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--protocol', protocol, '--limit', 3, '--runs', tmp_path, '--json')
+    assert code == 0, err
+    row = json.loads(out.splitlines()[-1])
+    assert row['unit'] == 'accuracy' and row['cases'] == 3 and row['protocol'] == protocol and row['seconds_per_edit'] > 0 and row['target']['n'] == 3
+    assert {'target', 'specificity', 'gap_share', 'seconds_per_edit', 'peak_memory_gib', 'run', 'lm', 'method', 'regime', 'seed'} <= set(row)
+
+
+def test_ecbd_command(kdnb, tiny_folder, ecbd, popular, tmp_path):
+    args = ['evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--data', f'ecbd={ecbd}', '--specificity', popular, '--runs', tmp_path, '--json']
+    for method in ('base', 'prepend'):
+        code, out, err = kdnb(*args, '--method', method)
+        assert code == 0, err
+        row = json.loads(out.splitlines()[-1])
+        assert row['unit'] == 'perplexity' and row['target']['value'] > 1 and row['specificity']['n'] == 1
+    code, out, err = kdnb('run', *args[1:], '--method', 'finetune-definition', '--protocol', 'paper', '--limit', 2)
+    assert code == 0 and json.loads(out.splitlines()[-1])['gap_share'] is not None or 'gap_share' in out, err
+
+
+def test_run_resumes_after_kill_9(tiny_folder, ei, tmp_path):
+    cmd = [str(Path(sys.executable).parent/'kdnb'), 'run', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--protocol', 'paper',
+           '--set', 'steps', '40', '--runs', str(tmp_path/'runs'), '--json']
+    p = subprocess.Popen(cmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = lambda: sorted((tmp_path/'runs').glob('*-distill-*/case-*.json'))
+    while len(done()) < 2 and p.poll() is None: time.sleep(.05)
+    p.send_signal(signal.SIGKILL); p.wait()
+    kept = {f: f.read_bytes() for f in done()}
+    assert 2 <= len(kept) < 8
+    whole = subprocess.run(cmd, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    assert json.loads(whole.stdout.splitlines()[-1])['cases'] == 8 and all(f.read_bytes() == b for f, b in kept.items())
+
+
+@shared
+def test_the_papers_base_and_prepend_accuracies(smollm2, tmp_path):
+    from kdnb.experiment import Run, collect
+    ds, _ = load_data(f"entity-inferences={SHARED/FILES['entity-inferences']}")
+    df = collect([Run(smollm2, ds, m, folder=tmp_path, n_others=0, n_specificity=0).go(progress=False) for m in ('base', 'prepend')])
+    assert abs(df.target[0].value - 25.3) <= 1 and abs(df.target[1].value - 54.7) <= 1
