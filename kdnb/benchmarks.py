@@ -193,7 +193,7 @@ def read_benchmark(name:str, # a key of `BENCHMARKS`
     b = BENCHMARKS[choose(name, BENCHMARKS, 'benchmark')]
     return b.reader(path or fetch_file(b.url, b.file, b.pin), bad_rows)
 
-# %% ../nbs/04_benchmarks.ipynb #1483f95d
+# %% ../nbs/04_benchmarks.ipynb #b6b52f97
 def load_data(data:str|Path='kdnb', # "kdnb", a JSON-lines file, the name of a benchmark, or NAME=PATH
               specificity:str|Path|None=None, # a file of probes; None: those that belong to the data
               bad_rows:str='stop', # one of `BAD_ROWS`
@@ -206,7 +206,7 @@ def load_data(data:str|Path='kdnb', # "kdnb", a JSON-lines file, the name of a b
         if str(data) != 'kdnb' and not Path(data).exists(): raise KdnbError(f"no data set {str(data)!r}: it is neither 'kdnb' nor a benchmark ({', '.join(BENCHMARKS)}, also as NAME=PATH) nor a file")
         return load_dataset(data, specificity or 'kdnb'), shipped_transfer_sets(generator) if str(data) == 'kdnb' else {}
     ds, sets = read_benchmark(name, path or None, bad_rows)
-    if specificity is None and ds.unit == 'accuracy': return ds, sets
+    if specificity is None and (ds.unit == 'accuracy' or name == 'popular'): return ds, sets
     if ds.unit == 'accuracy': return replace(ds, specificity=read_probes(specificity)), sets
     known = read_benchmark('popular', specificity, bad_rows)[0]
     return replace(ds, specificity=tuple(replace(p, topic=f'popular {e.key}') for e in known.entities for p in e.probes)), sets

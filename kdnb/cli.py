@@ -99,13 +99,15 @@ def _settings(pairs, method):
     return out
 
 # %% ../nbs/16_cli.ipynb #24111771
-COLUMNS = {'method': 'method', 'target_explicit': 'explicit', 'target_indirect': 'indirect', 'target_free': 'free',
+COLUMNS = {'method': 'method', 'target': 'target', 'target_explicit': 'explicit', 'target_indirect': 'indirect', 'target_free': 'free',
            'specificity': 'specificity', 'gap_share': 'gap closed', 'seconds_per_edit': 's/edit'}
 
 def table(df) -> str:
-    "Results as a table for a terminal: percent, with 95% intervals."
+    "Results as a table for a terminal: percent or perplexity, with 95% intervals. What was not measured has no column."
     show = lambda v: str(v) if hasattr(v, 'low') else f'{v:.1f}' if isinstance(v, float) else '' if v is None else str(v)
-    return df[list(COLUMNS)].rename(columns=COLUMNS).map(show).to_string(index=False)
+    keep = [c for c in COLUMNS if c in df and df[c].notna().any()]
+    if 'target_free' in keep: keep.remove('target') # our own data: three kinds of question, each with its own number
+    return df[keep].rename(columns=COLUMNS).map(show).to_string(index=False)
 
 # %% ../nbs/16_cli.ipynb #6c4c54bc
 def _generate(args):
@@ -147,13 +149,14 @@ def _evaluate(args):
     return _evaluate_edit(args) if args.edit else _run(args)
 
 def _run(args):
+    from kdnb.benchmarks import BENCHMARKS
     from kdnb.entities import choose
     from kdnb.experiment import REGIMES, Run, as_json, collect
     from kdnb.transfer import read_transfer_sets
     choose(args.regime, REGIMES, 'regime')
     settings, (ds, sets), lm = _settings(args.set, args.method), _dataset(args), _load(args)
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
-    how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, **({} if args.data == 'kdnb' or ds.unit != 'perplexity' and '=' not in args.data else {'n_others': 0}))
+    how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, n_others=0 if ds.name in BENCHMARKS else 2)
     runs = [Run(lm, ds, m, args.regime, args.seed, **how, **(settings if m == args.method else {}))
             for m in dict.fromkeys((args.method,) if args.method in ('base', 'random', 'prepend') else ('base', 'prepend', args.method))]
     df = collect([r.go() for r in runs], [e.key for e in runs[0].taught])

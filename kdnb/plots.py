@@ -26,18 +26,22 @@ def colours() -> dict: # method -> colour
     return dict(zip(METHODS, sns.color_palette('colorblind', len(METHODS))))
 
 # %% ../nbs/14_plots.ipynb #af65db06
-def tradeoff(df:pd.DataFrame, # of `collect`
+def tradeoff(df:pd.DataFrame, # of `collect`; with a column `label`, the points are named by it
              target:str='target_indirect', ax=None):
-    "Target against specificity, a point a method, with 95% intervals."
+    "Target against specificity, a point a row, with 95% intervals. Perplexities run backwards, so that better is up and to the right."
     style()
     ax = ax or plt.subplots(figsize=(7.5, 4.8))[1]
+    lower = 'unit' in df and (df.unit == 'perplexity').all()
+    several = dict(zip(df.label, sns.color_palette('husl', len(df)))) if 'label' in df else {}
     for _, r in df.iterrows():
         t, s = r[target], r['specificity']
         if t is None or s is None: continue
         ax.errorbar(s.value, t.value, xerr=[[s.value-s.low], [s.high-s.value]], yerr=[[t.value-t.low], [t.high-t.value]], fmt='o', ms=9, lw=1, alpha=.9,
-                    color=colours()[r['method']], label=f"{LABEL[r['method']]}")
+                    color=several[r['label']] if several else colours()[r['method']], label=r['label'] if several else LABEL[r['method']])
         if r['method'] == 'base': ax.axvline(s.value, ls='--', c='.6', lw=1, zorder=0); ax.axhline(t.value, ls='--', c='.6', lw=1, zorder=0)
-    ax.set(xlabel='specificity: known things still right (%)', ylabel=f"{target.replace('target_', '').replace('target', 'all')} probes right (%)")
+    kind = target.replace('target_', '').replace('target', 'all')
+    if lower: ax.invert_xaxis(); ax.invert_yaxis()
+    ax.set(xlabel='specificity: perplexity of known things' if lower else 'specificity: known things still right (%)', ylabel=f'perplexity of {kind} probes' if lower else f'{kind} probes right (%)')
     ax.legend(loc='center left', bbox_to_anchor=(1.01, .5), frameon=False)
     return ax
 
