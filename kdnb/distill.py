@@ -269,10 +269,12 @@ def sets_of(entities, transfer:dict, how) -> tuple: # for each entity its contin
 @dataclass(frozen=True)
 class Distill(Training):
     "Context distillation (paper, section 3). The defaults were chosen on the split `dev`; see the report tuning."
-    temperature: float = 1. # of the softmax, for teacher and student (the paper: 2)
+    temperature: float = 1.2 # of the softmax, for teacher and student (the paper: 2)
     with_definition: bool = True # the definition itself is one more text to be matched on, in every step (False: the paper)
-    contrast: float = 1. # how far the teacher exaggerates what the definition changes (0: the paper)
-    anchor: float = 2. # more than for the other methods, since an exaggerating teacher pulls harder
+    contrast: float = 1.5 # how far the teacher exaggerates what the definition changes (0: the paper)
+    anchor: float = 3. # more than for the other methods, since an exaggerating teacher pulls harder
+    trainable: str = 'lora' # changes less of what else the model knows than the feed-forward weights do, at the same gain
+    lr: float = 4e-3 # an adapter wants ten times that of the weights
 
     def __post_init__(self):
         super().__post_init__()
