@@ -91,7 +91,8 @@ def _settings(pairs, method):
     cls, fixed, _ = METHODS[choose(method, METHODS, 'method')]
     out = {}
     for k, v in pairs:
-        kind = type(cls.__dataclass_fields__[choose(k, [f for f in cls.__dataclass_fields__ if f not in fixed], f'setting of {method}')].default)
+        default = cls.__dataclass_fields__[choose(k, [f for f in cls.__dataclass_fields__ if f not in fixed], f'setting of {method}')].default
+        kind = float if default is None else type(default)
         try: out[k] = {'true': True, 'false': False}[v.lower()] if kind is bool else kind(v)
         except (KeyError, ValueError):
             what = {bool: 'true or false', int: 'a whole number'}.get(kind, 'a number')

@@ -122,7 +122,7 @@ PRECISION = ('auto', 'float32', 'bfloat16')
 @dataclass(frozen=True)
 class Training:
     "Settings that every method which trains by gradient has."
-    lr: float = 4e-4 # of AdamW; too high costs specificity, too low leaves the definition unlearned
+    lr: float|None = None # of AdamW; None: 4e-3 for an adapter, 4e-4 for the weights themselves. Too high costs specificity, too low leaves the definition unlearned
     steps: int = 20 # on each entity's batch ('one by one': on each text)
     trainable: str = 'upper feed-forward' # one of `TRAINABLE`
     rank: int = 16 # of the adapter, if it is 'lora'
@@ -140,6 +140,7 @@ class Training:
 
     def __post_init__(self):
         "An unknown option or a number that makes no sense is an error."
+        if self.lr is None: object.__setattr__(self, 'lr', 4e-3 if self.trainable == 'lora' else 4e-4)
         for k, known in dict(trainable=TRAINABLE, batch=BATCH, where=WHERE, unplaced=UNPLACED, schedule=SCHEDULE, precision=PRECISION).items(): choose(getattr(self, k), known, k)
         for k, low in dict(lr=0, steps=1, rank=1, per_step=0, continuations=1, weight_decay=0, anchor=0, anchor_texts=1).items():
             v = getattr(self, k)
@@ -274,7 +275,6 @@ class Distill(Training):
     contrast: float = 1.5 # how far the teacher exaggerates what the definition changes (0: the paper)
     anchor: float = 3. # more than for the other methods, since an exaggerating teacher pulls harder
     trainable: str = 'lora' # changes less of what else the model knows than the feed-forward weights do, at the same gain
-    lr: float = 4e-3 # an adapter wants ten times that of the weights
 
     def __post_init__(self):
         super().__post_init__()
