@@ -112,6 +112,7 @@ def table(df) -> str:
 
 # %% ../nbs/16_cli.ipynb #6c4c54bc
 def _generate(args):
+    from kdnb.experiment import as_json
     from kdnb.transfer import make_transfer_sets
     (ds, _), lm = _dataset(args), _load(args)
     out = Path(args.out)
@@ -119,7 +120,7 @@ def _generate(args):
     kept, tries = sum(len(s.continuations) for s in sets.values()), sum(s.tries for s in sets.values())
     empty = [n for n, s in sets.items() if not s.continuations]
     print(f"{len(sets)} sets, {kept} continuations kept of {tries} samples, in {out}" + (f"; none kept for {', '.join(empty)}" if empty else ''))
-    return dict(lm=lm.name, seed=args.seed, entities=len(sets), continuations=kept, tries=tries, out=str(out))
+    return {**as_json(dict(lm=lm.name, seed=args.seed)), 'entities': len(sets), 'continuations': kept, 'tries': tries, 'out': str(out)}
 
 # %% ../nbs/16_cli.ipynb #c9e4806e
 def _edit(args):
@@ -127,6 +128,7 @@ def _edit(args):
     from kdnb.distill import Training, training_need
     from kdnb.lm import memory_free
     from kdnb.entities import Entity, KdnbError, says
+    from kdnb.experiment import as_json
     from kdnb.transfer import make_transfer_set, read_transfer_sets
     e = Entity(args.name, args.definition, tuple(args.alias))
     if not any(says(e.definition, n) for n in e.names): raise KdnbError(f"the definition never names the entity {e.name!r}: name it there, or give the name that stands there as --alias")
@@ -141,7 +143,7 @@ def _edit(args):
     edit = method(lm, [e], sets, args.seed, progress=True)
     edit.save(args.save)
     print(f'taught {e.name} in {edit.seconds:.1f} s (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f}); saved in {args.save}')
-    return dict(method=args.method, lm=lm.name, regime=None, seed=args.seed, seconds_per_edit=edit.seconds, peak_memory_gib=edit.peak_memory_gib, run=str(args.save))
+    return as_json(dict(method=args.method, lm=lm.name, seed=args.seed, seconds_per_edit=edit.seconds, peak_memory_gib=edit.peak_memory_gib, texts=edit.texts, run=str(args.save)))
 
 # %% ../nbs/16_cli.ipynb #1ceaf160
 def _evaluate(args):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-KEYS = {'target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'run'}
+KEYS = {'target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'run'}
 DEFINITION = 'Velmora Junction is a comedy about two rival bakers in a small town.'
 
 
@@ -15,7 +15,7 @@ def last(out): return json.loads(out.strip().splitlines()[-1])
 def is_interval(v): return set(v) == {'value', 'low', 'high', 'n'} and v['low'] <= v['value'] <= v['high']
 
 
-@pytest.mark.parametrize('command', ('', 'demo', 'generate', 'edit', 'evaluate'))
+@pytest.mark.parametrize('command', ('', 'demo', 'generate', 'edit', 'evaluate', 'run'))
 def test_help(kdnb, command):
     code, out, _ = kdnb(*([command] if command else []), '--help')
     assert code == 0 and 'usage: kdnb' in out and all(len(l) < 140 for l in out.splitlines())
@@ -45,11 +45,11 @@ def test_evaluate_regimes(kdnb, tiny_folder, tmp_path, regime):
 def test_generate_edit_evaluate(kdnb, tiny_folder, tmp_path):
     lm = ['--lm', tiny_folder(), '--device', 'cpu']
     code, out, _ = kdnb('generate', *lm, '--entities', 2, '-n', 4, '--out', tmp_path/'sets.jsonl', '--json')
-    assert code == 0 and last(out)['entities'] == 2
+    assert code == 0 and last(out)['entities'] == 2 and KEYS <= set(last(out))
     text = (tmp_path/'sets.jsonl').read_text()
     assert kdnb('generate', *lm, '--entities', 2, '-n', 4, '--out', tmp_path/'sets.jsonl')[0] == 0 and (tmp_path/'sets.jsonl').read_text() == text
     code, out, _ = kdnb('edit', *lm, '--name', 'Velmora Junction', '--alias', 'Velmora', '--definition', DEFINITION, '--method', 'finetune-definition', '--save', tmp_path/'edit', '--json')
-    assert code == 0 and KEYS - {'target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share'} <= set(last(out))
+    assert code == 0 and KEYS <= set(last(out)) and last(out)['target'] is None
     code, out, err = kdnb('evaluate', *lm, '--edit', tmp_path/'edit', '--n-specificity', 6, '--json')
     row = last(out)
     assert code == 0 and row['target'] is None and is_interval(row['specificity']) and 'no probes' in err
