@@ -63,3 +63,12 @@ def test_ecbd(tiny_folder, tmp_path):
     html = run_report('ecbd', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'ecbd={data}', popular=str(popular), runs=str(tmp_path/'runs'), results=str(tmp_path/'out'/'results.json'), skip=['distill, paper, all tokens'])
     assert html.stat().st_size > 50_000 and all((tmp_path/'out'/f).stat().st_size > 3000 for f in ('tradeoff.png', 'spans.png'))
     assert all(len(m['cases']) == 3 for m in json.loads((tmp_path/'out'/'results.json').read_text())['methods'].values())
+
+
+def test_tuning_on_a_benchmark(tiny_folder, tmp_path):
+    from test_benchmarks import choice, write
+    names = ['Velmora', 'Zorbel', 'Quint', 'Harno', 'Pell', 'Sarn', 'Tove', 'Ulmo', 'Brask', 'Ivor']
+    def named(i, n): return json.loads(json.dumps(choice(0, ex_id=f'tv_dev_{i}')).replace('Velmora A', n))
+    ei = write(tmp_path/'ei.json', [named(i, n) for i, n in enumerate(names)])
+    html = run_report('tuning', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', n_entities=1, runs=str(tmp_path/'runs'), grid=[['distill', {'steps': 1}], ['distill', {'protocol': 'paper', 'steps': 1}]])
+    assert html.stat().st_size > 50_000 and (tmp_path/'out'/'tuning.png').stat().st_size > 3000
