@@ -82,7 +82,7 @@ def placement(sets:dict # key -> TransferSet
     count = Counter(c.rule or ('exact' if c.mention else 'no mention') for s in sets.values() for c in s.continuations)
     return pd.Series({r: 100*count[r]/max(sum(count.values()), 1) for r in (*RULES, 'no mention')}, name='percent')
 
-# %% ../nbs/04_benchmarks.ipynb #bafe6a96
+# %% ../nbs/04_benchmarks.ipynb #a7f75c00
 BAD_ROWS = ('stop', 'skip')
 
 def _read_rows(path, bad_rows):
@@ -102,6 +102,7 @@ def _complain(wrong, n, path, bad_rows):
     if not n: raise KdnbError(f'{path} holds no row that can be read')
     if wrong: print('\n'.join(wrong), f'{path}: {n} rows read, {len(wrong)} skipped', sep='\n', file=sys.stderr)
 
+# %% ../nbs/04_benchmarks.ipynb #63ebf3cd
 def _sets(pairs, path): # (entity, texts) -> sets
     return {e.key: TransferSet(e.key, tuple(placed(t, e) for t in texts), e.definition, dict(file=Path(path).name)) for e, texts in pairs if texts}
 

@@ -93,6 +93,7 @@ class Run:
     def _total(self): return {REGIMES[0]: len(self.taught), REGIMES[1]: 1, REGIMES[2]: len(self.taught) + 1}[self.regime] # cases
     def done(self) -> list: return sorted(self.folder.glob('case-*.json')) # files of finished cases
 
+# %% ../nbs/13_experiment.ipynb #0007a80d
 def _thin(probes, n, seed):
     "`n` probes, drawn evenly from their topics."
     if n is None or n >= len(probes): return tuple(probes)

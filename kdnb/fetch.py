@@ -165,7 +165,7 @@ def builtin_folder(name:str, # a key of `BUILTIN`
         if not _is_whole(folder): _convert(name, b, folder, quiet)
     return folder
 
-# %% ../nbs/01_fetch.ipynb #86d126c1
+# %% ../nbs/01_fetch.ipynb #d6ca6281
 def pin_of(path:Path, like:str='') -> str:
     "SHA-256 of a file, or its git blob id as 'git:…' where `like` is one."
     if not like.startswith('git:'): return _sha256(path)
@@ -186,6 +186,7 @@ def _download(url, part, timeout, quiet):
             for chunk in r.iter_content(1<<16): f.write(chunk); bar.update(len(chunk))
     return total is None or part.stat().st_size == total
 
+# %% ../nbs/01_fetch.ipynb #1a164a1a
 def fetch_file(url:str, name:str, # in the cache folder
                pin:str, # as of `pin_of`
                timeout:float=20., # seconds without a byte
