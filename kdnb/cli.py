@@ -170,7 +170,9 @@ def _evaluate_edit(args):
     import pandas as pd
     from kdnb.edit import load_edit
     from kdnb.benchmarks import load_data
-    from kdnb.experiment import as_json, check_edit
+    from kdnb.entities import choose
+    from kdnb.experiment import REGIMES, as_json, check_edit
+    choose(args.regime, REGIMES, 'regime')
     edit, ds = load_edit(args.edit), load_data(args.data, args.specificity, args.bad_rows)[0]
     row = dict(check_edit(_load(args), edit, ds, args.n_specificity, seed=args.seed), run=str(args.edit))
     if row['target'] is None:

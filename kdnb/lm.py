@@ -262,11 +262,12 @@ def _score_tails(lm, cache, mask, first, tails):
 def score_candidates(lm:LM,
                      lefts:list, # left contexts, without a space at their end
                      candidates:list, # for each, its candidates, without a space in front
+                     glue:list|None=None, # for each, what stands between context and candidate; None: a space
                      batch_tokens:int=2048, # padded tokens in a forward pass
                      shared:bool=True # share one pass over the left context (False: the slow, plain way)
                     ) -> list: # for each, the candidates' scores
     "Summed log-probability of each candidate given its left context (no length normalisation; paper, section 4)."
-    split = [_split(lm, l, c) for l, c in zip(lefts, candidates, strict=True)]
+    split = [_split(lm, l, c, g) for l, c, g in zip(lefts, candidates, glue or [' ']*len(lefts), strict=True)]
     out, n, begin = [None]*len(split), _common([p for p, _ in split]) if shared else 0, None
     if n: *_, begin = _cached(lm, [split[0][0][:n]], n-1)
     for batch in _batches([len(p) + max(map(len, t)) - n for p, t in split], batch_tokens, n):

@@ -67,7 +67,7 @@ def test_every_malformed_row_is_named(kdnb, tmp_path):
 def test_not_utf8(kdnb, tmp_path):
     (tmp_path/'mine.jsonl').write_bytes(b'\xff\xfe{}')
     code, _, err = kdnb('evaluate', '--method', 'base', '--data', tmp_path/'mine.jsonl')
-    assert code == 2 and 'not UTF-8' in sentence(err)
+    assert code == 2 and 'line 1, not UTF-8 text (byte 0): save the file as UTF-8' in sentence(err)
 
 
 EVALUATE, EDIT = ['evaluate', '--n-specificity', '4', '--entities', '2', '--device', 'cpu'], ['edit', '--name', 'Velmora', '--device', 'cpu', '--definition', DEFINITION]
@@ -86,6 +86,7 @@ COMMANDS = {
     'unknown trainable part': ([*EVALUATE, '--method', 'distill', '--set', 'trainable', 'head'], "unknown trainable 'head'"),
     'unknown place of the loss': ([*EVALUATE, '--method', 'distill', '--set', 'where', 'before mention'], "unknown where 'before mention'"),
     'unknown regime': ([*EVALUATE, '--method', 'base', '--regime', 'together'], "unknown regime 'together': choose one of 'all together'"),
+    'unknown regime with an edit': ([*EVALUATE, '--edit', 'x', '--regime', 'together'], "unknown regime 'together'"),
     'unknown split': ([*EVALUATE, '--method', 'base', '--split', 'train'], "unknown split of kdnb 'train'"),
     'too many entities': ([*EVALUATE, '--method', 'base', '--entities', '5000'], '5000 entities asked for, and kdnb has'),
     'no entities': ([*EVALUATE, '--method', 'base', '--entities', '0'], '0 entities asked for'),

@@ -134,7 +134,7 @@ def shop(tmp_path, monkeypatch, tiny_folder):
             z.writestr(f'{name}-1.0.dist-info/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
             z.writestr(f'{name}-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
             z.writestr(f'{name}-1.0.dist-info/RECORD', '')
-        return F.Wheel(name, '1.0', F._sha256(path), f'{name}/part')
+        return F.Wheel(name, '1.0', F.pin_of(path), f'{name}/part')
     wheel.cache, wheel.wheels = cache, wheels
     return wheel
 
