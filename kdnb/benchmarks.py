@@ -64,12 +64,15 @@ def _entity_of(row):
     qid, texts = row.get('qid'), row.get('augmented_probes', [])
     kind = re.sub(r'\s*\(Q\d+\)$', '', str(qid[0] if isinstance(qid, list) and qid else qid or ''))
     if not isinstance(texts, list) or not all(isinstance(x, str) and x.strip() for x in texts): raise ValueError('field augmented_probes: must be a list of texts')
-    e = Entity(name, masked.replace(_GAP, attribute), kind=kind, split=_split_of(name), id=key)
+    e = Entity(name, masked.replace(_GAP, attribute), kind=kind, id=key)
     return replace(e, probes=(_probe_of(row, e, attribute),)), [x.strip() for x in texts]
 
-def _split_of(name):
-    "Settings are chosen on a fifth of the entities, `dev`, drawn by a hash of the name: the same ones everywhere."
-    return 'dev' if int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 5 == 0 else 'test'
+def _split(entities):
+    "The same entities, a fifth of each kind as the split `dev`, on which settings are chosen: every fifth name in the order of the names' hashes. Rare kinds count as one."
+    count, names = Counter(e.kind for e in entities), {}
+    for e in entities: names.setdefault(e.kind if count[e.kind] >= 5 else '', set()).add(e.name)
+    dev = {n for ns in names.values() for n in sorted(ns, key=lambda n: hashlib.sha256(n.encode()).hexdigest())[::5]}
+    return tuple(replace(e, split='dev' if e.name in dev else 'test') for e in entities)
 
 # %% ../nbs/04_benchmarks.ipynb #a1dcf688
 def placed(text:str, entity:Entity) -> Continuation:
@@ -110,7 +113,7 @@ def _sets(pairs, path): # (entity, texts) -> sets
 def read_entity_inferences(path:str|Path, bad_rows:str='stop') -> tuple: # (`Dataset`, key -> TransferSet)
     "Entity Inferences (paper, section 5): one entity a row, specificity by the probes of the other rows."
     pairs = [(replace(e, kind=e.id.split('_')[0], id=f'{e.id} {e.probes[0].kind}'), texts) for e, texts in _read_rows(path, bad_rows)] # the two rows of a definition share its ex_id
-    entities, twice = tuple(e for e, _ in pairs), [k for k, n in Counter(e.key for e, _ in pairs).items() if n > 1]
+    entities, twice = _split([e for e, _ in pairs]), [k for k, n in Counter(e.key for e, _ in pairs).items() if n > 1]
     if twice: raise KdnbError(f'{path}, field ex_id: {twice[0]!r} stands in the file twice')
     return Dataset('entity-inferences', entities, tuple(replace(p, topic=e.key) for e in entities for p in e.probes)), _sets(pairs, path)
 
@@ -124,9 +127,9 @@ def read_ecbd(path:str|Path, bad_rows:str='stop', name:str='ecbd') -> tuple: # (
     for title, rows in pages.items():
         first = rows[0][0]
         names = dict.fromkeys([e.name for e, _ in rows] + [re.sub(r'\s*\([^)]*\)$', '', title)])
-        e = replace(first, id=title, aliases=tuple(n for n in names if n != first.name), probes=tuple(p for x, _ in rows for p in x.probes), split=_split_of(title))
+        e = replace(first, id=title, aliases=tuple(n for n in names if n != first.name), probes=tuple(p for x, _ in rows for p in x.probes))
         pairs.append((e, [*dict.fromkeys(t for _, texts in rows for t in texts)]))
-    return Dataset(name, tuple(e for e, _ in pairs), unit='perplexity'), _sets(pairs, path)
+    return Dataset(name, _split([e for e, _ in pairs]), unit='perplexity'), _sets(pairs, path)
 
 # %% ../nbs/04_benchmarks.ipynb #c56e21a8
 def _record(r):
@@ -142,7 +145,7 @@ def _record(r):
         if not isinstance(r.get(k, []), list) or not all(isinstance(p, str) and p.strip() for p in r.get(k, [])): raise ValueError(f'field {k}: must be a list of texts')
     probes = [Probe(asked, new, (new, true), 'explicit'), *(Probe(p.strip(), new, (new, true), 'indirect') for p in r.get('paraphrase_prompts', []))]
     near = tuple(Probe(p.strip(), true, (true, new), 'near') for p in r.get('neighborhood_prompts', []))
-    return Entity(subject, f'{asked} {new}.', kind=str(q.get('relation_id', '')), split=_split_of(subject), probes=tuple(probes), near=near, id=f"counterfact {r.get('case_id')}")
+    return Entity(subject, f'{asked} {new}.', kind=str(q.get('relation_id', '')), probes=tuple(probes), near=near, id=f"counterfact {r.get('case_id')}")
 
 def read_counterfact(path:str|Path, bad_rows:str='stop') -> tuple: # (`Dataset`, no transfer sets)
     "CounterFact (Meng et al., arXiv 2202.05262), its public JSON form."
@@ -158,7 +161,7 @@ def read_counterfact(path:str|Path, bad_rows:str='stop') -> tuple: # (`Dataset`,
         try: out.append(_record(r))
         except ValueError as e: wrong.append(f'{path}, record {i}, {e}')
     _complain(wrong, len(out), path, bad_rows)
-    return Dataset('counterfact', tuple(out)), {}
+    return Dataset('counterfact', _split(out)), {}
 
 # %% ../nbs/04_benchmarks.ipynb #c71bc469
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'PRECISION', 'kl_loss', 'Example', 'example',
-           'trainable_parameters', 'Training', 'precision', 'training_need', 'train', 'teach', 'sets_of', 'Distill',
-           'make_edit', 'token_kl']
+           'trainable_parameters', 'Training', 'swap', 'precision', 'training_need', 'train', 'teach', 'sets_of',
+           'Distill', 'make_edit', 'token_kl']
 
 # %% ../nbs/06_distill.ipynb #dc231a7e
-import math, time
+import math, re, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, bfloat16_weights, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak
 from .edit import Adapter, Edit
-from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
+from .transfer import Continuation, TransferSet, find_mention, mention, shipped_transfer_sets
 
 # %% ../nbs/06_distill.ipynb #88bfbef7
 def kl_loss(teacher:torch.Tensor, # logits [N, V]
@@ -49,7 +49,7 @@ class Example:
     teacher_ids: list # token ids that the teacher reads
     teacher_positions: list # P positions, the same targets in the teacher's text
     teacher: torch.Tensor|None = None # logits [P, V] that the student shall match
-    always: bool = False # in every step, also where texts are drawn
+    role: str = 'drawn' # for a step; or 'always' there; or 'held': drawn, too, to stay as it was
 
 # %% ../nbs/06_distill.ipynb #37bdca0b
 def example(lm:LM, continuation:Continuation, definition:str, where:str='after mention', separator:str=' ') -> Example:
@@ -135,6 +135,7 @@ class Training:
     weight_decay: float = 0.
     anchor: float = 1. # weight of KL(base ‖ edited) on neutral texts, which keeps the rest of the model where it was; 0: none, as in the paper
     anchor_texts: int = 6 # neutral texts in a step
+    swapped: int = 0 # texts in a step that say of something else what the entity's texts say of the entity, and are held, too
     precision: str = 'auto' # of the matrix products: 'auto' is bfloat16 where the hardware multiplies it fast
     dropout: bool = False # train in the model's training mode, with the dropout that it has (the paper: True)
 
@@ -142,27 +143,27 @@ class Training:
         "An unknown option or a number that makes no sense is an error."
         if self.lr is None: object.__setattr__(self, 'lr', 4e-3 if self.trainable == 'lora' else 4e-4)
         for k, known in dict(trainable=TRAINABLE, batch=BATCH, where=WHERE, unplaced=UNPLACED, schedule=SCHEDULE, precision=PRECISION).items(): choose(getattr(self, k), known, k)
-        for k, low in dict(lr=0, steps=1, rank=1, per_step=0, continuations=1, weight_decay=0, anchor=0, anchor_texts=1).items():
+        for k, low in dict(lr=0, steps=1, rank=1, per_step=0, continuations=1, weight_decay=0, anchor=0, anchor_texts=1, swapped=0).items():
             v = getattr(self, k)
             if not isinstance(v, (int, float)) or not math.isfinite(v) or v < low or (k == 'lr' and v == 0):
                 raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k == 'lr' else f'of at least {low}'}")
+        if self.swapped and not self.anchor: raise KdnbError(f"swapped is {self.swapped} and anchor 0: texts are held with the weight of the anchor, so it must be above 0")
 
 # %% ../nbs/06_distill.ipynb #80525957
 def _steps(how, groups, seed):
-    "Yields (batch, start a new optimizer?, share of the schedule that is over) for every step."
-    if how.batch == 'one by one':
-        for g in groups:
-            for x in g:
-                for s in range(how.steps): yield [x], s == 0, s/how.steps
-        return
+    "Yields (batch, examples that are held, start a new optimizer?, share of the schedule that is over) for every step."
     rng = np.random.default_rng(seed)
+    few = lambda xs, n: [xs[j] for j in rng.choice(len(xs), min(n, len(xs)), replace=False)] if xs else []
+    groups = [[[x for x in g if x.role == r] for r in ('always', 'drawn', 'held')] for g in groups]
+    if how.batch == 'one by one':
+        for always, drawn, held in groups:
+            for x in drawn + always:
+                for s in range(how.steps): yield [x], few(held, how.swapped), s == 0, s/how.steps
+        return
     for s in range(how.steps):
         for i, k in enumerate(rng.permutation(len(groups)) if len(groups) > 1 else [0]):
-            g = groups[k]
-            if how.per_step:
-                fixed, rest = [x for x in g if x.always], [x for x in g if not x.always]
-                g = fixed + [rest[j] for j in rng.choice(len(rest), min(how.per_step, len(rest)), replace=False)]
-            yield g, s == i == 0, (s + i/len(groups))/how.steps
+            always, drawn, held = groups[k]
+            yield always + (few(drawn, how.per_step) if how.per_step else drawn), few(held, how.swapped), s == i == 0, (s + i/len(groups))/how.steps
 
 # %% ../nbs/06_distill.ipynb #65f71c89
 _KEPT = 256
@@ -176,6 +177,12 @@ def _anchor_loss(base:list, # for each text: the log-probabilities [P, K] of the
     rest = lambda lp: torch.log1p(-lp.exp().sum(-1).clamp(max=1-1e-6))
     return ((t.exp()*(t - s)).sum(-1) + rest(t).exp()*(rest(t) - rest(s))).mean()
 
+def _hold(lm, examples, low):
+    "What the model as it is expects in examples, as the teacher of each."
+    for i in range(0, len(examples), 16):
+        teach(lm, examples[i:i+16], low)
+        for x in examples[i:i+16]: x.teacher = x.teacher.log_softmax(-1).topk(min(_KEPT, x.teacher.shape[-1]-1))
+
 def _anchor(lm, how, seed):
     "A function that gives the neutral examples of a step; none if there is no anchor."
     if not how.anchor: return lambda: []
@@ -183,12 +190,21 @@ def _anchor(lm, how, seed):
     key = ('anchor', low, *(e.id for e in lm.edits)) # the same for every entity that is taught to the same model
     if key not in lm.cache:
         pool = [example(lm, Continuation(t, (0, 1)), '', 'all tokens', separator='') for t in (DATA/'neutral.txt').read_text(encoding='utf-8').splitlines()]
-        for i in range(0, len(pool), 16):
-            teach(lm, pool[i:i+16], low)
-            for x in pool[i:i+16]: x.teacher = x.teacher.log_softmax(-1).topk(min(_KEPT, x.teacher.shape[-1]-1))
+        _hold(lm, pool, low)
         lm.cache = {key: pool}
     pool = lm.cache[key]
     return lambda: [pool[i] for i in rng.choice(len(pool), min(how.anchor_texts, len(pool)), replace=False)]
+
+# %% ../nbs/06_distill.ipynb #3116c6a1
+def swap(lm:LM, entity:Entity, continuations, how:Training, seed:int=0) -> list: # of `Example`, without a teacher
+    "Continuations with another name wherever the mention stood; those without a mention are left out."
+    names, rng, out = (DATA/'names.txt').read_text(encoding='utf-8').splitlines(), np.random.default_rng(seed), []
+    for c in continuations:
+        if not c.mention: continue
+        (start, end), other = c.mention, names[rng.integers(len(names))]
+        text = c.text[:start] + re.sub(rf'(?<!\w){re.escape(c.text[start:end])}(?!\w)', lambda m: other, c.text[start:])
+        out.append(replace(example(lm, Continuation(text, (start, start + len(other))), '', how.where, separator=''), role='held'))
+    return out
 
 # %% ../nbs/06_distill.ipynb #8f5529bc
 def precision(how:Training, device) -> str: # 'float32' or 'bfloat16'
@@ -221,14 +237,15 @@ def train(lm:LM, how:Training,
     "Trains what `how` says, and leaves `lm` as it was. A loss that is no longer finite stops it with a `KdnbError`."
     losses, opt, neutral = [], None, _anchor(lm, how, seed)
     groups = [[x for x in g if x.positions] for g in groups]
-    if not all(groups): raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that names it, or use where='all tokens'")
+    if not all(any(x.role != 'held' for x in g) for g in groups): raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that names it, or use where='all tokens'")
     low, low_bits = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16'
-    total = how.steps*sum(map(len, groups)) if how.batch == 'one by one' else how.steps*len(groups)
+    _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
+    total = how.steps*(sum(x.role != 'held' for g in groups for x in g) if how.batch == 'one by one' else len(groups))
     with (_training_adapter(lm, how.rank, seed) if low else _training_weights(lm, how.trainable)) as (params, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed):
-        for batch, new, done in tqdm(_steps(how, groups, seed), total=total, desc='training', disable=not progress, leave=False):
+        for batch, held, new, done in tqdm(_steps(how, groups, seed), total=total, desc='training', disable=not progress, leave=False):
             if new or opt is None: opt = torch.optim.AdamW(params, lr=how.lr, weight_decay=how.weight_decay, fused=True)
             for g in opt.param_groups: g['lr'] = how.lr*(1 - done if how.schedule == 'linear' else 1)
-            held, n = neutral(), sum(len(x.positions) for x in batch)
+            held, n = neutral() + held, sum(len(x.positions) for x in batch)
             with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): logits = logits_at(lm, [x.ids for x in batch + held], [x.positions for x in batch + held])
             value = loss(batch, logits[:n])
             losses.append(value.item())
@@ -288,9 +305,11 @@ class Distill(Training):
         start = time.perf_counter()
         sets, texts = sets_of(entities, transfer, self)
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
-        for e, g in zip(entities, groups):
-            if self.with_definition: g.append(replace(example(lm, Continuation(e.definition, find_mention(e.definition, e.names)), e.definition, self.where), always=True))
+        for e, cs, g in zip(entities, sets, groups):
+            itself = Continuation(e.definition, (mention(e.definition, e) or [None])[0])
+            if self.with_definition: g.append(replace(example(lm, itself, e.definition, self.where), role='always'))
             teach(lm, g, precision(self, lm.device) == 'bfloat16', self.contrast)
+            if self.swapped: g += swap(lm, e, [*cs, itself], self, seed)
         return make_edit('distill', self, lm, entities, train(lm, self, groups, self.loss, seed, progress), start, texts)
 
 def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit` that were learned

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Dataset, KdnbError, choose, load_dataset, sample
+from .fetch import pin_of
 from .lm import LM, has_fast_bfloat16, load_lm, memory_free, memory_need, memory_peak, versions
 from .edit import Edit
 from .transfer import shipped_transfer_sets
@@ -86,7 +87,7 @@ class Run:
                            method=method, protocol=protocol, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free,
                            transfer={e.key: self.transfer[e.key].key for e in whole if e.key in self.transfer} if needs else {},
                            n_specificity=len(self.specificity), bfloat16=has_fast_bfloat16(lm.device),
-                           neutral=hashlib.sha256((DATA/'neutral.txt').read_bytes()).hexdigest()[:12] if getattr(self.method, 'anchor', 0) else '', code=code_version(), versions=versions())
+                           held={f: pin_of(DATA/f) for f, weight in (('neutral.txt', 'anchor'), ('names.txt', 'swapped')) if getattr(self.method, weight, 0)}, code=code_version(), versions=versions())
         self.folder = Path(folder)/f"{Path(lm.name).stem}-{method}-{key(self.params)}"
 
     def _case(self, name): return self.folder/f'case-{name}.json'

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from .entities import choose, load_dataset
 from .lm import LM, load_lm, logits_at, token_logprobs
 from .edit import Edit
-from .transfer import Continuation, shipped_transfer_sets
-from .distill import Training, example, make_edit, sets_of, train
+from .transfer import Continuation, mention, shipped_transfer_sets
+from .distill import Training, example, make_edit, sets_of, swap, train
 
 # %% ../nbs/07_finetune.ipynb #894710a4
 def nll_loss(batch:list, # examples
@@ -36,9 +36,10 @@ class FineTune(Training):
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Teaches `lm` the entities: the edit, with `lm` left as it was."
         start = time.perf_counter()
-        texts = {}
-        if self.on == 'definition': groups = [[example(lm, Continuation(e.definition, (0, 1)), '', 'all tokens', separator='')] for e in entities]
+        sets, texts = [[Continuation(e.definition, (mention(e.definition, e) or [None])[0])] for e in entities], {}
+        if self.on == 'definition': groups = [[example(lm, c, '', 'all tokens', separator='') for c in cs] for cs in sets]
         else:
             sets, texts = sets_of(entities, transfer, self)
             groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
+        if self.swapped: groups = [g + swap(lm, e, cs, self, seed) for e, cs, g in zip(entities, sets, groups)]
         return make_edit(f'finetune-{self.on.split()[0]}', self, lm, entities, train(lm, self, groups, nll_loss, seed, progress), start, texts)
