@@ -96,12 +96,12 @@ class Run:
 
 # %% ../nbs/13_experiment.ipynb #0007a80d
 def _thin(probes, n, seed):
-    "`n` probes, drawn evenly from their topics."
+    "`n` probes, drawn evenly from their topics; where there are more topics than that, from topics drawn at random."
     if n is None or n >= len(probes): return tuple(probes)
     if n < 0: raise KdnbError(f"{n} specificity probes asked for: it must be 0 or more")
     by, rng = {}, np.random.default_rng(seed)
     for i in rng.permutation(len(probes)): by.setdefault(probes[i].topic, []).append(probes[i])
-    return tuple([p for layer in range(len(probes)) for t in sorted(by) for p in by[t][layer:layer+1]][:n])
+    return tuple([p for layer in range(len(probes)) for t in by for p in by[t][layer:layer+1]][:n])
 
 # %% ../nbs/13_experiment.ipynb #af043f49
 def _others(self, taught):
