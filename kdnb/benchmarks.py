@@ -115,7 +115,7 @@ def read_entity_inferences(path:str|Path, bad_rows:str='stop') -> tuple: # (`Dat
     pairs = [(replace(e, kind=e.id.split('_')[0], id=f'{e.id} {e.probes[0].kind}'), texts) for e, texts in _read_rows(path, bad_rows)] # the two rows of a definition share its ex_id
     entities, twice = _split([e for e, _ in pairs]), [k for k, n in Counter(e.key for e, _ in pairs).items() if n > 1]
     if twice: raise KdnbError(f'{path}, field ex_id: {twice[0]!r} stands in the file twice')
-    return Dataset('entity-inferences', entities, tuple(replace(p, topic=e.key) for e in entities for p in e.probes)), _sets(pairs, path)
+    return Dataset('entity-inferences', entities, tuple(replace(p, topic=e.key, split=e.split) for e in entities for p in e.probes)), _sets(pairs, path)
 
 def read_ecbd(path:str|Path, bad_rows:str='stop', name:str='ecbd') -> tuple: # (`Dataset`, key -> TransferSet)
     "ECBD (Onoe et al., arXiv 2205.02832; paper, section 5): the rows of a page are one entity."
