@@ -87,7 +87,7 @@ class Run:
                            method=method, protocol=protocol, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free,
                            transfer={e.key: self.transfer[e.key].key for e in whole if e.key in self.transfer} if needs else {},
                            n_specificity=len(self.specificity), bfloat16=has_fast_bfloat16(lm.device),
-                           held={f: pin_of(DATA/f) for f, weight in (('neutral.txt', 'anchor'), ('names.txt', 'swapped')) if getattr(self.method, weight, 0)}, code=code_version(), versions=versions())
+                           held=[pin_of(Path(f)) for f, weight in ((getattr(self.method, 'anchor_file', '') or DATA/'neutral.txt', 'anchor'), (DATA/'names.txt', 'swapped')) if getattr(self.method, weight, 0)], code=code_version(), versions=versions())
         self.folder = Path(folder)/f"{Path(lm.name).stem}-{method}-{key(self.params)}"
 
     def _case(self, name): return self.folder/f'case-{name}.json'
