@@ -24,7 +24,7 @@ def _shared(p, method=True):
 def _data(p):
     p.add_argument('--data', default='kdnb', help="'kdnb' (our own), a file of entities, entity-inferences, ecbd, ecbd-2022, ecbd-2023 or counterfact, also as NAME=PATH (default: %(default)s)")
     p.add_argument('--split', default=None, help="dev or test (default: test for our own data, all for others)")
-    p.add_argument('--entities', type=int, default=None, metavar='N', help='only N of them, drawn evenly from their kinds')
+    p.add_argument('--entities', type=int, default=None, metavar='N', help='only N of them, of each kind in proportion')
     p.add_argument('--bad-rows', default='stop', help="what a benchmark's row that cannot be read does: stop, or skip, named and counted (default: %(default)s)")
 
 def _measured(p):

@@ -241,12 +241,13 @@ def sample(ds:Dataset, # from which to take
            n:int, # how many entities
            seed:int=0 # which ones
           ) -> Dataset:
-    "`n` entities of `ds`, drawn evenly from its kinds."
+    "`n` entities of `ds`, of each kind in proportion. Fewer are the first ones of more."
     if not 1 <= n <= len(ds.entities): raise KdnbError(f"{n} entities asked for, and {ds.name} has {len(ds.entities)}")
     rng, kinds = np.random.default_rng(seed), {}
     for i in rng.permutation(len(ds.entities)): kinds.setdefault(ds.entities[i].kind, []).append(ds.entities[i])
-    queue = [e for layer in range(len(ds.entities)) for k in sorted(kinds) for e in kinds[k][layer:layer+1]]
-    return replace(ds, entities=tuple(queue[:n]))
+    start = dict(zip(sorted(kinds), rng.random(len(kinds))))
+    place = {e.key: (i + start[k])/len(es) for k, es in kinds.items() for i, e in enumerate(es)}
+    return replace(ds, entities=tuple(sorted(ds.entities, key=lambda e: place[e.key])[:n]))
 
 # %% ../nbs/00_entities.ipynb #2ed6a609
 def shortcuts(ds:Dataset # whose probes are tried

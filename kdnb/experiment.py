@@ -67,7 +67,7 @@ class Run:
                  method:str, # a key of `METHODS`
                  regime:str=REGIMES[0], # one of `REGIMES`
                  seed:int=0, transfer:dict|None=None, # key of an entity -> TransferSet; for methods that need none it may be left out
-                 limit:int|None=None, # teach so many of the entities only, drawn evenly from their kinds; more later go on in the same folder
+                 limit:int|None=None, # teach so many of the entities only, of each kind in proportion; more later go on in the same folder
                  protocol:str='kdnb', # one of `PROTOCOLS`: whose settings the method has, where `settings` do not say otherwise
                  n_specificity:int|None=None, # probes about known things, drawn evenly from their topics; None: all
                  n_others:int=2, # other new entities of `ds` whose probes are asked, too
