@@ -33,7 +33,7 @@ def kl_loss(teacher:torch.Tensor, # logits [N, V]
 
 # %% ../nbs/06_distill.ipynb #4fc1bc28
 WHERE = ('after mention', 'all tokens')
-UNPLACED = ('all tokens', 'skip')
+UNPLACED = ('all tokens', 'skip', 'name in front')
 
 def _tokens(lm, text):
     "Token ids, and for each its (start, end) in characters; special tokens are empty."
@@ -297,8 +297,9 @@ def sets_of(entities, transfer:dict, how) -> tuple: # for each entity its contin
     out, count = [], Counter()
     for e in entities:
         mine = _spread(transfer[e.key].continuations, how.continuations) if e.key in transfer else []
+        if how.unplaced == 'name in front': mine = [c if c.mention else replace(c, text=f'{e.name}: {c.text}', mention=(0, len(e.name))) for c in mine]
         keep = [c for c in mine if c.mention or how.where == 'all tokens' or how.unplaced == 'all tokens']
-        if not keep: raise KdnbError(f"no transfer set for {e.key!r}: " + (f"none of its {len(mine)} texts names it, so use unplaced='all tokens'" if mine else
+        if not keep and not (mine and getattr(how, 'with_definition', False)): raise KdnbError(f"no transfer set for {e.key!r}: " + (f"none of its {len(mine)} texts names it, so use unplaced='all tokens' or 'name in front'" if mine else
                                      "make one with `kdnb generate` or make_transfer_set, with more samples or the prompt 'named'"))
         count.update(how.where if c.mention else 'all tokens' for c in keep); count['skipped'] += len(mine) - len(keep)
         out.append(keep)

@@ -308,7 +308,9 @@ def test_unplaced_texts_are_skipped_only_where_that_is_said(tiny, ei, tmp_path):
     texts = lambda **s: make_method('distill', steps=1, anchor=0., **s)(tiny, [e], sets).texts
     assert texts() == {'after mention': 2, 'all tokens': 1, 'skipped': 0} and texts(unplaced='skip') == {'after mention': 2, 'skipped': 1}
     nameless = {e.key: replace(sets[e.key], continuations=sets[e.key].continuations[2:])}
-    with pytest.raises(KdnbError, match="none of its 1 texts names it"): make_method('distill', steps=1, unplaced='skip')(tiny, [e], nameless)
+    with pytest.raises(KdnbError, match="none of its 1 texts names it"): make_method('distill', steps=1, unplaced='skip', with_definition=False)(tiny, [e], nameless)
+    assert make_method('distill', steps=1, unplaced='skip')(tiny, [e], nameless).texts == {'skipped': 1} # the definition itself is left to learn from
+    assert texts(unplaced='name in front') == {'after mention': 3, 'skipped': 0}
 
 
 def test_a_larger_limit_goes_on(tiny, ei, tmp_path):

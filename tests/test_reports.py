@@ -72,3 +72,14 @@ def test_tuning_on_a_benchmark(tiny_folder, tmp_path):
     ei = write(tmp_path/'ei.json', [named(i, n) for i, n in enumerate(names)])
     html = run_report('tuning', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', n_entities=1, runs=str(tmp_path/'runs'), grid=[['distill', {'steps': 1}], ['distill', {'protocol': 'paper', 'steps': 1}]])
     assert html.stat().st_size > 50_000 and (tmp_path/'out'/'tuning.png').stat().st_size > 3000
+
+
+def test_frontier(tiny_folder, tmp_path):
+    from test_benchmarks import choice, write
+    names = ['Velmora', 'Zorbel', 'Quint', 'Harno', 'Pell', 'Sarn', 'Tove', 'Ulmo', 'Brask', 'Ivor']
+    def named(i, n): return json.loads(json.dumps(choice(0, ex_id=f'tv_dev_{i}')).replace('Velmora A', n))
+    ei = write(tmp_path/'ei.json', [named(i, n) for i, n in enumerate(names)])
+    run_report('frontier', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', runs=str(tmp_path/'runs'), lrs=[1e-3, 1e-2], steps=[1, 2], at=[1e-3, 2], levers={'LoRA': {'trainable': 'lora', 'lr': 2e-3}, 'stop at 0.3 nats': {'enough': .3}})
+    assert (tmp_path/'out'/'frontier.png').stat().st_size > 3000
+    text = (tmp_path/'out'/'frontier.ipynb').read_text()
+    assert '- *LoRA*: ' in text and 'lr 0.01, 2 steps' in text
