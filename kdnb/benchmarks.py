@@ -67,8 +67,9 @@ def _entity_of(row):
     e = Entity(name, masked.replace(_GAP, attribute), kind=kind, id=key)
     return replace(e, probes=(_probe_of(row, e, attribute),)), [x.strip() for x in texts]
 
+# %% ../nbs/04_benchmarks.ipynb #6b2c7536
 def _split(entities):
-    "The same entities, a fifth of each kind as the split `dev`, on which settings are chosen: every fifth name in the order of the names' hashes. Rare kinds count as one."
+    "The same entities, a fifth of each kind as the split `dev`, the others as `test`."
     count, names = Counter(e.kind for e in entities), {}
     for e in entities: names.setdefault(e.kind if count[e.kind] >= 5 else '', set()).add(e.name)
     dev = {n for ns in names.values() for n in sorted(ns, key=lambda n: hashlib.sha256(n.encode()).hexdigest())[::5]}

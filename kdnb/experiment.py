@@ -77,7 +77,7 @@ class Run:
         choose(regime, REGIMES, 'regime')
         if not isinstance(seed, int): raise KdnbError(f"seed is {seed!r}: it must be a whole number")
         self.lm, self.ds, self.regime, self.seed, self.transfer, self.free, self.n_others = lm, ds, regime, seed, transfer or {}, free, n_others
-        self.method_name, self.method = method, make_method(method, **{**protocol_settings(protocol, method, ds.unit), **settings})
+        self.method_name, self.method = method, make_method(method, **{**protocol_settings(protocol, method, ds.unit, ds.name), **settings})
         self.taught = ds.entities if limit is None or limit >= len(ds.entities) else sample(ds, limit).entities
         whole = ds.entities if regime == REGIMES[0] else self.taught # where each case stands for itself, the limit is no part of what made it
         self.specificity = _thin(ds.specificity, n_specificity, seed)
