@@ -79,7 +79,7 @@ def test_frontier(tiny_folder, tmp_path):
     names = ['Velmora', 'Zorbel', 'Quint', 'Harno', 'Pell', 'Sarn', 'Tove', 'Ulmo', 'Brask', 'Ivor']
     def named(i, n): return json.loads(json.dumps(choice(0, ex_id=f'tv_dev_{i}')).replace('Velmora A', n))
     ei = write(tmp_path/'ei.json', [named(i, n) for i, n in enumerate(names)])
-    run_report('frontier', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', runs=str(tmp_path/'runs'), lrs=[1e-3, 1e-2], steps=[1, 2], at=[1e-3, 2], levers={'LoRA': {'trainable': 'lora', 'lr': 2e-3}, 'stop at 0.3 nats': {'enough': .3}})
+    run_report('frontier', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', runs=str(tmp_path/'runs'), lrs=[1e-3, 1e-2], steps=[1, 2], at=[1e-3, 2], levers={'LoRA': {'trainable': 'lora', 'lr': 2e-3}, 'stop at 0.3 nats': {'enough': .3}, 'anchor on text it wrote': {'anchor': 1.0, 'anchor_file': 'written'}})
     assert (tmp_path/'out'/'frontier.png').stat().st_size > 3000
     text = (tmp_path/'out'/'frontier.ipynb').read_text()
     assert '- *LoRA*: ' in text and 'lr 0.01, 2 steps' in text
