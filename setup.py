@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["kdnb", "kdnb.*"]),
-    package_data={"kdnb": ["data/*.jsonl", "data/*.txt", "data/*.md"]},
+    package_data={"kdnb": ["data/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
     entry_points={

@@ -6,8 +6,9 @@
 __all__ = ['METHODS', 'PROTOCOLS', 'Base', 'Prepend', 'PrependRandom', 'make_method', 'protocol_settings']
 
 # %% ../nbs/11_context.ipynb #f3e55d4f
+import json
 from dataclasses import dataclass
-from .entities import UNITS, Dataset, choose, load_dataset, random_definitions
+from .entities import DATA, UNITS, Dataset, choose, load_dataset, random_definitions
 from .benchmarks import BENCHMARKS, load_data
 from .lm import LM, load_lm
 from .edit import Edit, context_of
@@ -55,17 +56,7 @@ def make_method(name:str, # a key of `METHODS`
     return cls(**fixed, **{**defaults, **settings})
 
 # %% ../nbs/11_context.ipynb #24a15da2
-_PAPER = dict(trainable='all', batch='one by one', steps=5, schedule='constant', weight_decay=.01, anchor=0., dropout=True, precision='float32')
-_TEXTS = dict(continuations=5, unplaced='all tokens')
-
-_OURS = dict(contrast=0., anchor=1., lr=2e-3, steps=10) # chosen on the split dev of each benchmark, see the report frontier
-
-PROTOCOLS = { # name -> method -> settings; apart, what differs for a unit of the data, or for a benchmark
-    'kdnb': {'distill': {'entity-inferences': _OURS, 'perplexity': _OURS}},
-    'paper': {'distill': {**_PAPER, **_TEXTS, 'temperature': 2., 'with_definition': False, 'contrast': 0., 'accuracy': {'lr': 1e-4}, 'perplexity': {'lr': 3e-6}},
-              'finetune-transfer': {**_PAPER, **_TEXTS, 'accuracy': {'lr': 1e-4}, 'perplexity': {'lr': 3e-6}},
-              'finetune-definition': {**_PAPER, 'accuracy': {'lr': 5e-4, 'steps': 10}, 'perplexity': {'lr': 3e-6}}},
-}
+PROTOCOLS = json.loads((DATA/'protocols.json').read_text(encoding='utf-8')) # name -> method -> settings; apart, what differs for a unit of the data, or for a benchmark
 
 def protocol_settings(protocol:str, # a key of `PROTOCOLS`
                       method:str, # a key of `METHODS`
