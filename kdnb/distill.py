@@ -84,6 +84,12 @@ def trainable_parameters(model, what:str) -> dict: # name -> parameter
     return {n: p for n, p in named.items() if id(p) in mine}
 
 # %% ../nbs/06_distill.ipynb #0b0eae75
+_SIZE = .2 # RMS of the weights for which learning rates are given, if they are relative; that of smollm2's
+
+def _size(weight):
+    "RMS of a weight against the one for which learning rates are given."
+    return max(weight.detach().float().square().mean().sqrt().item()/_SIZE, 1e-3)
+
 @contextmanager
 def _training_weights(lm, what):
     "Parameters that train, as copies; what they were before; and `out`, which receives their values at the end."
@@ -98,19 +104,20 @@ def _training_weights(lm, what):
 
 # %% ../nbs/06_distill.ipynb #0b0eae75-1
 @contextmanager
-def _training_adapter(lm, rank, seed):
-    "The same for a low-rank adapter on all linear layers (LoRA, arXiv 2106.09685; scale 2)."
+def _training_adapter(lm, rank, seed, relative):
+    "The same for a low-rank adapter on all linear layers (LoRA, arXiv 2106.09685; scale 2, times the size of the layer's weight where that is wanted)."
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
     out, whole = {}, lm.model
     with torch.random.fork_rng():
         torch.manual_seed(seed) # A starts at random, B at zero
         peft = get_peft_model(whole, LoraConfig(r=rank, lora_alpha=2*rank, target_modules='all-linear', task_type='CAUSAL_LM'))
+    layers = {n: m for n, m in peft.get_base_model().named_modules() if isinstance(m, LoraLayer)}
     try:
+        for m in layers.values(): m.scaling['default'] = 2.*(_size(m.get_base_layer().weight) if relative else 1.)
         params = [p for p in peft.parameters() if p.requires_grad]
         yield params, [p.detach().clone() for p in params], out
-        for n, m in peft.get_base_model().named_modules():
-            if isinstance(m, LoraLayer): out[f'{n}.weight'] = Adapter(m.lora_A['default'].weight.data, m.lora_B['default'].weight.data, m.scaling['default'], bool(m.fan_in_fan_out))
+        for n, m in layers.items(): out[f'{n}.weight'] = Adapter(m.lora_A['default'].weight.data, m.lora_B['default'].weight.data*(m.scaling['default']/2), 2., bool(m.fan_in_fan_out))
     finally:
         lm.model = peft.unload()
         lm.model.requires_grad_(False)
@@ -126,6 +133,7 @@ DECAY_TO = ('zero', 'base')
 class Training:
     "Settings that every method which trains by gradient has."
     lr: float|None = None # of AdamW; None: 4e-3 for an adapter, 4e-4 for the weights themselves. Too high costs specificity, too low leaves the definition unlearned
+    relative: bool = False # `lr` is for a weight of RMS 0.2, and follows the size that each weight has
     steps: int = 20 # on each entity's batch ('one by one': on each text)
     trainable: str = 'upper feed-forward' # one of `TRAINABLE`
     rank: int = 16 # of the adapter, if it is 'lora'
@@ -246,6 +254,13 @@ def _mode(lm, dropout, seed):
         finally: lm.model.eval()
 
 # %% ../nbs/06_distill.ipynb #77f01787
+def _optimizer(how, params):
+    "AdamW, with parameters of about the same size (to a quarter of an octave) in one group, where the rate follows their size."
+    sizes = {}
+    for p in params: sizes.setdefault(2**(round(4*math.log2(_size(p)))/4) if how.relative and how.trainable != 'lora' else 1., []).append(p)
+    return torch.optim.AdamW([{'params': ps, 'size': s} for s, ps in sizes.items()], weight_decay=0 if how.decay_to == 'base' else how.weight_decay, fused=True)
+
+# %% ../nbs/06_distill.ipynb #0f17ea30
 def train(lm:LM, how:Training,
           groups:list, # for each entity, its examples
           loss, # function of (examples, logits [N, V] at their positions) -> scalar
@@ -255,15 +270,15 @@ def train(lm:LM, how:Training,
     losses, opt, met, neutral = [], None, set(), _anchor(lm, how, seed)
     groups = [[x for x in g if x.positions] for g in groups]
     if not all(any(x.role != 'held' for x in g) for g in groups): raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that names it, or use where='all tokens'")
-    low, low_bits, to_base = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16', how.decay_to == 'base'
+    low, low_bits = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16'
     _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
     total = how.steps*(sum(x.role != 'held' for g in groups for x in g) if how.batch == 'one by one' else len(groups))
-    with (_training_adapter(lm, how.rank, seed) if low else _training_weights(lm, how.trainable)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed):
+    with (_training_adapter(lm, how.rank, seed, how.relative) if low else _training_weights(lm, how.trainable)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed):
         for k, batch, held, new, done in tqdm(_steps(how, groups, seed), total=total, desc='training', disable=not progress, leave=False):
-            if new or opt is None: opt = torch.optim.AdamW(params, weight_decay=0 if to_base else how.weight_decay, fused=True)
+            if new or opt is None: opt = _optimizer(how, params)
             if k in met: continue
             lr = how.lr*(1 - done if how.schedule == 'linear' else 1)
-            for g in opt.param_groups: g['lr'] = lr
+            for g in opt.param_groups: g['lr'] = lr*g['size']
             held, n = neutral() + held, sum(len(x.positions) for x in batch)
             with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): logits = logits_at(lm, [x.ids for x in batch + held], [x.positions for x in batch + held])
             value = loss(batch, logits[:n])
@@ -272,7 +287,7 @@ def train(lm:LM, how:Training,
             if losses[-1] < how.enough: met.add(k); continue
             if held: value = value + how.anchor*_anchor_loss([x.teacher for x in held], logits[n:])
             opt.zero_grad(); value.backward(); opt.step()
-            if to_base and how.weight_decay: torch._foreach_lerp_([p.data for p in params], before, lr*how.weight_decay)
+            if how.decay_to == 'base' and how.weight_decay: torch._foreach_lerp_([p.data for p in params], before, lr*how.weight_decay)
     return {'adapter' if low else 'tensors': out, 'losses': losses, 'peak_memory_gib': memory_peak(lm)}
 
 # %% ../nbs/06_distill.ipynb #0b455a59
