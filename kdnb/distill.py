@@ -133,7 +133,7 @@ DECAY_TO = ('zero', 'base')
 class Training:
     "Settings that every method which trains by gradient has."
     lr: float|None = None # of AdamW; None: 4e-3 for an adapter, 4e-4 for the weights themselves. Too high costs specificity, too low leaves the definition unlearned
-    relative: bool = False # `lr` is for a weight of RMS 0.2, and follows the size that each weight has
+    relative: bool = True # `lr` is for a weight of RMS 0.2, and follows the size that each weight has (the paper: False)
     steps: int = 20 # on each entity's batch ('one by one': on each text)
     trainable: str = 'upper feed-forward' # one of `TRAINABLE`
     rank: int = 16 # of the adapter, if it is 'lora'
