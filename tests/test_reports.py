@@ -46,11 +46,12 @@ def test_entity_inferences(tiny_folder, tmp_path):
     ei = write(tmp_path/'ei.json', [choice(i) for i in range(4)] + [choice(i, 'Most people find Velmora {} <extra_id_0>.', 'funny') for i in range(4)])
     popular = write(tmp_path/'popular.json', [span(5)])
     own = tmp_path/'own.jsonl'
-    html = run_report('entity_inferences', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', popular=f'popular={popular}', limit=4, runs=str(tmp_path/'runs'),
+    html = run_report('entity_inferences', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', popular=f'popular={popular}', limit=4, whole=['base', 'prepend'], runs=str(tmp_path/'runs'),
                       skip=['distill, kdnb, own set', 'distill, kdnb'], results=str(tmp_path/'out'/'results.json'))
     assert html.stat().st_size > 50_000 and (tmp_path/'out'/'tradeoff.png').stat().st_size > 3000
     r = json.loads((tmp_path/'out'/'results.json').read_text())
-    assert set(map(len, (m['cases'] for m in r['methods'].values()))) == {4} and len(r['methods']) == 8
+    assert {k: len(m['cases']) for k, m in r['methods'].items()} == {k: 8 if k in ('base', 'prepend') else 4 for k in r['methods']} and len(r['methods']) == 8
+    assert 'on all 8 rows' in (tmp_path/'out'/'entity_inferences.ipynb').read_text()
 
 
 def test_ecbd(tiny_folder, tmp_path):
@@ -60,9 +61,9 @@ def test_ecbd(tiny_folder, tmp_path):
     texts = lambda i: dict(augmented_probes=[f'Velmora {"ABC"[i]} is loved by all', f'In Velmora {"ABC"[i]} two bakers quarrel'])
     data = write(tmp_path/'ecbd.json', [span(i, **texts(i)) for i in range(3)] + [span(0, 'The end of Velmora {} (<extra_id_0>) was sad.', 'in June', ex_id='Velmora A (series)_12_9_9')])
     popular = write(tmp_path/'popular.json', [span(5, 'The story of Velmora {} is told in <extra_id_0>.', 'many old books')])
-    html = run_report('ecbd', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'ecbd={data}', popular=str(popular), runs=str(tmp_path/'runs'), results=str(tmp_path/'out'/'results.json'), skip=['distill, paper, all tokens'])
+    html = run_report('ecbd', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'ecbd={data}', popular=str(popular), limit=2, whole=['base', 'prepend', 'distill, kdnb'], runs=str(tmp_path/'runs'), results=str(tmp_path/'out'/'results.json'), skip=['distill, paper, all tokens'])
     assert html.stat().st_size > 50_000 and all((tmp_path/'out'/f).stat().st_size > 3000 for f in ('tradeoff.png', 'spans.png'))
-    assert all(len(m['cases']) == 3 for m in json.loads((tmp_path/'out'/'results.json').read_text())['methods'].values())
+    assert {k: len(m['cases']) for k, m in json.loads((tmp_path/'out'/'results.json').read_text())['methods'].items()} == {'base': 3, 'prepend': 3, 'prepend random': 2, 'fine-tune on definition': 2, 'fine-tune on definition, last block': 2, 'fine-tune on transfer set': 2, 'distill, paper': 2, 'distill, kdnb': 3}
 
 
 def test_tuning_on_a_benchmark(tiny_folder, tmp_path):
