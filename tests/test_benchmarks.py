@@ -245,14 +245,17 @@ def test_metrics_equal_one_probe_at_a_time(tiny_folder, kind, ei, ecbd, popular)
     check_metrics(lm, load_data(f'ecbd={ecbd}', popular)[0])
     check_metrics(lm, load_data(f'ecbd={ecbd}', popular)[0], 'Velmora A is a comedy series about two bakers.')
 
+def real(name):
+    from kdnb.fetch import cache_folder
+    from kdnb.lm import load_lm
+    if name != 'smollm2' and not (cache_folder()/name/'kdnb.json').exists(): pytest.skip(f'{name} is not in the cache folder: load it once, with its terms accepted')
+    return load_lm(name, device='cpu', accept_terms=True)
+
 @shared
 @pytest.mark.parametrize('name', ['smollm2', 'gemma3-270m'])
 def test_metrics_equal_one_probe_at_a_time_on_real_models(name):
     from kdnb.entities import sample
-    from kdnb.fetch import cache_folder
-    from kdnb.lm import load_lm
-    if name != 'smollm2' and not (cache_folder()/name/'kdnb.json').exists(): pytest.skip(f'{name} is not in the cache folder: load it once, with its terms accepted')
-    lm = load_lm(name, device='cpu', accept_terms=True)
+    lm = real(name)
     for d, spec in (('entity-inferences', None), ('ecbd', SHARED/FILES['popular'])):
         ds = sample(load_data(f'{d}={SHARED/FILES[d]}', spec)[0], 6)
         check_metrics(lm, replace(ds, specificity=ds.specificity[:6]))
@@ -359,28 +362,32 @@ def test_run_resumes_after_kill_9(tiny_folder, ei, tmp_path):
 
 
 @shared
-def test_the_papers_base_and_prepend_accuracies(smollm2, tmp_path):
+@pytest.mark.parametrize('name, base, prepend', [('smollm2', 25.3, 54.7), ('gemma3-270m', 32.4, 64.7)])
+def test_base_and_prepend_accuracies_of_the_whole_file(name, base, prepend, tmp_path):
     from kdnb.experiment import Run, collect
     ds, _ = load_data(f"entity-inferences={SHARED/FILES['entity-inferences']}")
-    df = collect([Run(smollm2, ds, m, folder=tmp_path, n_others=0, n_specificity=0).go(progress=False) for m in ('base', 'prepend')])
-    assert abs(df.target[0].value - 25.3) <= 1 and abs(df.target[1].value - 54.7) <= 1
+    lm = real(name)
+    df = collect([Run(lm, ds, m, folder=tmp_path, n_others=0, n_specificity=0).go(progress=False) for m in ('base', 'prepend')])
+    assert abs(df.target[0].value - base) <= 1 and abs(df.target[1].value - prepend) <= 1
 
 
 # ---- the committed reports
 
-COMMITTED = {'entity-inferences': ROOT/'outputs'/'entity_inferences'/'smollm2'/'results.json', 'ecbd': ROOT/'outputs'/'ecbd'/'smollm2'/'results.json'}
+REPORTS = {'entity-inferences': 'entity_inferences', 'ecbd': 'ecbd'}
 
 @shared
-@pytest.mark.parametrize('name', COMMITTED)
-def test_three_cases_of_the_committed_report_come_out_again(smollm2, name):
+@pytest.mark.parametrize('model', ['smollm2', 'gemma3-270m'])
+@pytest.mark.parametrize('name', REPORTS)
+def test_three_cases_of_the_committed_report_come_out_again(name, model):
     "Bits may differ a little from machine to machine (products in bfloat16, or not); what is compared is far apart from what another method gives."
     from kdnb.context import make_method
     from kdnb.evaluate import answer_probes
-    if not COMMITTED[name].exists(): pytest.skip('no run of this report is committed yet')
-    done = json.loads(COMMITTED[name].read_text())
+    committed = ROOT/'outputs'/REPORTS[name]/model/'results.json'
+    if not committed.exists(): pytest.skip('no run of this report is committed yet')
+    done, lm = json.loads(committed.read_text()), real(model)
     ds, sets = load_data(f'{name}={SHARED/FILES[name]}', None if name == 'entity-inferences' else SHARED/FILES['popular'])
-    assert done['lm_sha256'] == smollm2.sha256
-    own = COMMITTED[name].with_name('transfer.jsonl')
+    assert done['lm_sha256'] == lm.sha256
+    own = committed.with_name('transfer.jsonl')
     if own.exists() and not sets:
         from kdnb.transfer import read_transfer_sets
         sets = read_transfer_sets(own)
@@ -388,7 +395,7 @@ def test_three_cases_of_the_committed_report_come_out_again(smollm2, name):
         keys = sorted(done['methods'][label]['cases'])[:3]
         for k in keys:
             e, was = ds[k], done['methods'][label]['cases'][k]
-            edit = make_method(method, **{s: v for s, v in done['methods'][label]['params']['settings'].items() if s != 'on'})(smollm2, [e], sets)
-            with edit.on(smollm2): now = answer_probes(smollm2, e.probes, [k]*len(e.probes))
+            edit = make_method(method, **{s: v for s, v in done['methods'][label]['params']['settings'].items() if s != 'on'})(lm, [e], sets)
+            with edit.on(lm): now = answer_probes(lm, e.probes, [k]*len(e.probes))
             bits = np.array([r['bits'] for r in now]); old = np.array([t[1] if name == 'entity-inferences' else t[0] for t in was['target']])
             assert np.allclose(bits, old, rtol=.02, atol=.3), (label, k)
