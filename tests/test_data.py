@@ -18,6 +18,13 @@ def test_neutral_texts_name_no_entity(ds):
     assert not [n for e in ds.entities for n in e.names if n in text]
 
 
+def test_swapped_names_stand_in_no_entity_and_no_probe(ds):
+    names = (DATA/'names.txt').read_text(encoding='utf-8').splitlines()
+    assert len(names) == len(set(names)) == 100
+    texts = [t.casefold() for e in ds.entities for t in (*e.names, e.definition, *(p.left for p in e.probes))] + [p.left.casefold() for p in ds.specificity]
+    assert not [n for n in names if any(n.removeprefix('the ').casefold() in t for t in texts)]
+
+
 def test_every_candidate_is_gold_once_in_its_form(ds):
     "No majority answer: in the six entities of a kind, each candidate of a form of question is right once."
     for kind in {e.kind for e in ds.entities}:
