@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, bfloat16_weights, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak
 from .edit import Adapter, Edit
-from .transfer import Continuation, TransferSet, find_mention, mention, shipped_transfer_sets
+from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
+from .benchmarks import placed
 
 # %% ../nbs/06_distill.ipynb #88bfbef7
 def kl_loss(teacher:torch.Tensor, # logits [N, V]
@@ -343,7 +344,7 @@ class Distill(Training):
         sets, texts = sets_of(entities, transfer, self)
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
         for e, cs, g in zip(entities, sets, groups):
-            itself = Continuation(e.definition, (mention(e.definition, e) or [None])[0])
+            itself = placed(e.definition, e)
             if self.with_definition: g.append(replace(example(lm, itself, e.definition, self.where), role='always'))
             teach(lm, g, precision(self, lm.device) == 'bfloat16', self.contrast)
             if self.swapped: g += swap(lm, e, [*cs, itself], self, seed)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from .entities import choose, load_dataset
 from .lm import LM, load_lm, logits_at, token_logprobs
 from .edit import Edit
-from .transfer import Continuation, mention, shipped_transfer_sets
+from .transfer import Continuation, shipped_transfer_sets
+from .benchmarks import placed
 from .distill import Training, example, make_edit, sets_of, swap, train
 
 # %% ../nbs/07_finetune.ipynb #894710a4
@@ -36,8 +37,9 @@ class FineTune(Training):
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Teaches `lm` the entities: the edit, with `lm` left as it was."
         start = time.perf_counter()
-        sets, texts = [[Continuation(e.definition, (mention(e.definition, e) or [None])[0])] for e in entities], {}
-        if self.on == 'definition': groups = [[example(lm, c, '', 'all tokens', separator='') for c in cs] for cs in sets]
+        if self.on == 'definition':
+            sets, texts = [[placed(e.definition, e)] for e in entities], {}
+            groups = [[example(lm, c, '', 'all tokens', separator='') for c in cs] for cs in sets]
         else:
             sets, texts = sets_of(entities, transfer, self)
             groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]

@@ -66,20 +66,22 @@ def test_ecbd(tiny_folder, tmp_path):
     assert {k: len(m['cases']) for k, m in json.loads((tmp_path/'out'/'results.json').read_text())['methods'].items()} == {'base': 3, 'prepend': 3, 'prepend random': 2, 'fine-tune on definition': 2, 'fine-tune on definition, last block': 2, 'fine-tune on transfer set': 2, 'distill, paper': 2, 'distill, kdnb': 3}
 
 
-def test_tuning_on_a_benchmark(tiny_folder, tmp_path):
+def ten_shows(folder):
+    "A file of Entity Inferences with enough names for a split dev."
     from test_benchmarks import choice, write
     names = ['Velmora', 'Zorbel', 'Quint', 'Harno', 'Pell', 'Sarn', 'Tove', 'Ulmo', 'Brask', 'Ivor']
     def named(i, n): return json.loads(json.dumps(choice(0, ex_id=f'tv_dev_{i}')).replace('Velmora A', n))
-    ei = write(tmp_path/'ei.json', [named(i, n) for i, n in enumerate(names)])
+    return write(folder/'ei.json', [named(i, n) for i, n in enumerate(names)])
+
+
+def test_tuning_on_a_benchmark(tiny_folder, tmp_path):
+    ei = ten_shows(tmp_path)
     html = run_report('tuning', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', n_entities=1, runs=str(tmp_path/'runs'), grid=[['distill', {'steps': 1}], ['distill', {'protocol': 'paper', 'steps': 1}]])
     assert html.stat().st_size > 50_000 and (tmp_path/'out'/'tuning.png').stat().st_size > 3000
 
 
 def test_frontier(tiny_folder, tmp_path):
-    from test_benchmarks import choice, write
-    names = ['Velmora', 'Zorbel', 'Quint', 'Harno', 'Pell', 'Sarn', 'Tove', 'Ulmo', 'Brask', 'Ivor']
-    def named(i, n): return json.loads(json.dumps(choice(0, ex_id=f'tv_dev_{i}')).replace('Velmora A', n))
-    ei = write(tmp_path/'ei.json', [named(i, n) for i, n in enumerate(names)])
+    ei = ten_shows(tmp_path)
     run_report('frontier', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', runs=str(tmp_path/'runs'), lrs=[1e-3, 1e-2], steps=[1, 2], at=[1e-3, 2], levers={'LoRA': {'trainable': 'lora', 'lr': 2e-3}, 'stop at 0.3 nats': {'enough': .3}, 'anchor on text it wrote': {'anchor': 1.0, 'anchor_file': 'written'}})
     assert (tmp_path/'out'/'frontier.png').stat().st_size > 3000
     text = (tmp_path/'out'/'frontier.ipynb').read_text()
