@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, bfloat16_weights, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak
@@ -31,6 +32,28 @@ def kl_loss(teacher:torch.Tensor, # logits [N, V]
     "T² · KL(teacher ‖ student), the mean over N positions (paper, section 3)."
     t, s = ((x if temperature == 1 else x/temperature).log_softmax(-1) for x in (teacher, student))
     return temperature**2 * F.kl_div(s, t, reduction='sum', log_target=True) / max(len(t), 1)
+
+# %% ../nbs/06_distill.ipynb #0395664f
+def _soft(logits, temperature):
+    "Of a teacher's logits [P, V]: its distribution p [P, V], and the sum of p log p."
+    t = (logits if temperature == 1 else logits/temperature).log_softmax(-1); p = t.exp()
+    return p, torch.linalg.vecdot(p, t).sum()
+
+class _SoftKL(torch.autograd.Function):
+    "`kl_loss` for teachers that are given by `_soft`, with the gradient by hand."
+    @staticmethod
+    def forward(ctx, student, temperature, *teachers):
+        s, n = (student if temperature == 1 else student/temperature).log_softmax(-1), max(len(student), 1)
+        ctx.s, ctx.rest = s, (temperature, n, teachers)
+        return temperature**2/n*sum(own - torch.linalg.vecdot(p, x).sum() for (p, own), x in zip(teachers, s.split([len(p) for p, _ in teachers])))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        temperature, n, teachers = ctx.rest
+        q = ctx.s.exp_()
+        for (p, _), x in zip(teachers, q.split([len(p) for p, _ in teachers])): x -= p
+        return q.mul_(grad*temperature/n), None, *[None]*len(teachers)
 
 # %% ../nbs/06_distill.ipynb #4fc1bc28
 WHERE = ('after mention', 'all tokens')
@@ -50,7 +73,7 @@ class Example:
     targets: list # P token ids
     teacher_ids: list # token ids that the teacher reads
     teacher_positions: list # P positions, the same targets in the teacher's text
-    teacher: torch.Tensor|None = None # logits [P, V] that the student shall match
+    teacher: torch.Tensor|None = None # logits [P, V] that the student shall match, or what a loss made of them
     role: str = 'drawn' # for a step; or 'always' there; or 'held': drawn, too, to stay as it was
 
 # %% ../nbs/06_distill.ipynb #37bdca0b
@@ -336,7 +359,7 @@ class Distill(Training):
         if not self.temperature > 0: raise KdnbError(f"temperature is {self.temperature!r}: it must be above 0")
         if not 0 <= self.contrast < math.inf: raise KdnbError(f"contrast is {self.contrast!r}: it must be a number of at least 0")
 
-    def loss(self, batch, student): return kl_loss(torch.cat([x.teacher for x in batch]), student, self.temperature)
+    def loss(self, batch, student): return _SoftKL.apply(student, self.temperature, *(x.teacher for x in batch))
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Teaches `lm` the entities: the edit, with `lm` left as it was."
@@ -347,6 +370,7 @@ class Distill(Training):
             itself = placed(e.definition, e)
             if self.with_definition: g.append(replace(example(lm, itself, e.definition, self.where), role='always'))
             teach(lm, g, precision(self, lm.device) == 'bfloat16', self.contrast)
+            for x in g: x.teacher = _soft(x.teacher, self.temperature)
             if self.swapped: g += swap(lm, e, [*cs, itself], self, seed)
         return make_edit('distill', self, lm, entities, train(lm, self, groups, self.loss, seed, progress), start, texts)
 
