@@ -51,7 +51,7 @@ def test_entity_inferences(tiny_folder, tmp_path):
     assert html.stat().st_size > 50_000 and (tmp_path/'out'/'tradeoff.png').stat().st_size > 3000
     r = json.loads((tmp_path/'out'/'results.json').read_text())
     assert {k: len(m['cases']) for k, m in r['methods'].items()} == {k: 8 if k in ('base', 'prepend') else 4 for k in r['methods']} and len(r['methods']) == 8
-    assert 'on all 8 rows' in (tmp_path/'out'/'entity_inferences.ipynb').read_text()
+    assert 'on 8 of 8 rows' in (tmp_path/'out'/'entity_inferences.ipynb').read_text()
 
 
 def test_ecbd(tiny_folder, tmp_path):
