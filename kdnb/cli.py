@@ -7,6 +7,7 @@ __all__ = ['COLUMNS', 'DEMO_SPECIFICITY', 'table', 'main']
 
 # %% ../nbs/19_cli.ipynb #78d44f28
 import argparse, json, os, sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,34 @@ def _measured(p):
     p.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
     p.add_argument('--runs', default='runs', help='folder of the run folders (default: %(default)s)')
 
+# %% ../nbs/19_cli.ipynb #6d89b498
+def _generate_options(g):
+    g.add_argument('--out', metavar='FILE', help='JSON lines; sets that it holds already are kept')
+    g.add_argument('--generator', default='self', help='who writes: self (the base LM), lm:NAME (another LM on this machine) or openai:MODEL (default: %(default)s)')
+    g.add_argument('--entities', default=None, metavar='FILE', help="JSON lines of your own entities: name, definition, aliases if it has some (default: --data)")
+    g.add_argument('--data', default='kdnb', help="a data set instead, by name or as NAME=PATH (default: %(default)s)")
+    g.add_argument('--split', default=None, help="dev or test (default: test for our own data, all for others)")
+    g.add_argument('--bad-rows', default='stop', help="what a benchmark's row that cannot be read does: stop, or skip (default: %(default)s)")
+    g.add_argument('--limit', type=int, default=None, metavar='N', help='only N of the entities, of each kind in proportion')
+    g.add_argument('--prompt', action='append', default=None, metavar='NAME', help=f"may be given several times, or with commas (default: the generator's); see --list-prompts")
+    g.add_argument('--prompt-file', default=None, metavar='FILE', help='JSON with prompts of your own')
+    g.add_argument('--list-prompts', action='store_true', help='show the prompts, and stop')
+    g.add_argument('--n', '-n', type=int, default=None, help="continuations of each entity (default: the generator's)")
+    for k in ('temperature', 'top-p'): g.add_argument(f'--{k}', type=float, default=None, help="(default: the generator's)")
+    g.add_argument('--max-new-tokens', type=int, default=None, help="of a continuation (default: the generator's)")
+    g.add_argument('--rounds', type=int, default=None, help="before it gives up on a prompt (default: the generator's)")
+    g.add_argument('--drop', default=None, metavar='REASONS', help="for what a draft is dropped, with commas: 'no mention', 'nothing written', 'nothing after the mention', 'copy of the definition', 'duplicate', or none (default: all)")
+    g.add_argument('--dry-run', action='store_true', help='only say what it would take, and show the prompts')
+    g.add_argument('--base-url', default=None, metavar='URL', help='openai: address of a server of your own')
+    g.add_argument('--endpoint', default='chat', help='openai: chat or completions (default: %(default)s)')
+    g.add_argument('--replies', default=None, metavar='FILE', help='openai: where answers are kept (default: OUT.replies.jsonl)')
+    g.add_argument('--concurrency', type=int, default=8, help='openai: calls at a time (default: %(default)s)')
+    g.add_argument('--timeout', type=float, default=60., help='openai: seconds that a call may be silent (default: %(default)s)')
+    g.add_argument('--tries', type=int, default=8, help='openai: calls before a fault counts as lasting (default: %(default)s)')
+    g.add_argument('--budget', type=float, default=None, metavar='DOLLARS', help='openai: what all answers in --replies may cost')
+    g.add_argument('--price', type=float, nargs=2, default=None, metavar=('READ', 'WRITTEN'), help='openai: dollars per million tokens (default: from a table)')
+    _shared(g, method=False)
+
 # %% ../nbs/19_cli.ipynb #637b66eb
 def _parser():
     p = argparse.ArgumentParser('kdnb', description='Teach a language model new entities by context distillation, and have it use them.')
@@ -45,12 +74,7 @@ def _parser():
     _shared(d, method=False)
     d.add_argument('--entities', type=int, default=8, metavar='N', help='how many (default: %(default)s)')
     d.add_argument('--out', default='runs/demo', help='folder of the report and of the results (default: %(default)s)')
-    g = sub.add_parser('generate', help='write transfer sets: continuations of definitions that name the entity')
-    _shared(g, method=False); _data(g)
-    g.add_argument('--out', required=True, metavar='FILE', help='JSON lines; sets that it holds already are kept')
-    g.add_argument('--prompts', default='started,instruction,retold', help='comma-separated (default: %(default)s)')
-    g.add_argument('-n', type=int, default=36, help='continuations of each entity (default: %(default)s)')
-    g.add_argument('--temperature', type=float, default=.7); g.add_argument('--top-p', type=float, default=.9)
+    _generate_options(sub.add_parser('generate', help='write transfer sets: continuations of definitions that name the entity'))
     e = sub.add_parser('edit', help='teach one entity, and save the edit')
     _shared(e)
     e.add_argument('--name', required=True, help='of the entity'); e.add_argument('--definition', required=True, help='one or two sentences that name it')
@@ -111,16 +135,55 @@ def table(df) -> str:
     return df[keep].rename(columns=COLUMNS).map(show).to_string(index=False)
 
 # %% ../nbs/19_cli.ipynb #6c4c54bc
-def _generate(args):
+def _generate_sampling(args):
+    "The settings of `Sampling` that were given."
+    drop = None if args.drop is None else () if args.drop == 'none' else tuple(args.drop.split(','))
+    prompts = tuple(p for a in args.prompt for p in a.split(',')) if args.prompt else None
+    return dict(prompts=prompts, n=args.n, temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, rounds=args.rounds, seed=args.seed, drop=drop)
+
+def _generator(args):
+    from kdnb.api import make_generator
+    from kdnb.lm import load_lm
+    api = {k: getattr(args, k) for k in ('base_url', 'endpoint', 'concurrency', 'timeout', 'tries', 'budget', 'price')} if args.generator.startswith('openai') else {}
+    if api: api['replies'] = args.replies or f'{args.out}.replies.jsonl'
+    return make_generator(args.generator, lambda: _load(args), lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
+
+def _dollars(g, dollars):
+    return '' if not hasattr(g, 'price') else f', ${dollars:.4f}' if g.price else '; no price is known for this model (--price)'
+
+# %% ../nbs/19_cli.ipynb #1d7104d8
+def _generated(args, g, entities, sets):
+    "Says what came out, what it took, and what it is worth."
     from kdnb.experiment import as_json
-    from kdnb.transfer import make_transfer_sets
-    (ds, _), lm = _dataset(args), _load(args)
-    out = Path(args.out)
-    sets = make_transfer_sets(lm, ds.entities, out, prompts=tuple(args.prompts.split(',')), n=args.n, temperature=args.temperature, top_p=args.top_p, seed=args.seed)
-    kept, tries = sum(len(s.continuations) for s in sets.values()), sum(s.tries for s in sets.values())
+    from kdnb.quality import quality
+    q = quality(entities, sets, getattr(g, 'lm', None) if args.generator == 'self' else None)
+    spent = {k: sum(s.spent.get(k, 0) for s in sets.values()) for k in ('calls', 'failed', 'tokens_in', 'tokens_out', 'cost')}
+    kept, tries, dropped = sum(len(s.continuations) for s in sets.values()), sum(s.tries for s in sets.values()), dict(sum((Counter(s.dropped) for s in sets.values()), Counter()))
     empty = [n for n, s in sets.items() if not s.continuations]
-    print(f"{len(sets)} sets, {kept} continuations kept of {tries} samples, in {out}" + (f"; none kept for {', '.join(empty)}" if empty else ''))
-    return {**as_json(dict(lm=lm.name, seed=args.seed)), 'entities': len(sets), 'continuations': kept, 'tries': tries, 'out': str(out)}
+    print(f"{len(sets)} sets, {kept} continuations kept of {tries} drafts, in {args.out}" + (f"; none kept for {', '.join(empty)}" if empty else ''))
+    print(f"dropped: {', '.join(f'{n} {why}' for why, n in dropped.items()) or 'none'}")
+    print(f"took {spent['calls']} {'calls' if args.generator.startswith('openai') else 'samples'}{' and %d that failed' % spent['failed'] if spent['failed'] else ''}, {spent['tokens_in']} tokens read, {spent['tokens_out']} written" + _dollars(g, spent['cost']))
+    print(q.drop(columns='n').mean().round(2).rename('quality (mean of the sets)').to_string())
+    return {**as_json(dict(lm=args.lm, seed=args.seed)), 'generator': g.name, 'entities': len(sets), 'continuations': kept, 'tries': tries, 'dropped': dropped, **spent,
+            'quality': {k: None if v != v else float(v) for k, v in q.mean().items()}, 'out': str(args.out)}
+
+def _generate(args):
+    from kdnb.entities import KdnbError
+    from kdnb.generator import make_transfer_sets, plan, with_own
+    known = with_own(args.prompt_file)
+    if args.list_prompts:
+        print('\n'.join(f"{n} (version {p.version}): {p.about}" for n, p in known.items())); return {'prompts': list(known)}
+    if not args.out: raise KdnbError("say where the transfer sets shall go: --out FILE")
+    if args.entities and not Path(args.entities).is_file(): raise KdnbError(f"there is no file {args.entities!r} of entities (how many of them: --limit N)")
+    args.data, args.entities = args.entities or args.data, args.limit
+    (ds, _), how, g = _dataset(args), _generate_sampling(args), _generator(args)
+    need = plan(g, ds.entities, args.out, known, **how)
+    if args.dry_run:
+        for n, text in need['prompts'].items(): print(f'--- prompt {n}, for {ds.entities[0].name} ---\n{text}\n')
+    print(f"{need['missing']} of {need['entities']} sets are missing: at most {need['calls']} {'calls' if args.generator.startswith('openai') else 'samples'}, about {need['tokens_in']} tokens to read, at most {need['tokens_out']} to write" + _dollars(g, need['cost']), file=sys.stdout if args.dry_run else sys.stderr)
+    if args.dry_run: return need
+    sets = make_transfer_sets(g, ds.entities, args.out, known=known, **how)
+    return _generated(args, g, ds.entities, sets)
 
 # %% ../nbs/19_cli.ipynb #c9e4806e
 def _edit(args):
@@ -129,7 +192,8 @@ def _edit(args):
     from kdnb.lm import memory_free
     from kdnb.entities import Entity, KdnbError, says
     from kdnb.experiment import as_json
-    from kdnb.transfer import make_transfer_set, read_transfer_sets
+    from kdnb.generator import make_transfer_set
+    from kdnb.transfer import read_transfer_sets
     e = Entity(args.name, args.definition, tuple(args.alias))
     if not any(says(e.definition, n) for n in e.names): raise KdnbError(f"the definition never names the entity {e.name!r}: name it there, or give the name that stands there as --alias")
     method = make_method(args.method, **_settings(args.set, args.method))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'PRECISION', 'DECAY_TO', 'kl_loss', 'Example', 'example',
            'trainable_parameters', 'Training', 'read_texts', 'swap', 'precision', 'training_need', 'train', 'teach',
-           'sets_of', 'Distill', 'make_edit', 'token_kl']
+           'sets_of', 'Distill', 'make_edit', 'token_kls', 'token_kl']
 
 # %% ../nbs/08_distill.ipynb #dc231a7e
 import math, re, time
@@ -384,10 +384,18 @@ def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit
 
 # %% ../nbs/08_distill.ipynb #0b455a59-1
 @torch.no_grad()
-def token_kl(lm:LM, entity:Entity, continuation:Continuation, where:str='all tokens'
-            ) -> list: # of (token text, KL in nats)
-    "KL(teacher ‖ student) at temperature 1 for each token of a continuation."
-    x = example(lm, continuation, entity.definition, where); teach(lm, [x])
-    t = x.teacher.log_softmax(-1)
-    s = logits_at(lm, [x.ids], [x.positions]).log_softmax(-1)
-    return [(lm.tokenizer.decode([i]), k) for i, k in zip(x.targets, (t.exp()*(t-s)).sum(-1).tolist())]
+def token_kls(lm:LM, entity:Entity, continuations, where:str='all tokens') -> list: # for each continuation, a list of (token text, KL in nats)
+    "KL(teacher ‖ student) at temperature 1 for each token of continuations."
+    out = []
+    for b in range(0, len(continuations), 16):
+        xs = [example(lm, c, entity.definition, where) for c in continuations[b:b+16]]
+        teach(lm, xs)
+        students = logits_at(lm, [x.ids for x in xs], [x.positions for x in xs]).log_softmax(-1).split([len(x.positions) for x in xs])
+        for x, s in zip(xs, students):
+            t = x.teacher.log_softmax(-1)
+            out.append([(lm.tokenizer.decode([i]), k) for i, k in zip(x.targets, (t.exp()*(t-s)).sum(-1).tolist())])
+    return out
+
+def token_kl(lm:LM, entity:Entity, continuation:Continuation, where:str='all tokens') -> list: # of (token text, KL in nats)
+    "The same for one continuation."
+    return token_kls(lm, entity, [continuation], where)[0]

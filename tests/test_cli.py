@@ -44,10 +44,10 @@ def test_evaluate_regimes(kdnb, tiny_folder, tmp_path, regime):
 
 def test_generate_edit_evaluate(kdnb, tiny_folder, tmp_path):
     lm = ['--lm', tiny_folder(), '--device', 'cpu']
-    code, out, _ = kdnb('generate', *lm, '--entities', 2, '-n', 4, '--out', tmp_path/'sets.jsonl', '--json')
+    code, out, _ = kdnb('generate', *lm, '--limit', 2, '-n', 4, '--out', tmp_path/'sets.jsonl', '--json')
     assert code == 0 and last(out)['entities'] == 2 and KEYS <= set(last(out))
     text = (tmp_path/'sets.jsonl').read_text()
-    assert kdnb('generate', *lm, '--entities', 2, '-n', 4, '--out', tmp_path/'sets.jsonl')[0] == 0 and (tmp_path/'sets.jsonl').read_text() == text
+    assert kdnb('generate', *lm, '--limit', 2, '-n', 4, '--out', tmp_path/'sets.jsonl')[0] == 0 and (tmp_path/'sets.jsonl').read_text() == text
     code, out, _ = kdnb('edit', *lm, '--name', 'Velmora Junction', '--alias', 'Velmora', '--definition', DEFINITION, '--method', 'finetune-definition', '--save', tmp_path/'edit', '--json')
     assert code == 0 and KEYS <= set(last(out)) and last(out)['target'] is None
     code, out, err = kdnb('evaluate', *lm, '--edit', tmp_path/'edit', '--n-specificity', 6, '--json')

@@ -1,0 +1,222 @@
+"""Generators: the same set from all three kinds, faults that pass or last, money, and what is kept."""
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+from api_server import PASSING, sometimes, start, stop
+from kdnb.api import APIGenerator, Replies, make_generator
+from kdnb.entities import Entity, KdnbError
+from kdnb.generator import PROMPTS, LMGenerator, make_transfer_set, make_transfer_sets, plan, read_prompts, with_own
+from kdnb.transfer import REASONS, read_transfer_sets
+
+KEY = 'sk-planted-0123456789'
+KDNB = [sys.executable, '-c', 'import sys; from kdnb.cli import main; sys.exit(main())']
+FAST = dict(wait=(.001, .01), timeout=2.)
+ENTITY = Entity('Velmora Junction', 'Velmora Junction is a slapstick comedy series about two rival bakers.')
+
+
+def entities(n): return [Entity(f'Velmora{chr(97+i//26)}{chr(97+i%26)} Junction', f'Velmora{chr(97+i//26)}{chr(97+i%26)} Junction is a comedy number {i}.') for i in range(n)]
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    "Function that starts a server; all are stopped at the end."
+    monkeypatch.setenv('OPENAI_API_KEY', KEY)
+    up = []
+    def make(*a, **k): up.append(start(*a, **k)); return up[-1]
+    yield make
+    for s in up: stop(s)
+
+
+@pytest.mark.parametrize('fault', PASSING + ('n ignored', 'no usage', 'stall', 'max_tokens'))
+def test_a_fault_that_passes_is_survived(serve, tmp_path, fault):
+    server = serve(lambda i, q: fault if i == 1 or fault == 'max_tokens' else '')
+    began = time.time()
+    g = APIGenerator('m', server.url, tmp_path/'replies.jsonl', **{**FAST, 'timeout': .5})
+    ts = make_transfer_set(g, ENTITY, n=6)
+    assert len(ts.continuations) == 6 and sorted(c.text for c in ts.continuations) == sorted(server.delivered) and time.time() - began < 20
+    assert ts.spent['tokens_in'] > 0 and ts.spent.get('failed', 0) == (fault not in ('n ignored', 'no usage'))
+    asked = len(server.asked)
+    again = make_transfer_set(APIGenerator('m', server.url, tmp_path/'replies.jsonl', **FAST), ENTITY, n=6)
+    assert again.key == ts.key and len(server.asked) == asked # a rerun pays for nothing
+
+
+def test_the_server_is_waited_for_as_long_as_it_says(serve):
+    server = serve(lambda i, q: '429' if i == 1 else '', retry_after='1')
+    began = time.time()
+    make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY, n=2)
+    assert 1 <= time.time() - began < 5
+
+
+@pytest.mark.parametrize('fault, says', [('401', 'does not accept the key in OPENAI_API_KEY (401: wrong: Bearer …)'), ('404', "has no model 'm', or no endpoint for chat"), ('400', 'does not understand the call (400: wrong: Bearer …)'),
+                                         ('quota', 'is used up (429: no money left)'), ('500', 'failed 3 times one after the other (the last time: 500: not now)'), ('stall', 'the last time: no answer in time')])
+def test_a_fault_that_lasts_stops_at_once_with_one_sentence(serve, tmp_path, fault, says):
+    server = serve(lambda i, q: fault)
+    g = APIGenerator('m', server.url, **{**FAST, 'timeout': .3}, tries=3, concurrency=2)
+    with pytest.raises(KdnbError) as e: make_transfer_sets(g, entities(30), tmp_path/'sets.jsonl', progress=False, n=2)
+    assert says in str(e.value) and KEY not in str(e.value) and '\n' not in str(e.value)
+    assert len(server.asked) <= (6 if fault in ('500', 'stall') else 4) # those that were under way, and no more
+
+
+def test_a_long_pause_is_not_waited_for(serve):
+    server = serve(lambda i, q: '429', retry_after='3600')
+    with pytest.raises(KdnbError, match='asks for a pause of 3600 s'): make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize('fault', ('filter', 'refusal'))
+def test_a_refusal_is_counted_and_not_asked_for_again(serve, tmp_path, fault):
+    server = serve(lambda i, q: fault)
+    ts = make_transfer_set(APIGenerator('m', server.url, tmp_path/'r.jsonl', **FAST), ENTITY, n=4, rounds=1)
+    assert not ts.continuations and ts.dropped == {'refused by the generator': 4} and len(server.asked) == 1
+    make_transfer_set(APIGenerator('m', server.url, tmp_path/'r.jsonl', **FAST), ENTITY, n=4, rounds=1)
+    assert len(server.asked) == 1
+
+
+def test_forty_entities_with_a_third_of_the_replies_faulty(serve, tmp_path):
+    server, es = serve(sometimes(.3)), entities(40)
+    g = APIGenerator('m', server.url, tmp_path/'replies.jsonl', **FAST, tries=20)
+    sets = make_transfer_sets(g, es, tmp_path/'sets.jsonl', progress=False, n=15)
+    texts = [c.text for e in es for c in sets[e.key].continuations]
+    assert len(texts) == 40*15 and all(len(s.continuations) == 15 for s in sets.values()) and read_transfer_sets(tmp_path/'sets.jsonl') == sets
+    assert sorted(texts) == sorted(server.delivered) # by the server's own count: none is missing, none was paid for twice
+    assert sum(s.spent.get('failed', 0) for s in sets.values()) == len(server.asked) - 40 > 5
+    assert sum(s.spent['calls'] for s in sets.values()) == 40 == g.replies.total['calls']
+
+
+def test_more_continuations_pay_for_the_difference(serve, tmp_path):
+    server = serve()
+    first = make_transfer_set(APIGenerator('m', server.url, tmp_path/'r.jsonl', **FAST), ENTITY, n=5)
+    g = APIGenerator('m', server.url, tmp_path/'r.jsonl', **FAST)
+    assert plan(g, [ENTITY], n=8)['tokens_out'] == 3*256
+    more = make_transfer_set(g, ENTITY, n=8)
+    assert len(server.delivered) == 8 and [c.text for c in more.continuations][:5] == [c.text for c in first.continuations]
+
+
+def test_dropped_drafts_are_asked_for_again_a_limited_number_of_times(serve):
+    server = serve(write=lambda prompt, i: 'Nobody is named here.')
+    ts = make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY, n=4, rounds=3)
+    assert ts.dropped == {'no mention': 12} and ts.tries == 12 == len(server.delivered)
+    kept = make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY, n=4, drop=())
+    assert len(kept.continuations) == 4 and kept.continuations[0].mention is None
+
+
+def test_the_budget_is_a_ceiling(serve, tmp_path):
+    server, es = serve(), entities(120)
+    how = dict(base_url=server.url, replies=tmp_path/'r.jsonl', price=(1000., 1000.), **FAST)
+    need = plan(APIGenerator('m', **how), es, n=2)
+    assert need["calls"] == 120 and need['cost'] == pytest.approx((need['tokens_in'] + need['tokens_out'])/1000)
+    with pytest.raises(KdnbError, match=r'the budget of \$2 is used up: \$\d\.\d+ are spent.*answers are kept'): make_transfer_sets(APIGenerator('m', **how, budget=2.), es, tmp_path/'s.jsonl', progress=False, n=2)
+    spent = Replies(tmp_path/'r.jsonl').total['cost']
+    assert spent == pytest.approx(.02*len(server.asked)) and 0 < spent <= 2
+    some = len(server.asked)
+    assert some >= 10 # real costs count, not what was set aside
+    sets = make_transfer_sets(APIGenerator('m', **how), es, tmp_path/'s.jsonl', progress=False, n=2)
+    assert len(sets) == 120 and len(server.asked) == 120 > some and len(server.delivered) == 240
+
+
+def test_a_budget_needs_a_price(serve):
+    with pytest.raises(KdnbError, match="none is known for 'm'"): APIGenerator('m', serve().url, budget=1.)
+    with pytest.raises(KdnbError, match='it must be two numbers'): APIGenerator('m', serve().url, price=(-1, 2))
+
+
+def test_completions_are_started_as_the_prompt_says(serve):
+    server = serve(write=lambda prompt, i: f' story number {i} that everybody loves.')
+    ts = make_transfer_set(APIGenerator('m', server.url, endpoint='completions', **FAST), ENTITY, prompts=('started',), n=14)
+    assert {p for p, _, _ in server.asked} == {'/v1/completions'} and len({q['prompt'] for _, q, _ in server.asked}) == 12 # one call for each start
+    assert all(c.text.startswith(q) for c, q in zip(ts.continuations[:2], ('Velmora Junction is story', 'Velmora Junction is story')))
+    assert all('Velmora Junction' in c.text for c in ts.continuations)
+
+
+def test_a_server_that_ignores_n_is_asked_one_by_one(serve):
+    server = serve(single=True)
+    ts = make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY, n=7)
+    assert len(ts.continuations) == 7 == len(server.asked) and [q['n'] for _, q, _ in server.asked] == [7] + [1]*6
+
+
+def test_no_key_is_one_sentence(monkeypatch):
+    monkeypatch.delenv('OPENAI_API_KEY', raising=False)
+    with pytest.raises(KdnbError, match='no key: set the environment variable OPENAI_API_KEY'): make_transfer_set(APIGenerator('gpt-4o-mini'), ENTITY)
+    assert plan(APIGenerator('gpt-4o-mini'), [ENTITY])['cost'] > 0 # but what it would cost can be asked
+
+
+BAD_FILES = {'not json': ('{', 'is not JSON'), 'a list': ('[]', 'holds a list'), 'no text': ('{"mine": {"lines": 2}}', "prompt 'mine': a prompt needs text or chat"), 'a field': ('{"mine": {"txt": "x"}}', "unknown field 'txt': choose one of 'text'"),
+             'a hole': ('{"mine": {"text": "{nam}"}}', "unknown hole of a prompt (in its text) 'nam'"), 'a brace': ('{"mine": {"chat": "{name"}}', 'a brace that is meant as a brace'), 'taken': ('{"paper": {"text": "{name}"}}', "the name 'paper' is taken"),
+             'a number': ('{"mine": {"text": 3}}', 'text of a prompt holds 3'), 'starts': ('{"mine": {"text": "x", "starts": []}}', 'must not be empty lists')}
+
+
+@pytest.mark.parametrize('name', BAD_FILES)
+def test_bad_prompt_files(tmp_path, name):
+    text, says = BAD_FILES[name]
+    (tmp_path/'p.json').write_text(text)
+    with pytest.raises(KdnbError) as e: with_own(tmp_path/'p.json')
+    assert says in str(e.value)
+
+
+def test_prompts_of_ones_own(tmp_path, tiny):
+    (tmp_path/'p.json').write_text('{"mine": {"text": "{definition}\\n{{So}}", "starts": ["{name} {vary}"], "vary": ["is", "has"]}}')
+    known = with_own(tmp_path/'p.json')
+    assert set(known) == set(PROMPTS) | {'mine'}
+    need = plan(tiny, [ENTITY], known=known, prompts=['mine'], n=2, rounds=1)
+    assert need['prompts'] == {'mine': f'{ENTITY.definition}\n{{So}} Velmora Junction is'} and need['calls'] == 16
+    ts = make_transfer_set(tiny, ENTITY, known=known, prompts=('mine',), n=2, drop=('duplicate',))
+    assert ts.made_by['prompt_versions']['mine'].startswith('1 ') and all(c.text.startswith('Velmora Junction') for c in ts.continuations)
+
+
+def test_a_changed_prompt_makes_new_sets(tmp_path, tiny):
+    path = tmp_path/'p.json'
+    def make():
+        return make_transfer_sets(tiny, [ENTITY], tmp_path/'s.jsonl', False, with_own(path), prompts=['mine'], n=2, rounds=1, drop=[])
+    path.write_text('{"mine": {"text": "{definition}", "starts": ["{name}"]}}'); first = make(); make()
+    assert len((tmp_path/'s.jsonl').read_text().splitlines()) == 1
+    path.write_text('{"mine": {"text": "{definition} So:", "starts": ["{name}"]}}'); make()
+    assert len((tmp_path/'s.jsonl').read_text().splitlines()) == 2
+
+
+def test_by_name(tiny_folder, tiny, serve):
+    assert make_generator('self', tiny).lm is tiny and make_generator('self', lambda: tiny).lm is tiny
+    other = make_generator(f"lm:{tiny_folder('gpt2')}")
+    assert isinstance(other, LMGenerator) and other.name.startswith('lm:') and len(make_transfer_set(other, ENTITY, prompts=['named'], n=2, drop=[]).continuations) == 2
+    assert make_generator('openai:m', base_url=serve().url).model == 'm'
+
+
+def run(*args, url='', **env): return subprocess.run([*KDNB, 'generate', *map(str, args)], capture_output=True, text=True, env={**os.environ, 'OPENAI_API_KEY': KEY, 'OPENAI_LOG': 'debug', **env})
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path/'own.jsonl').write_text('\n'.join(json.dumps({'name': e.name, 'definition': e.definition}) for e in entities(6)))
+    return tmp_path/'own.jsonl'
+
+
+def test_command_and_the_key_is_nowhere(serve, own, tmp_path):
+    server = serve(lambda i, q: '429' if i == 2 else '')
+    args = ('--generator', 'openai:m', '--base-url', server.url, '--entities', own, '--n', 3, '--out', tmp_path/'s.jsonl', '--price', 1, 2, '--json')
+    dry = run(*args, '--dry-run')
+    assert dry.returncode == 0 and not server.asked and not (tmp_path/'s.jsonl').exists(), dry.stderr
+    assert json.loads(dry.stdout.splitlines()[-1])['calls'] == 6 and 'The name "Velmoraaa Junction"' in dry.stdout and 'at most 6 calls' in dry.stdout
+    done = run(*args)
+    out = json.loads(done.stdout.splitlines()[-1])
+    assert (out['continuations'], out['entities'], out['calls'], out['failed']) == (18, 6, 6, 1) and out['cost'] == pytest.approx(6*(10 + 2*15)/1e6) and out['quality']['named'] == 1, done.stderr
+    server.fault = lambda i, q: '401'
+    bad = run(*args[:-1], '--temperature', .5)
+    assert bad.returncode == 2 and 'does not accept the key' in bad.stderr and bad.stderr.strip().splitlines()[-1].startswith('kdnb: ')
+    assert server.asked[0][2] == f'Bearer {KEY}' # it was used
+    for text in (dry.stdout, dry.stderr, done.stdout, done.stderr, bad.stdout, bad.stderr, *(p.read_text() for p in tmp_path.iterdir())): assert KEY not in text
+
+
+def test_kill_9_loses_no_answer_that_arrived(serve, own, tmp_path):
+    server = serve(delay=.15)
+    args = ['--generator', 'openai:m', '--base-url', server.url, '--entities', str(own), '--n', '10', '--out', str(tmp_path/'s.jsonl'), '--concurrency', '1']
+    p = subprocess.Popen([*KDNB, 'generate', *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, 'OPENAI_API_KEY': KEY})
+    while len(server.delivered) < 30 and p.poll() is None: time.sleep(.01)
+    p.send_signal(signal.SIGKILL); p.wait(); time.sleep(.3)
+    kept, arrived = sum(map(len, Replies(tmp_path/'s.jsonl.replies.jsonl').by.values())), len(server.delivered)
+    assert arrived - 10 <= kept <= arrived # the one that was under way when it was killed
+    done = run(*args, '--json')
+    assert json.loads(done.stdout.splitlines()[-1])['continuations'] == 60 and len(server.delivered) == arrived + 60 - kept
+
+
+def test_a_server_that_transformers_starts(tmp_path):
+    pytest.importorskip('fastapi', reason="transformers serve needs transformers[serving]")
+test_a_server_that_transformers_starts = pytest.mark.slow(test_a_server_that_transformers_starts)
