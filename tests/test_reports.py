@@ -86,3 +86,21 @@ def test_frontier(tiny_folder, tmp_path):
     assert (tmp_path/'out'/'frontier.png').stat().st_size > 3000
     text = (tmp_path/'out'/'frontier.ipynb').read_text()
     assert '- *LoRA*: ' in text and 'lr 0.01, 2 steps' in text
+
+
+def test_generate(tiny_folder, tmp_path, monkeypatch):
+    import api_server
+    server = api_server.start(write=lambda prompt, i: f'Velmora is what story number {i} of all the {i*7919} stories is about.')
+    html = run_report('generate', tmp_path/'out', lm=str(tiny_folder()), device='cpu', entity_name='Velmora', definition='Velmora is a comedy about two bakers.', generator='openai:m', base_url=server.url, prompts=['paper', 'genres'], n=6, keep=str(tmp_path/'sets.jsonl'))
+    api_server.stop(server)
+    assert html.stat().st_size > 50_000 and all((tmp_path/'out'/f'{f}.png').stat().st_size > 3000 for f in ('signal', 'best', 'worst'))
+    assert len(json.loads((tmp_path/'sets.jsonl').read_text())['continuations']) == 6 == len(server.delivered)
+
+
+def test_generator_prompts(tiny_folder, tmp_path):
+    ei = ten_shows(tmp_path)
+    how = dict(lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', n_entities=2, runs=str(tmp_path/'runs'), generators=['self', f"lm:{tiny_folder('gpt2')}"], prompts=['named', 'definition'], mix=['named', 'started'], n=3, counts=[1, 2], temperatures=[.5], results=str(tmp_path/'out'/'results.json'))
+    html = run_report('generator_prompts', tmp_path/'out', **how)
+    assert html.stat().st_size > 50_000 and all((tmp_path/'out'/f'{f}.png').stat().st_size > 3000 for f in ('prompts', 'how-many-how-hot'))
+    r = json.loads((tmp_path/'out'/'results.json').read_text())
+    assert len(r['sets']) == 7 and set(r['numbers']['counts']) == {'base', 'prepend', '1', '2'} and 'the set of GPT-3.5 that comes with the data' in (tmp_path/'out'/'generator_prompts.ipynb').read_text()
