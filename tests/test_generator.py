@@ -217,6 +217,22 @@ def test_kill_9_loses_no_answer_that_arrived(serve, own, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1])['continuations'] == 60 and len(server.delivered) == arrived + 60 - kept
 
 
-def test_a_server_that_transformers_starts(tmp_path):
-    pytest.importorskip('fastapi', reason="transformers serve needs transformers[serving]")
-test_a_server_that_transformers_starts = pytest.mark.slow(test_a_server_that_transformers_starts)
+@pytest.mark.slow
+def test_a_server_that_transformers_starts(tmp_path, monkeypatch):
+    "It gives one choice whatever n is, and needs no key."
+    for module in ('fastapi', 'uvicorn'): pytest.importorskip(module, reason='transformers serve needs transformers[serving]')
+    import socket, urllib.request
+    from kdnb.fetch import builtin_folder
+    monkeypatch.delenv('OPENAI_API_KEY', raising=False)
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    log = open(tmp_path/'log', 'w')
+    server = subprocess.Popen([str(Path(sys.executable).parent/'transformers'), 'serve', str(builtin_folder('smollm2')), '--host', '127.0.0.1', '--port', str(port), '--device', 'cpu'],
+                              stdout=log, stderr=log, env={**os.environ, 'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1'})
+    try:
+        for _ in range(240):
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=2); break
+            except OSError: assert server.poll() is None, (tmp_path/'log').read_text()[-2000:]; time.sleep(.5)
+        g = APIGenerator(str(builtin_folder('smollm2')), f'http://127.0.0.1:{port}/v1', tmp_path/'r.jsonl', concurrency=1, timeout=120, tries=2)
+        ts = make_transfer_set(g, ENTITY, prompts=('implications', 'everyday'), n=4, max_new_tokens=30, drop=())
+        assert ts.tries == 4 == len(ts.continuations) and g.single and ts.spent['tokens_out'] > 10
+    finally: server.kill(); server.wait(); log.close()
