@@ -58,7 +58,7 @@ class Replies:
             if self.path: append(self.path, d)
             self._take(d)
 
-# %% ../nbs/05_api.ipynb #e39c16e4
+# %% ../nbs/05_api.ipynb #b76eca96
 class _Passing(Exception): "A fault that may be gone the next time."
 
 _PASSING = (_Passing, openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError, openai.APIResponseValidationError, json.JSONDecodeError)
@@ -84,10 +84,10 @@ def _said(err) -> str: # in a few words
     if isinstance(err, openai.APIConnectionError): return f'no connection ({type(err.__cause__).__name__}: {err.__cause__})' if err.__cause__ else 'no connection'
     if isinstance(err, openai.APIStatusError):
         body = err.body if isinstance(err.body, dict) else {}
-        return f"{err.status_code}: {str(body.get('message') or err.message)[:200]}"
-    return 'an answer that is no JSON' if isinstance(err, (json.JSONDecodeError, openai.APIResponseValidationError)) else str(err)[:200]
+        return f"{err.status_code}: {body.get('message') or err.message}"
+    return 'an answer that is no JSON' if isinstance(err, (json.JSONDecodeError, openai.APIResponseValidationError)) else str(err)
 
-# %% ../nbs/05_api.ipynb #aa004b68
+# %% ../nbs/05_api.ipynb #f01e295d
 KEY = 'OPENAI_API_KEY' # of the environment
 ENDPOINTS = ('chat', 'completions')
 
@@ -116,7 +116,7 @@ class APIGenerator:
         if budget is not None and self.price is None: raise KdnbError(f"a budget needs a price, and none is known for {model!r}: give it, in dollars per million tokens that are read and that are written")
         self._client = openai.OpenAI(api_key=secret or 'none', base_url=base_url, timeout=timeout, max_retries=0)
         self.place, self._secret = _place(self._client.base_url), secret
-        self.identity = dict(generator=self.name, endpoint=endpoint)
+        self.identity, self.about = dict(generator=self.name, endpoint=endpoint), dict(place=self.place)
         self.replies, self.stop, self.error, self.single = Replies(replies), threading.Event(), None, False # single: one text a call
         self._used, self._free, self._reserved, self._pool, self._limit_name = {}, threading.Condition(), 0., ThreadPoolExecutor(concurrency), 'max_tokens'
 
@@ -160,10 +160,10 @@ def _wait(self, state): # for tenacity
 
 for f in (_clean, _stop, _send, _wait): setattr(APIGenerator, f.__name__, f)
 
-# %% ../nbs/05_api.ipynb #e17e0dcd
+# %% ../nbs/05_api.ipynb #dbb0d582
 def _fatal(self, err):
     "The sentence for a fault that lasts."
-    said, status = _said(err), getattr(err, 'status_code', 0)
+    said, status = ' '.join(self._clean(_said(err)).split())[:200], getattr(err, 'status_code', 0)
     if isinstance(err, KdnbError) or self.stop.is_set(): return self.error or KdnbError('stopped')
     if status in (401, 403): return self._stop(f"{self.place} does not accept the key in {KEY} ({said}): set the right one." if self._secret else f"{self.place} wants a key ({said}): set {KEY}.")
     if status == 404: return self._stop(f"{self.place} has no model {self.model!r}, or no endpoint for {self.endpoint} ({said}): check the name and the address.")
@@ -207,7 +207,7 @@ def _call(self, key, text, n, how, spent):
 
 APIGenerator._call, APIGenerator._release = _call, _release
 
-# %% ../nbs/05_api.ipynb #e694032f
+# %% ../nbs/05_api.ipynb #82edb105
 def _asks(self, entity, prompts, want, how):
     "What is to be asked: key -> name of the prompt, text, start, and how many texts are wanted."
     out = {}
@@ -215,7 +215,7 @@ def _asks(self, entity, prompts, want, how):
         forms = list(dict.fromkeys(ask(p, entity, i, self.chat)[0 if self.chat else slice(None)] for i in range(len(p.vary)*len(p.starts)))) # the different ones
         for i, form in enumerate(forms[:want[name]]):
             text, start = (form, '') if self.chat else form
-            key = hashlib.sha256(json.dumps([self.model, self.endpoint, text, how.temperature, how.top_p, how.max_new_tokens, how.seed]).encode()).hexdigest()[:16]
+            key = hashlib.sha256(json.dumps([self.model, self.endpoint, name, text, how.temperature, how.top_p, how.max_new_tokens, how.seed]).encode()).hexdigest()[:16]
             out[key] = name, text, start, want[name]//len(forms) + (i < want[name] % len(forms))
     return out
 
@@ -227,7 +227,9 @@ def write(self, entity:Entity, prompts:dict, want:dict, r:int, how:Sampling, spe
         lacks = {key: n + used[key] - len(self.replies.by[key]) for key, (*_, n) in asks.items()}
         calls = [(key, asks[key][1], k) for key, n in lacks.items() if n > 0 for k in ([1]*n if self.single else [n])]
         if not calls: break
-        for f in as_completed([self._pool.submit(self._call, key, text, k, how, spent) for key, text, k in calls]): f.result()
+        try:
+            for f in as_completed([self._pool.submit(self._call, key, text, k, how, spent) for key, text, k in calls]): f.result()
+        except BaseException: self.stop.set(); raise # calls that wait for their turn are not begun any more
     for key, (name, _, start, n) in asks.items():
         for t, why in self.replies.by[key][used[key]:used[key]+n]: out.append(Draft(name, start, t or '', why)); used[key] += 1
     return out

@@ -119,7 +119,7 @@ class Sampling:
         for k in ('n', 'max_new_tokens', 'rounds'):
             if (v := getattr(self, k)) is not None and (not isinstance(v, int) or v < 1): raise KdnbError(f"{k} is {v!r}: it must be a whole number of at least 1")
 
-# %% ../nbs/04_generator.ipynb #d84563bb
+# %% ../nbs/04_generator.ipynb #596c9b8d
 class LMGenerator:
     "A language model as the generator (paper, section 3; its own sets: bare definition, T 1, top_p 0.9, 32 tokens)."
     defaults = dict(prompts=('started', 'implications', 'paraphrase'), n=36, temperature=.7, top_p=.9, max_new_tokens=20, rounds=2)
@@ -127,7 +127,7 @@ class LMGenerator:
 
     def __init__(self, lm:LM, name:str='self', batch:int=16): # samples of each prompt in a round
         self.lm, self.name, self.batch = lm, name, batch
-        self.identity = dict(lm=lm.name, lm_sha256=lm.sha256, batch=batch, bfloat16=has_fast_bfloat16(lm.device)) # what a set depends on
+        self.identity, self.about = dict(lm_sha256=lm.sha256, batch=batch), dict(lm=lm.name, generator=name, bfloat16=has_fast_bfloat16(lm.device)) # what a set must have been made by, and what else is noted
 
     def begin(self, prompts:dict, spend:bool): "Before the first set: can it be made? Any prompt will do."
 
@@ -145,7 +145,7 @@ class LMGenerator:
         lengths = [len(render(self.lm, p, entity, i)[0]) for p in prompts.values() for i in range(self.batch)]
         return dict(calls=how.rounds*len(lengths), tokens_in=how.rounds*sum(lengths), tokens_out=how.rounds*len(lengths)*how.max_new_tokens)
 
-# %% ../nbs/04_generator.ipynb #bcfdd4c1
+# %% ../nbs/04_generator.ipynb #3970fd6d
 def _ready(generator, how, known, spend=True):
     "The generator, its sampling with nothing left open, and its prompts by name."
     g = LMGenerator(generator) if isinstance(generator, LM) else generator
@@ -172,7 +172,7 @@ def _make(g, s, prompts, entity):
             tries += 1
             if why: dropped[why] += 1
             else: kept[d.prompt].append(Continuation(text, named, d.prompt)); seen.add(same(text))
-    return TransferSet(entity.key, tuple(c for p in prompts for c in kept[p]), entity.definition, dict(_made_by(g, s, prompts), generator=g.name, versions=versions()),
+    return TransferSet(entity.key, tuple(c for p in prompts for c in kept[p]), entity.definition, {**_made_by(g, s, prompts), **g.about, 'versions': versions()},
                        tries, dict(dropped), dict(spent, seconds=round(time.perf_counter() - start, 2)))
 
 def make_transfer_set(generator, # of `LMGenerator`'s kind, or an `LM`

@@ -58,6 +58,18 @@ def test_a_fault_that_lasts_stops_at_once_with_one_sentence(serve, tmp_path, fau
     assert len(server.asked) <= (6 if fault in ('500', 'stall') else 4) # those that were under way, and no more
 
 
+def test_a_key_is_not_cut_in_half_by_a_long_message(serve):
+    server = serve(lambda i, q: '400')
+    import api_server
+    old = api_server.API.send
+    def send(self, status, value, headers={}): return old(self, status, {'error': {'message': f"{'x'*180} {KEY} {KEY}"}}, headers)
+    api_server.API.send = send
+    try:
+        with pytest.raises(KdnbError) as e: make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY)
+    finally: api_server.API.send = old
+    assert KEY[:8] not in str(e.value)
+
+
 def test_a_long_pause_is_not_waited_for(serve):
     server = serve(lambda i, q: '429', retry_after='3600')
     with pytest.raises(KdnbError, match='asks for a pause of 3600 s'): make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY)
