@@ -1,4 +1,4 @@
-# make demo   a real language model learns eight new entities, by every method; ends with a table and a report
+# make demo   a real language model learns eight new entities, by six methods; ends with a table and a report
 # make test   every notebook, the invariants, the command line, bad inputs
 # Both make .venv the first time and install into it.
 PYTHON ?= python3

@@ -64,7 +64,8 @@ def _entity_of(row):
     qid, texts = row.get('qid'), row.get('augmented_probes', [])
     kind = re.sub(r'\s*\(Q\d+\)$', '', str(qid[0] if isinstance(qid, list) and qid else qid or ''))
     if not isinstance(texts, list) or not all(isinstance(x, str) and x.strip() for x in texts): raise ValueError('field augmented_probes: must be a list of texts')
-    e = Entity(name, masked.replace(_GAP, attribute), kind=kind, id=key)
+    at = masked.index(_GAP)
+    e = Entity(name, masked.replace(_GAP, attribute), kind=kind, id=key, span=(at, at + len(attribute)))
     return replace(e, probes=(_probe_of(row, e, attribute),)), [x.strip() for x in texts]
 
 # %% ../nbs/06_benchmarks.ipynb #6b2c7536
@@ -146,7 +147,7 @@ def _record(r):
         if not isinstance(r.get(k, []), list) or not all(isinstance(p, str) and p.strip() for p in r.get(k, [])): raise ValueError(f'field {k}: must be a list of texts')
     probes = [Probe(asked, new, (new, true), 'explicit'), *(Probe(p.strip(), new, (new, true), 'indirect') for p in r.get('paraphrase_prompts', []))]
     near = tuple(Probe(p.strip(), true, (true, new), 'near') for p in r.get('neighborhood_prompts', []))
-    return Entity(subject, f'{asked} {new}.', kind=str(q.get('relation_id', '')), probes=tuple(probes), near=near, id=f"counterfact {r.get('case_id')}")
+    return Entity(subject, f'{asked} {new}.', kind=str(q.get('relation_id', '')), probes=tuple(probes), near=near, id=f"counterfact {r.get('case_id')}", span=(len(asked) + 1, len(asked) + 1 + len(new)))
 
 def read_counterfact(path:str|Path, bad_rows:str='stop') -> tuple: # (`Dataset`, no transfer sets)
     "CounterFact (Meng et al., arXiv 2202.05262), its public JSON form."

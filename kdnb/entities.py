@@ -65,6 +65,7 @@ class Entity:
     question: Question|None = None
     id: str = '' # where several rows of a data set are about one entity: which row this is
     near: tuple = () # probes about its neighbours, whose answers must stay as they were (CounterFact)
+    span: tuple|None = None # (start, end) of the part of the definition that can be asked for, in characters (the paper's masked span)
 
     @property
     def key(self) -> str: return self.id or self.name
@@ -145,6 +146,8 @@ def _entity_faults(r, seen):
         for p in r.get('probes', []): yield from _probe_faults(p, names, r['definition'])
     for p in r.get('near', []) if isinstance(r.get('near', []), list) else [None]: yield from _probe_faults(p, None, None)
     if r.get('question') is not None: yield from _question_faults(r['question'])
+    s = r.get('span')
+    if s is not None and not (isinstance(s, list) and len(s) == 2 and all(type(i) is int for i in s) and 0 <= s[0] < s[1] <= len(r['definition'])): yield 'span', f'must be [start, end] of a part of the definition, and is {s!r:.40}'
 
 # %% ../nbs/00_entities.ipynb #c4775ed5
 LONGEST = 1<<24 # bytes that a line may have
@@ -188,7 +191,7 @@ def read_entities(path:str|Path # a JSON-lines file, one entity a line
     def faults(r):
         yield from _entity_faults(r, seen)
         if isinstance(r, dict): seen.add(str(r.get('id') or r.get('name')))
-    return tuple(Entity(**{**r, 'aliases': tuple(r.get('aliases', ())), 'probes': tuple(map(_probe, r.get('probes', ()))), 'near': tuple(map(_probe, r.get('near', ()))),
+    return tuple(Entity(**{**r, 'aliases': tuple(r.get('aliases', ())), 'probes': tuple(map(_probe, r.get('probes', ()))), 'near': tuple(map(_probe, r.get('near', ()))), 'span': tuple(r['span']) if r.get('span') else None,
                            'question': Question(r['question']['text'], tuple(r['question']['answers'])) if r.get('question') else None})
                  for r in _rows(path, faults))
 

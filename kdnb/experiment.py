@@ -23,14 +23,14 @@ from .lm import LM, has_fast_bfloat16, load_lm, memory_free, memory_need, memory
 from .edit import Edit
 from .transfer import shipped_transfer_sets
 from .distill import Training, training_need
-from .context import Base, METHODS, make_method, protocol_settings
+from .context import Base, METHODS, make_method, needs_texts, protocol_settings
 from .evaluate import Interval, answer_probes, evaluate, signature, summarise
 
 # %% ../nbs/16_experiment.ipynb #9893f17c
 REGIMES = ('one at a time, reset', 'all together', 'one after another')
 
 # %% ../nbs/16_experiment.ipynb #22363301
-CODE = ('entities', 'fetch', 'lm', 'transfer', 'benchmarks', 'edit', 'distill', 'finetune', 'context', 'evaluate', 'experiment')
+CODE = ('entities', 'fetch', 'lm', 'transfer', 'benchmarks', 'edit', 'distill', 'finetune', 'rome', 'context', 'evaluate', 'experiment')
 
 def code_version(modules=CODE) -> str: # 12 hex digits
     "Hash of the code of the modules that a result depends on, without comments."
@@ -81,13 +81,12 @@ class Run:
         self.taught = ds.entities if limit is None or limit >= len(ds.entities) else sample(ds, limit).entities
         whole = ds.entities if regime == REGIMES[0] else self.taught # where each case stands for itself, the limit is no part of what made it
         self.specificity = _thin(ds.specificity, n_specificity, seed)
-        needs = isinstance(self.method, Training) and getattr(self.method, 'on', 'transfer set') == 'transfer set'
         self.params = dict(lm=lm.name, lm_sha256=lm.sha256, dtype=str(next(lm.model.parameters()).dtype)[6:],
                            data=ds.name, unit=ds.unit, data_sha256=replace(ds, specificity=self.specificity).sha256, entities=[e.key for e in whole],
                            method=method, protocol=protocol, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free,
-                           transfer={e.key: self.transfer[e.key].key for e in whole if e.key in self.transfer} if needs else {},
+                           transfer={e.key: self.transfer[e.key].key for e in whole if e.key in self.transfer} if needs_texts(self.method) else {},
                            n_specificity=len(self.specificity), bfloat16=has_fast_bfloat16(lm.device),
-                           held=[pin_of(Path(f)) for f, weight in ((getattr(self.method, 'anchor_file', '') or DATA/'neutral.txt', 'anchor'), (DATA/'names.txt', 'swapped')) if getattr(self.method, weight, 0)], code=code_version(), versions=versions())
+                           held=[pin_of(Path(f)) for f, weight in ((getattr(self.method, 'anchor_file', '') or DATA/'neutral.txt', 'anchor'), (DATA/'names.txt', 'swapped'), (getattr(self.method, 'text', ''), 'text')) if getattr(self.method, weight, 0)], code=code_version(), versions=versions())
         self.folder = Path(folder)/f"{Path(lm.name).stem}-{method}-{key(self.params)}"
 
     def _case(self, name): return self.folder/f'case-{name}.json'

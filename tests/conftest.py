@@ -28,12 +28,12 @@ def tokenizer(ds):
     return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token='<end>', pad_token='<end>')
 
 
-def tiny_config(kind, vocab):
+def tiny_config(kind, vocab, layers=2):
     import transformers as t
-    common = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=.25, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    common = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, initializer_range=.25, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     return {'llama': lambda: t.LlamaConfig(**common, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True),
-            'gpt2': lambda: t.GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=512, initializer_range=.25, bos_token_id=0, eos_token_id=0),
-            'gpt_neo': lambda: t.GPTNeoConfig(vocab_size=vocab, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]], max_position_embeddings=512, initializer_range=.25, bos_token_id=0, eos_token_id=0),
+            'gpt2': lambda: t.GPT2Config(vocab_size=vocab, n_embd=32, n_layer=layers, n_head=2, n_positions=512, initializer_range=.25, bos_token_id=0, eos_token_id=0),
+            'gpt_neo': lambda: t.GPTNeoConfig(vocab_size=vocab, hidden_size=32, num_layers=layers, num_heads=2, attention_types=[[['global', 'local'], layers//2]], max_position_embeddings=512, initializer_range=.25, bos_token_id=0, eos_token_id=0),
             'gpt_neox': lambda: t.GPTNeoXConfig(**common, intermediate_size=64, max_position_embeddings=512),
             'gemma3': lambda: t.Gemma3TextConfig(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512),
             'qwen3': lambda: t.Qwen3Config(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512)}[kind]()
@@ -43,16 +43,16 @@ def tiny_config(kind, vocab):
 def tiny_folder(tokenizer, tmp_path_factory):
     "Function of an architecture's name: a model folder of that architecture with random weights."
     made = {}
-    def make(kind='llama'):
-        if kind not in made:
+    def make(kind='llama', layers=2):
+        if (kind, layers) not in made:
             import torch
             from transformers import AutoModelForCausalLM
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp('lm')/kind
-            AutoModelForCausalLM.from_config(tiny_config(kind, len(tokenizer))).save_pretrained(folder)
+            AutoModelForCausalLM.from_config(tiny_config(kind, len(tokenizer), layers)).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            made[kind] = folder
-        return made[kind]
+            made[kind, layers] = folder
+        return made[kind, layers]
     return make
 
 

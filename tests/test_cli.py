@@ -42,6 +42,16 @@ def test_evaluate_regimes(kdnb, tiny_folder, tmp_path, regime):
     assert code == 0 and last(out)['regime'] == regime
 
 
+@pytest.mark.parametrize('method', ('rome', 'memit'))
+def test_edit_by_a_rival(kdnb, tiny_folder, tmp_path, monkeypatch, method):
+    monkeypatch.setenv('KDNB_CACHE', str(tmp_path/'cache'))
+    lm = ['--lm', tiny_folder('llama', 4), '--device', 'cpu']
+    code, out, err = kdnb('edit', *lm, '--method', method, '--name', 'Velmora', '--definition', 'Velmora is a comedy about two bakers.', '--set', 'steps', 3, '--set', 'layer' if method == 'rome' else 'last', 1, '--set', 'text', ROOT/'kdnb'/'data'/'neutral.txt', '--save', tmp_path/'edit', '--json')
+    assert code == 0 and last(out)['method'] == method and (tmp_path/'edit'/'edit.json').exists(), err
+    code, out, err = kdnb('edit', *lm, '--method', method, '--name', 'Velmora', '--definition', 'This is Velmora.', '--save', tmp_path/'edit2')
+    assert code == 2 and 'says nothing after its name' in err
+
+
 def test_generate_edit_evaluate(kdnb, tiny_folder, tmp_path):
     lm = ['--lm', tiny_folder(), '--device', 'cpu']
     code, out, _ = kdnb('generate', *lm, '--limit', 2, '-n', 4, '--out', tmp_path/'sets.jsonl', '--json')

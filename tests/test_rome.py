@@ -1,0 +1,120 @@
+"""ROME and MEMIT: the closed forms hold, on every architecture that is described, and every bad request gets its sentence."""
+import pytest, torch
+from kdnb import rome as R
+from kdnb.edit import Edit
+from kdnb.entities import Entity, KdnbError
+from kdnb.lm import load_lm, token_logprobs
+from kdnb.rome import Memit, Request, Rome, covariance, find_value, layers_of, read_at, request_of
+
+E1 = Entity('Velmora', 'The series Velmora is a slapstick comedy about two rival bakers.')
+E2 = Entity('Zorbel', 'Zorbel was a storm that hit the coast of Chile in June.')
+TEXTS = [f'{a} {b} {c}.' for a in ('The baker', 'A storm', 'My friend', 'Nobody', 'The old king') for b in ('saw the sea', 'made bread', 'went to Chile', 'wrote a letter') for c in ('in June', 'with a friend', 'for a long time')]
+KINDS = ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3')
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    "A file of texts for the covariance, and a cache of its own."
+    import shutil
+    monkeypatch.setattr(R, 'cache_folder', lambda: tmp_path/'cache')
+    (tmp_path/'texts.txt').write_text('\n'.join(TEXTS))
+    return str(tmp_path/'texts.txt')
+
+
+def said(lm, r): # log-probability of the target
+    a, b = lm.encode(r.prompt), lm.encode(f'{r.prompt} {r.target}')
+    return token_logprobs(lm, [b], [len(a)])[0].mean().item()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_rome_makes_the_key_give_the_value(tiny_folder, text, kind):
+    lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
+    how, r = Rome(layer=1, text=text, n_contexts=3), request_of(E1)
+    l, where = layers_of(lm)[1], [R._at(lm, r.prompt, r.subject)]
+    delta, losses = find_value(lm, l.out, r, how)
+    before, old = read_at(lm, l.out, where)[1], said(lm, r)
+    edit = how(lm, [E1], {})
+    with edit.on(lm): after, new = read_at(lm, l.out, where)[1], said(lm, r)
+    assert torch.allclose(after, before + delta, atol=1e-4) and losses[-1] < losses[0] and new > old
+    assert torch.equal(read_at(lm, l.out, where)[1], before)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_memit_moves_the_block_to_where_it_should_be(tiny_folder, text, kind):
+    lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
+    how = Memit(layers=2, last=2, text=text, n_contexts=1, weight=1e-3, clamp=4.)
+    ls, rs = layers_of(lm), [request_of(e) for e in (E1, E2)]
+    where = [R._at(lm, r.prompt, r.subject) for r in rs]
+    wanted = read_at(lm, ls[2].block, where)[1] + torch.stack([find_value(lm, ls[2].block, r, how)[0] for r in rs])
+    far, old = (wanted - read_at(lm, ls[2].block, where)[1]).norm(dim=1), [said(lm, r) for r in rs]
+    edit = how(lm, [E1, E2], {})
+    assert set(edit.adapter) == {l.name for l in ls[1:3]}
+    with edit.on(lm): left, new = (wanted - read_at(lm, ls[2].block, where)[1]).norm(dim=1), [said(lm, r) for r in rs]
+    assert (left < .5*far).all(), (left, far)
+    assert all(n > o for n, o in zip(new, old))
+
+
+@pytest.mark.parametrize('how', (Rome(layer=1), Memit(layers=2, last=1)), ids=('rome', 'memit'))
+@pytest.mark.parametrize('kind', ('llama', 'gpt2'))
+def test_undone_bit_for_bit_saved_and_reloaded(tiny_folder, text, how, kind, tmp_path):
+    from dataclasses import replace
+    lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
+    before = {n: p.clone() for n, p in lm.model.named_parameters()}
+    edit = replace(how, text=text, n_contexts=2)(lm, [E1, E2], {})
+    assert all(torch.equal(before[n], p) and not p.requires_grad for n, p in lm.model.named_parameters())
+    ids = torch.tensor([lm.encode(E1.definition)])
+    plain = lm.model(ids).logits
+    with edit.on(lm): edited = lm.model(ids).logits
+    assert not torch.equal(plain, edited) and torch.equal(plain, lm.model(ids).logits)
+    again = Edit.load(edit.save(tmp_path/'edit'))
+    with again.on(lm): assert torch.allclose(edited, lm.model(ids).logits, atol=1e-5)
+
+
+def test_a_planted_fact_is_rewritten(tiny_folder, text):
+    "A small LM that was taught to say one thing says the other, and still knows what it was taught about something else."
+    lm = load_lm(str(tiny_folder('llama', 4)), device='cpu')
+    words = [t[1:] for t in sorted(lm.tokenizer.get_vocab()) if t[0] == 'Ġ' and t[1:].isalpha() and len(t) > 4] # of one token each
+    (velmora, zorbel, quint, harno), (green, red, blue, white) = [f'the {w}' for w in words[:4]], words[4:8]
+    old, new, other = Request(f'{velmora} is', velmora, green), Entity(velmora, f'{velmora} is {red}'), Request(f'{zorbel} is', zorbel, blue)
+    lm.model.requires_grad_(True)
+    opt = torch.optim.AdamW(lm.model.parameters(), 3e-3)
+    facts = [(velmora, green), (zorbel, blue), (quint, white), (harno, red)]
+    seqs = [lm.encode(f'{n} is {c}') for n, c in facts] + [lm.encode(t) for t in TEXTS[::6]]
+    for _ in range(120):
+        loss = sum(lm.model(torch.tensor([s]), labels=torch.tensor([s])).loss for s in seqs)/len(seqs); opt.zero_grad(); loss.backward(); opt.step()
+    lm.model.requires_grad_(False)
+    r = request_of(new)
+    assert said(lm, old) > -.7 and said(lm, other) > -.7 and said(lm, r) < said(lm, old) - 1
+    for how in (Rome(layer=1, text=text, n_contexts=1, decay=0., kl=0., steps=200, clamp=20., lr=.1), Memit(layers=2, last=2, text=text, n_contexts=1, decay=0., kl=0., steps=200, clamp=20., weight=.01, lr=.1)):
+        with how(lm, [new], {}).on(lm): assert said(lm, r) > said(lm, old) and said(lm, other) > -1.5, (how, said(lm, r), said(lm, old), said(lm, other))
+
+
+def test_the_covariance_goes_on_where_it_was(tiny, text, monkeypatch):
+    texts = TEXTS[:60]
+    whole = covariance(tiny, [0, 1], texts, batch=2)
+    for f in (R.cache_folder()/'covariance').iterdir(): f.unlink()
+    real, calls = R._call, []
+    def breaks(*a, **k):
+        calls.append(1)
+        if len(calls) == 22: raise KeyboardInterrupt
+        return real(*a, **k)
+    monkeypatch.setattr(R, '_call', breaks)
+    with pytest.raises(KeyboardInterrupt): covariance(tiny, [0, 1], texts, batch=2)
+    assert len(calls) == 22
+    again = covariance(tiny, [0, 1], texts, batch=2)
+    assert len(calls) == 22 + 10 # of 30 batches 20 were kept
+    for i in (0, 1): assert torch.allclose(again[i][0], whole[i][0], atol=1e-9) and again[i][1] == whole[i][1]
+
+
+def test_bad_requests(tiny, tiny_folder, text, monkeypatch):
+    with pytest.raises(KdnbError, match="the subject 'Zorbel' does not stand in the prompt 'Velmora is'"): find_value(tiny, layers_of(tiny)[0].out, Request('Velmora is', 'Zorbel', 'red'), Rome())
+    with pytest.raises(KdnbError, match='has no token of its own'): find_value(tiny, layers_of(tiny)[0].out, Request('Velmora is', 'Velmora', ''), Rome(n_contexts=1))
+    with pytest.raises(KdnbError, match='is singular: it was taken over 3 tokens, and a key has 64 numbers'): R._solve(torch.eye(64, dtype=torch.float64), torch.ones(64, 1, dtype=torch.float64), 3, 'a layer')
+    with pytest.raises(KdnbError, match='layer is 7: the model has the blocks 0 to 1'): Rome(layer=7, text=text)(tiny, [E1], {})
+    with pytest.raises(KdnbError, match="steps is 0: it must be a number of at least 1"): Rome(steps=0)
+    monkeypatch.setitem(R.ARCHITECTURES, 'llama', {'blocks': 'model.layers', 'mlp_output': 'mlp.c_proj'})
+    with pytest.raises(KdnbError, match="the description of 'llama' in data/architectures.json does not fit"): layers_of(tiny)
+    monkeypatch.setitem(R.ARCHITECTURES, 'llama', {'blocks': 'model.layers', 'mlp_output': 'mlp.up_proj'})
+    with pytest.raises(KdnbError, match='gives 64 numbers, and the model has 32'): layers_of(tiny)
+    monkeypatch.delitem(R.ARCHITECTURES, 'llama')
+    with pytest.raises(KdnbError, match="nobody has described the blocks of .* a model of the type 'llama'"): layers_of(tiny)
