@@ -188,16 +188,16 @@ def _solve(C, K, tokens, name):
         raise KdnbError(f"the covariance of the keys of {name} is singular: it was taken over {tokens} tokens, and a key has {C.shape[0]} numbers; use more text, at least {2*C.shape[0]} tokens")
     return X
 
-# %% ../nbs/11_rome.ipynb #e44aa903
+# %% ../nbs/11_rome.ipynb #ddbfd622
 @dataclass(frozen=True)
 class Locate:
     "Settings that ROME and MEMIT have."
     lr: float = .5 # of Adam, for the value
-    steps: int = 20 # at most
-    enough: float = .05 # nats per token of the target at which it stops
+    steps: int = 20 # passes, at most; a change after each but the last
+    enough: float = .05 # loss at which it stops
     clamp: float = 4. # the change of the value is at most so many times its length
-    decay: float = .5 # weight of the squared length of the change, against that of the value
-    kl: float = .0625 # weight of KL(base ‖ edited) after "subject is a"
+    decay: float = .5 # weight of the length of the change, in squared lengths of the value (as in the authors' code)
+    kl: float = .0625 # weight of KL(edited ‖ base) after "subject is a"
     n_contexts: int = 8
     tokens: int = 20_000 # of text for the covariance
     text: str = '' # file of that text, one a line; empty: text that the model writes itself
@@ -209,7 +209,7 @@ class Locate:
 
     def texts(self, lm, progress=False): return read_texts(self.text) if self.text else own_text(lm, self.tokens, progress=progress)
 
-# %% ../nbs/11_rome.ipynb #269b694a
+# %% ../nbs/11_rome.ipynb #f2e8f83a
 def _asked(lm, r, how, seed):
     "Each context with prompt and target: ids, position of the subject's end, positions and ids of the target."
     out = []
@@ -234,12 +234,12 @@ def find_value(lm:LM, module:torch.nn.Module, r:Request, how:Locate, seed:int=0)
     size = seen['out'][0].norm()
     delta, losses = torch.zeros_like(seen['out'][0], requires_grad=True), []
     opt = torch.optim.Adam([delta], lr=how.lr)
-    for _ in range(how.steps):
+    for step in range(how.steps):
         with _hooked(module, {}, at, delta), _only_at(lm.model, want): logits = _call(lm.model, ids, mask, pos, use_cache=False).logits[0].float()
         said = F.cross_entropy(logits[:-1], targets)
+        loss = said + how.kl*F.kl_div(base, logits[-1].log_softmax(-1), reduction='sum', log_target=True) + how.decay*delta.norm()/size**2
         losses.append(said.item())
-        if losses[-1] < how.enough: break
-        loss = said + how.kl*F.kl_div(logits[-1].log_softmax(-1), base, reduction='sum', log_target=True) + how.decay*(delta.norm()/size)**2
+        if loss < how.enough or step == how.steps - 1: break
         opt.zero_grad(); loss.backward(); opt.step()
         with torch.no_grad():
             if delta.norm() > how.clamp*size: delta *= how.clamp*size/delta.norm()

@@ -35,14 +35,14 @@ def test_rome_makes_the_key_give_the_value(tiny_folder, text, kind):
     before, old = read_at(lm, l.out, where)[1], said(lm, r)
     edit = how(lm, [E1], {})
     with edit.on(lm): after, new = read_at(lm, l.out, where)[1], said(lm, r)
-    assert torch.allclose(after, before + delta, atol=1e-4) and losses[-1] < losses[0] and new > old
+    assert torch.allclose(after, before + delta, atol=1e-4, rtol=1e-4) and losses[-1] < losses[0] and new > old
     assert torch.equal(read_at(lm, l.out, where)[1], before)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_memit_moves_the_block_to_where_it_should_be(tiny_folder, text, kind):
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
-    how = Memit(layers=2, last=2, text=text, n_contexts=1, weight=1e-3, clamp=4.)
+    how = Memit(layers=2, last=2, text=text, n_contexts=1, weight=1e-3, clamp=1.)
     ls, rs = layers_of(lm), [request_of(e) for e in (E1, E2)]
     where = [R._at(lm, r.prompt, r.subject) for r in rs]
     wanted = read_at(lm, ls[2].block, where)[1] + torch.stack([find_value(lm, ls[2].block, r, how)[0] for r in rs])
