@@ -29,7 +29,7 @@ def said(lm, r): # log-probability of the target
 @pytest.mark.parametrize('kind', KINDS)
 def test_rome_makes_the_key_give_the_value(tiny_folder, text, kind):
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
-    how, r = Rome(layer=1, text=text, n_contexts=3), request_of(E1)
+    how, r = Rome(layer=1, text=text, n_contexts=3, lr=.05), request_of(E1)
     l, where = layers_of(lm)[1], [R._at(lm, r.prompt, r.subject)]
     delta, losses = find_value(lm, l.out, r, how)
     before, old = read_at(lm, l.out, where)[1], said(lm, r)
@@ -42,7 +42,7 @@ def test_rome_makes_the_key_give_the_value(tiny_folder, text, kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_memit_moves_the_block_to_where_it_should_be(tiny_folder, text, kind):
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
-    how = Memit(layers=2, last=2, text=text, n_contexts=1, weight=1e-3, clamp=1.)
+    how = Memit(layers=2, last=2, text=text, n_contexts=1, weight=1e-3, clamp=1., lr=.05)
     ls, rs = layers_of(lm), [request_of(e) for e in (E1, E2)]
     where = [R._at(lm, r.prompt, r.subject) for r in rs]
     wanted = read_at(lm, ls[2].block, where)[1] + torch.stack([find_value(lm, ls[2].block, r, how)[0] for r in rs])
