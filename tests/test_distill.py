@@ -114,6 +114,21 @@ def test_base_is_untouched_edit_works_and_undo_is_bit_for_bit(tiny, how, tmp_pat
     assert edit.losses[-1] < edit.losses[0] or how.batch == 'one by one'
 
 
+@pytest.mark.parametrize('norm, limit', (('Linf', 1e-3), ('L2', .05)))
+def test_weights_stay_within_their_limit(tiny, norm, limit):
+    before = weights(tiny)
+    free, held = (FineTune(**{**FAST, 'lr': 1e-2, 'anchor': 0}, **k)(tiny, [ENTITY], SETS) for k in ({}, dict(within=limit, norm=norm)))
+    far = lambda edit: torch.cat([(t - before[n]).flatten() for n, t in edit.tensors.items()]).norm(p=float('inf') if norm == 'Linf' else 2).item()
+    assert far(held) <= limit*1.001 < far(free)
+    with pytest.raises(KdnbError, match="within is 1.0 and trainable 'lora'"): FineTune(within=1., trainable='lora')
+
+
+def test_one_feed_forward_is_one(tiny):
+    names = set(FineTune(**FAST, trainable='one feed-forward', block=1)(tiny, [ENTITY], SETS).tensors)
+    assert names and all('layers.1.mlp' in n for n in names)
+    with pytest.raises(KdnbError, match='block is 7: the model has the blocks 0 to 1'): FineTune(**FAST, trainable='one feed-forward', block=7)(tiny, [ENTITY], SETS)
+
+
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
 @pytest.mark.parametrize('trainable', D.TRAINABLE)
 def test_every_architecture_trains_every_part(tiny_folder, kind, trainable):
