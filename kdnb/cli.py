@@ -85,12 +85,12 @@ def _parser():
     e.add_argument('--save', required=True, metavar='DIR', help='folder of the edit')
     v = sub.add_parser('evaluate', help='measure a method, or a saved edit, on target and specificity')
     _shared(v); _data(v)
-    v.add_argument('--method', default=None, help='base, prepend, random, finetune-definition, finetune-transfer, distill, rome or memit')
+    v.add_argument('--method', default=None, help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome or memit')
     v.add_argument('--edit', default=None, metavar='DIR', help='a saved edit, instead of a method')
     _measured(v)
     r = sub.add_parser('run', help='one method on a data set under a named protocol, with the references that it is measured against')
     _shared(r); _data(r)
-    r.add_argument('--method', default='distill', help='base, prepend, random, finetune-definition, finetune-transfer, distill, rome or memit (default: %(default)s)')
+    r.add_argument('--method', default='distill', help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome or memit (default: %(default)s)')
     _measured(r)
     return p
 
@@ -188,7 +188,7 @@ def _generate(args):
 
 # %% ../nbs/19_cli.ipynb #c9e4806e
 def _edit(args):
-    from kdnb.context import METHODS, Base, Prepend, PrependRandom, make_method, needs_texts
+    from kdnb.context import METHODS, Base, Prepend, PrependRandom, Retrieve, make_method, needs_texts
     from kdnb.distill import Training, training_need
     from kdnb.lm import memory_free, memory_need
     from kdnb.entities import Entity, KdnbError, says
@@ -198,7 +198,7 @@ def _edit(args):
     e = Entity(args.name, args.definition, tuple(args.alias))
     if not any(says(e.definition, n) for n in e.names): raise KdnbError(f"the definition never names the entity {e.name!r}: name it there, or give the name that stands there as --alias")
     method = make_method(args.method, **_settings(args.set, args.method))
-    if isinstance(method, (Base, Prepend, PrependRandom)): raise KdnbError(f"the method {args.method!r} changes no weights, so there is nothing to save: choose one of {', '.join(k for k, v in METHODS.items() if v[0] not in (Base, Prepend, PrependRandom))}")
+    if isinstance(method, (Base, Prepend, PrependRandom, Retrieve)): raise KdnbError(f"the method {args.method!r} changes no weights, so there is nothing to save: choose one of {', '.join(k for k, v in METHODS.items() if v[0] not in (Base, Prepend, PrependRandom, Retrieve))}")
     sets = read_transfer_sets(args.transfer) if args.transfer else {}
     lm = _load(args)
     if not args.transfer and needs_texts(method):
@@ -226,7 +226,7 @@ def _run(args):
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, n_others=0 if ds.name in BENCHMARKS else 2)
     runs = [Run(lm, ds, m, args.regime, args.seed, **how, **(settings if m == args.method else {}))
-            for m in dict.fromkeys((args.method,) if args.method in ('base', 'random', 'prepend') else ('base', 'prepend', args.method))]
+            for m in dict.fromkeys((args.method,) if args.method in ('base', 'random', 'prepend', 'retrieve') else ('base', 'prepend', args.method))]
     df = collect([r.go() for r in runs], [e.key for e in runs[0].taught])
     print(table(df))
     return as_json(df[df.method == args.method].iloc[0])

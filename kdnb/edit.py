@@ -7,10 +7,11 @@ __all__ = ['Adapter', 'Edit', 'apply', 'undo', 'on', 'save', 'load_edit', 'conte
 
 # %% ../nbs/07_edit.ipynb #1c3048f5
 import hashlib, json, os
+from functools import lru_cache
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-import torch
+import bm25s, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from .entities import KdnbError
@@ -40,6 +41,7 @@ class Edit:
     tensors: dict = field(default_factory=dict, repr=False) # parameter -> new value
     adapter: dict = field(default_factory=dict, repr=False) # parameter -> Adapter
     context: dict = field(default_factory=dict) # entity -> definition put in front of a prompt
+    find_above: float|None = None # the definition is found by the words of the prompt, if its BM25 score is above this; None: by the entity that the prompt is about
     settings: dict = field(default_factory=dict) # of the method
     losses: list = field(default_factory=list) # by step
     seconds: float = 0. # that it took to make
@@ -49,7 +51,7 @@ class Edit:
 
     @property
     def id(self) -> str:
-        what = [self.method, self.entities, self.base, sorted(self.tensors), sorted(self.adapter), self.context, self.settings, self.losses, self.after]
+        what = [self.method, self.entities, self.base, sorted(self.tensors), sorted(self.adapter), self.context, self.find_above, self.settings, self.losses, self.after]
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
     def __str__(self): return f"{self.method} ({', '.join(self.entities[:3])}{', …' if len(self.entities) > 3 else ''})"
     def _repr_markdown_(self):
@@ -102,7 +104,7 @@ def on(self:Edit, lm:LM):
 Edit.apply, Edit.undo, Edit.on = apply, undo, on
 
 # %% ../nbs/07_edit.ipynb #fbd08960
-_FIELDS = ('method', 'entities', 'lm', 'base', 'context', 'settings', 'losses', 'seconds', 'peak_memory_gib', 'after', 'texts')
+_FIELDS = ('method', 'entities', 'lm', 'base', 'context', 'find_above', 'settings', 'losses', 'seconds', 'peak_memory_gib', 'after', 'texts')
 
 def _save_adapter(adapter, folder):
     "The low-rank factors as peft has them: adapter_model.safetensors and adapter_config.json."
@@ -146,9 +148,22 @@ def load_edit(folder:str|Path) -> Edit:
 Edit.save, Edit.load = save, staticmethod(load_edit)
 
 # %% ../nbs/07_edit.ipynb #8125f782
+@lru_cache(maxsize=4)
+def _index(texts):
+    "A BM25 index of texts, and how words are told."
+    words = lambda ts: bm25s.tokenize(ts, stopwords='en', show_progress=False, return_ids=False)
+    r = bm25s.BM25(); r.index(words(list(texts)), show_progress=False)
+    return r, words
+
 def context_of(lm:LM,
-               entity:str|None=None # what the prompt is about, if it is about something new
+               entity:str|None=None, # what the prompt is about, if it is about something new
+               prompt:str='' # its text, by which a definition may have to be found
               ) -> str: # the definition that stands in front of it, or ''
-    "What the applied edits put in front of a prompt about `entity`."
+    "What the applied edits put in front of a prompt."
     known = {name: text for e in lm.edits for name, text in e.context.items()}
-    return known.get(entity) or (next(iter(known.values())) if len(known) == 1 else '')
+    above = next((e.find_above for e in lm.edits if e.find_above is not None), None)
+    if above is None: return known.get(entity) or (next(iter(known.values())) if len(known) == 1 else '')
+    texts = tuple(known.values()); index, words = _index(texts)
+    scores = index.get_scores(words(prompt)[0]) if words(prompt)[0] else [0.]*len(texts)
+    best = max(range(len(texts)), key=scores.__getitem__)
+    return texts[best] if scores[best] > above else ''

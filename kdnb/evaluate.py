@@ -26,7 +26,7 @@ def answer_probes(lm:LM, probes, # of `Probe`
                  ) -> list: # for each: bits and bytes of the gold candidate; with candidates answer and correct, without tokens
     "Answers of `lm`, with the edits that are applied to it."
     probes = list(probes)
-    front = [context_of(lm, n) for n in (about or [None]*len(probes))]
+    front = [context_of(lm, n, p.left) for n, p in zip(about or [None]*len(probes), probes)]
     lefts, out = [f'{f} {p.left}' if f else p.left for f, p in zip(front, probes)], [None]*len(probes)
     choice, spans = ([i for i, p in enumerate(probes) if bool(p.candidates) == c] for c in (True, False))
     for i, s in zip(choice, score_candidates(lm, [lefts[i] for i in choice], [probes[i].candidates for i in choice], [probes[i].glue for i in choice], shared=shared)):
@@ -40,7 +40,7 @@ def answer_probes(lm:LM, probes, # of `Probe`
 # %% ../nbs/15_evaluate.ipynb #86e188bc
 def answer_question(lm:LM, entity:Entity, max_new_tokens:int=16) -> dict: # correct, text
     "What `lm` writes, greedily, when it is asked the entity's question."
-    front = context_of(lm, entity.key)
+    front = context_of(lm, entity.key, entity.question.text)
     prompt = (f'{front}\n\n' if front else '') + f'Question: {entity.question.text}\nAnswer:'
     text = generate(lm, [prompt], max_new_tokens=max_new_tokens, temperature=0)[0][0].strip().split('\n')[0]
     return dict(correct=any(says(text, a) for a in entity.question.answers), text=text)

@@ -144,24 +144,24 @@ def _flatten(self, pile, n):
     "Replaces the applied edits of the first `n` entities by one, and writes it."
     now = dict(self.lm.model.named_parameters())
     tensors = {k: now[k].data for kept in self.lm.kept for k in kept}
-    context = {k: v for e in pile for k, v in e.context.items()}
+    context, above = {k: v for e in pile for k, v in e.context.items()}, next((e.find_above for e in pile if e.find_above is not None), None)
     for e in reversed(pile): e.undo(self.lm)
     path = self.folder/'state.safetensors'; tmp = path.with_suffix('.tmp')
     try:
-        save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, tmp, metadata={'edits': str(n), 'context': json.dumps(context)})
+        save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, tmp, metadata={'edits': str(n), 'context': json.dumps([context, above])})
         os.replace(tmp, path)
     except (OSError, SafetensorError) as e:
         tmp.unlink(missing_ok=True)
         raise KdnbError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}; finished cases are kept, and the same command goes on") from None
-    return [Edit('state', pile[0].entities, self.lm.name, self.lm.sha256, tensors=tensors, context=context).apply(self.lm)]
+    return [Edit('state', pile[0].entities, self.lm.name, self.lm.sha256, tensors=tensors, context=context, find_above=above).apply(self.lm)]
 
 def _resume(self):
     "The pile of edits that a run before left, applied, and how many edits are in it."
     path = self.folder/'state.safetensors'
     if not path.exists(): return [], 0
     with safe_open(path, 'pt') as f: note = f.metadata()
-    n = int(note['edits'])
-    return [Edit('state', tuple(e.key for e in self.taught[:n]), self.lm.name, self.lm.sha256, tensors=load_file(path), context=json.loads(note['context'])).apply(self.lm)], n
+    n, (context, above) = int(note['edits']), json.loads(note['context'])
+    return [Edit('state', tuple(e.key for e in self.taught[:n]), self.lm.name, self.lm.sha256, tensors=load_file(path), context=context, find_above=above).apply(self.lm)], n
 
 # %% ../nbs/16_experiment.ipynb #d17fbfb8
 def _sequence(self, bar):
@@ -226,7 +226,7 @@ def collect(folders, # run folders, or folders that hold run folders
     for f, p, cases in runs:
         ref = {m: next((c for _, q, c in runs if q['method'] == m and all(q[k] == p[k] for k in SAME)), None) for m in ('base', 'prepend')}
         s = summarise(cases, ref['base'], ref['prepend'], p['unit'])
-        bad = signature(s, summarise(ref['base'], unit=p['unit'])) if ref['base'] and p['method'] not in ('base', 'prepend', 'random') else []
+        bad = signature(s, summarise(ref['base'], unit=p['unit'])) if ref['base'] and p['method'] not in ('base', 'prepend', 'random', 'retrieve') else []
         rows.append(dict(lm=p['lm'], method=p['method'], protocol=p['protocol'], regime=p['regime'], seed=p['seed'], **s, signature=bad, cases=len(cases), texts=dict(sum((Counter(c.get('texts', {})) for c in cases), Counter())),
                          seconds_per_edit=float(np.mean([c['seconds_edit'] for c in cases])), peak_memory_gib=float(np.max([c['peak_memory_gib'] for c in cases])),
                          run=str(f), settings=p['settings']))

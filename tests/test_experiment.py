@@ -8,12 +8,12 @@ from kdnb import experiment as X
 from kdnb.entities import KdnbError, sample
 from kdnb.experiment import REGIMES, Run, collect, read_json
 
-METHODS = ('base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill', 'rome', 'memit')
+METHODS = ('base', 'prepend', 'random', 'retrieve', 'finetune-definition', 'finetune-transfer', 'distill', 'rome', 'memit')
 HOW = dict(n_specificity=4, n_others=1, free=False)
 
 
 def run(lm, ds, method, folder, regime=REGIMES[0], sets=None, **kw):
-    train = {} if method in ('base', 'prepend', 'random') else dict(steps=2, lr=1e-2, **(dict(text=str(ROOT/'kdnb'/'data'/'neutral.txt'), n_contexts=2) if method in ('rome', 'memit') else {}))
+    train = {} if method in ('base', 'prepend', 'random', 'retrieve') else dict(steps=2, lr=1e-2, **(dict(text=str(ROOT/'kdnb'/'data'/'neutral.txt'), n_contexts=2) if method in ('rome', 'memit') else {}))
     return Run(lm, ds, method, regime, transfer=sets or {}, folder=folder, **{**HOW, **kw, **train})
 
 
