@@ -104,3 +104,10 @@ def test_generator_prompts(tiny_folder, tmp_path):
     assert html.stat().st_size > 50_000 and all((tmp_path/'out'/f'{f}.png').stat().st_size > 3000 for f in ('prompts', 'how-many-how-hot'))
     r = json.loads((tmp_path/'out'/'results.json').read_text())
     assert len(r['sets']) == 7 and set(r['numbers']['counts']) == {'base', 'prepend', '1', '2'} and 'the set of GPT-3.5 that comes with the data' in (tmp_path/'out'/'generator_prompts.ipynb').read_text()
+
+
+def test_causal_trace(tmp_path):
+    "A real model: a tiny one knows nothing that could be traced."
+    html = run_report('causal_trace', tmp_path/'out', lm='smollm2', n_known=1, n_entities=1, samples=1, steps=5, text=str(ROOT/'kdnb'/'data'/'neutral.txt'), methods={'distill': {'lr': 8e-3}}, results=str(tmp_path/'out'/'results.json'))
+    assert html.stat().st_size > 50_000 and all((tmp_path/'out'/f'{f}.png').stat().st_size > 3000 for f in ('known', 'known-by-block', 'brought', 'brought-by-block'))
+    assert len(json.loads((tmp_path/'out'/'results.json').read_text())['known']['last token of the name']) == 30

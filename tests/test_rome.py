@@ -118,3 +118,15 @@ def test_bad_requests(tiny, tiny_folder, text, monkeypatch):
     with pytest.raises(KdnbError, match='gives 64 numbers, and the model has 32'): layers_of(tiny)
     monkeypatch.delitem(R.ARCHITECTURES, 'llama')
     with pytest.raises(KdnbError, match="nobody has described the blocks of .* a model of the type 'llama'"): layers_of(tiny)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_transplanting_every_state_gives_the_edited_answer(tiny_folder, text, kind):
+    "After the last block at the last token stands what the edited model says; before the edited block nothing has changed."
+    from kdnb.trace import trace, transplant
+    lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
+    edit = Rome(layer=1, text=text, n_contexts=1)(lm, [E1], {})
+    t = transplant(lm, edit, 'The series Velmora is', 'a')
+    assert t.effects[:, 0].abs().max() < 1e-5 and abs(t.effects[-1, -1] - (t.high - t.low)) < 1e-5 and not lm.edits
+    c = trace(lm, 'The series Velmora is', 'Velmora', 'a', samples=2)
+    assert abs(c.effects[-1, -1] - (c.high - c.low)) < 1e-5 and c.effects[0].abs().max() == 0
