@@ -80,17 +80,23 @@ def _parser():
     _shared(e)
     e.add_argument('--name', required=True, help='of the entity'); e.add_argument('--definition', required=True, help='one or two sentences that name it')
     e.add_argument('--alias', action='append', default=[], help='another name; may be given several times')
-    e.add_argument('--method', default='distill', help='distill, finetune-definition, finetune-transfer, rome or memit (default: %(default)s)')
+    e.add_argument('--method', default='distill', help='distill, finetune-definition, finetune-transfer, rome, memit or mend (default: %(default)s)')
     e.add_argument('--transfer', default=None, metavar='FILE', help='a transfer set made before (default: one is generated)')
     e.add_argument('--save', required=True, metavar='DIR', help='folder of the edit')
+    m = sub.add_parser('mend-train', help='train the editor that the method mend needs, by practice edits of composed entities')
+    _shared(m, method=False)
+    m.add_argument('--out', required=True, metavar='FILE', help='of the editor (safetensors); if it is there, training goes on')
+    m.add_argument('--composed', type=int, default=600, metavar='N', help='so many entities from the grammar (default: %(default)s)')
+    m.add_argument('--kinds', default='company,dish,festival,outbreak', help='of entities, with commas (default: those of the split dev)')
+    m.add_argument('--set', nargs=2, action='append', default=[], metavar=('SETTING', 'VALUE'), help='a setting of the practice, e.g. --set steps 5000')
     v = sub.add_parser('evaluate', help='measure a method, or a saved edit, on target and specificity')
     _shared(v); _data(v)
-    v.add_argument('--method', default=None, help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome or memit')
+    v.add_argument('--method', default=None, help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome, memit or mend')
     v.add_argument('--edit', default=None, metavar='DIR', help='a saved edit, instead of a method')
     _measured(v)
     r = sub.add_parser('run', help='one method on a data set under a named protocol, with the references that it is measured against')
     _shared(r); _data(r)
-    r.add_argument('--method', default='distill', help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome or memit (default: %(default)s)')
+    r.add_argument('--method', default='distill', help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome, memit or mend (default: %(default)s)')
     _measured(r)
     return p
 
@@ -109,20 +115,25 @@ def _dataset(args):
     if args.split or args.data == 'kdnb': ds = ds.split(args.split or 'test')
     return (ds if args.entities is None else sample(ds, args.entities, args.seed)), sets
 
-def _settings(pairs, method):
-    "The settings of --set, each in the type of the setting."
-    from kdnb.context import METHODS
+def _typed(pairs, cls, what, fixed=()):
+    "The settings of --set for a dataclass, each in the type of its field."
     from kdnb.entities import KdnbError, choose
-    cls, fixed, _ = METHODS[choose(method, METHODS, 'method')]
     out = {}
     for k, v in pairs:
-        t = cls.__dataclass_fields__[choose(k, [f for f in cls.__dataclass_fields__ if f not in fixed], f'setting of {method}')].type
+        t = cls.__dataclass_fields__[choose(k, [f for f in cls.__dataclass_fields__ if f not in fixed], what)].type
         kind = next((a for a in get_args(t) if a is not type(None)), t) # of int|None: int
         try: out[k] = {'true': True, 'false': False}[v.lower()] if kind is bool else kind(v)
         except (KeyError, ValueError):
-            what = {bool: 'true or false', int: 'a whole number'}.get(kind, 'a number')
-            raise KdnbError(f"setting {k} of {method} is {v!r}: it must be {what}") from None
+            of = what.removeprefix('setting of ')
+            raise KdnbError(f"setting {k} of {of} is {v!r}: it must be {({bool: 'true or false', int: 'a whole number'}).get(kind, 'a number')}") from None
     return out
+
+def _settings(pairs, method):
+    "The settings of --set for a method."
+    from kdnb.context import METHODS
+    from kdnb.entities import choose
+    cls, fixed, _ = METHODS[choose(method, METHODS, 'method')]
+    return _typed(pairs, cls, f'setting of {method}', fixed)
 
 # %% ../nbs/19_cli.ipynb #24111771
 COLUMNS = {'method': 'method', 'target': 'target', 'target_explicit': 'explicit', 'target_indirect': 'indirect', 'target_free': 'free',
@@ -210,6 +221,21 @@ def _edit(args):
     print(f'taught {e.name} in {edit.seconds:.1f} s (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f}); saved in {args.save}')
     return as_json(dict(method=args.method, lm=lm.name, seed=args.seed, seconds_per_edit=edit.seconds, peak_memory_gib=edit.peak_memory_gib, texts=edit.texts, run=str(args.save)))
 
+# %% ../nbs/19_cli.ipynb #6834de26
+def _mend_train(args):
+    from kdnb.compose import compose
+    from kdnb.entities import choose
+    from kdnb.experiment import as_json
+    from kdnb.mend import Practice, practice_pairs, train_editor
+    how = Practice(**{'seed': args.seed, **_typed(args.set, Practice, 'setting of the practice')})
+    entities = compose(args.composed, args.seed, [k for k in args.kinds.split(',') if k]).entities
+    lm = _load(args)
+    _, log = train_editor(lm, practice_pairs(lm, entities), args.out, how)
+    part = max(len(log)//10, 1); mean = lambda rows, i: sum(r[i] for r in rows)/len(rows)
+    first, last = [[mean(rows, i) for i in (0, 1)] for rows in (log[:part], log[-part:])]
+    print(f'{len(log)} practice edits on {len(entities)} entities; what shall be likelier: {first[0]:.2f} to {last[0]:.2f} nats per token; KL on neutral text: {first[1]:.4f} to {last[1]:.4f}; saved in {args.out}')
+    return {**as_json(dict(lm=lm.name, seed=args.seed, method='mend', run=str(args.out))), 'steps': len(log), 'said': [first[0], last[0]], 'moved': [first[1], last[1]]}
+
 # %% ../nbs/19_cli.ipynb #1ceaf160
 def _evaluate(args):
     from kdnb.entities import KdnbError
@@ -270,7 +296,7 @@ def main(argv=None) -> int: # exit status: 0 done, 2 something that the user can
     "The command `kdnb`."
     args = _parser().parse_args(argv)
     from kdnb.entities import KdnbError
-    try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'evaluate': _evaluate, 'run': _run}[args.command](args)
+    try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'mend-train': _mend_train, 'evaluate': _evaluate, 'run': _run}[args.command](args)
     except KdnbError as e: print(f'kdnb: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('\nkdnb: interrupted; finished cases are kept, and the same command goes on', file=sys.stderr); return 130
     if args.json: print(json.dumps(out, ensure_ascii=False))

@@ -15,6 +15,7 @@ from .lm import LM, load_lm
 from .edit import Edit, context_of
 from .distill import Distill, Training, make_edit
 from .finetune import FineTune
+from .mend import Mend
 from .rome import Memit, Rome
 
 # %% ../nbs/14_context.ipynb #0de0c395
@@ -58,6 +59,7 @@ METHODS = { # name -> class, the settings that the name fixes, defaults that dif
     'rome': (Rome, {}, {}),
     'memit': (Memit, {}, {}),
     'retrieve': (Retrieve, {}, {}),
+    'mend': (Mend, {}, {}),
 }
 
 def needs_texts(method) -> bool:

@@ -30,7 +30,7 @@ from .evaluate import Interval, answer_probes, evaluate, signature, summarise
 REGIMES = ('one at a time, reset', 'all together', 'one after another')
 
 # %% ../nbs/16_experiment.ipynb #22363301
-CODE = ('entities', 'fetch', 'lm', 'transfer', 'benchmarks', 'edit', 'distill', 'finetune', 'rome', 'context', 'evaluate', 'experiment')
+CODE = ('entities', 'fetch', 'lm', 'transfer', 'benchmarks', 'edit', 'distill', 'finetune', 'rome', 'mend', 'context', 'evaluate', 'experiment')
 
 def code_version(modules=CODE) -> str: # 12 hex digits
     "Hash of the code of the modules that a result depends on, without comments."
@@ -86,7 +86,7 @@ class Run:
                            method=method, protocol=protocol, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free,
                            transfer={e.key: self.transfer[e.key].key for e in whole if e.key in self.transfer} if needs_texts(self.method) else {},
                            n_specificity=len(self.specificity), bfloat16=has_fast_bfloat16(lm.device),
-                           held=[pin_of(Path(f)) for f, weight in ((getattr(self.method, 'anchor_file', '') or DATA/'neutral.txt', 'anchor'), (DATA/'names.txt', 'swapped'), (getattr(self.method, 'text', ''), 'text')) if getattr(self.method, weight, 0)], code=code_version(), versions=versions())
+                           held=[pin_of(Path(f)) for f, weight in ((getattr(self.method, 'anchor_file', '') or DATA/'neutral.txt', 'anchor'), (DATA/'names.txt', 'swapped'), (getattr(self.method, 'text', ''), 'text'), (getattr(self.method, 'editor', ''), 'editor')) if getattr(self.method, weight, 0)], code=code_version(), versions=versions())
         self.folder = Path(folder)/f"{Path(lm.name).stem}-{method}-{key(self.params)}"
 
     def _case(self, name): return self.folder/f'case-{name}.json'

@@ -15,7 +15,7 @@ from .evaluate import Interval
 
 # %% ../nbs/17_plots.ipynb #674e7dd0
 LABEL = {'base': 'base', 'prepend': 'prepend definition', 'random': 'prepend random definition', 'retrieve': 'retrieve definition', 'finetune-definition': 'fine-tune on definition',
-         'finetune-transfer': 'fine-tune on transfer set', 'distill': 'distill', 'rome': 'ROME', 'memit': 'MEMIT'}
+         'finetune-transfer': 'fine-tune on transfer set', 'distill': 'distill', 'rome': 'ROME', 'memit': 'MEMIT', 'mend': 'MEND'}
 
 def style():
     "The look of all figures."
