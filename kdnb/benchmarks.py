@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import pandas as pd
-from .entities import Dataset, Entity, KdnbError, Probe, choose, load_dataset, read_lines, read_probes, says
+from .entities import DATA, Dataset, Entity, KdnbError, Probe, choose, load_dataset, read_lines, read_probes, says
 from .fetch import fetch_file
 from .transfer import RULES, Continuation, TransferSet, mention, shipped_transfer_sets
 
@@ -171,7 +171,7 @@ class Benchmark:
     "Where a benchmark lies, and how it is read."
     reader: object # function of (path, bad_rows)
     file: str # its name in the cache folder
-    url: str
+    url: str # empty: it ships with the package
     pin: str # sha256 of the file, or "git:" and its blob id
     rows: int # of the public file; of ecbd-2022, which none of us has read, about
 
@@ -186,6 +186,7 @@ BENCHMARKS = {
     'ecbd-2023': Benchmark(partial(read_ecbd, name='ecbd-2023'), 'ecbd_2023.json', f'{_PAPER}/ecbd/ecbd_2023_augmented.json', '7253b12cea8421468b6b2da421f2fcf07ccb64914d624aa240a60eb032d70eea', 393),
     'popular': Benchmark(partial(read_ecbd, name='popular'), 'popular.json', f'{_PAPER}/ecbd/specificity_popular_20np_20random.json', '4c0e72ffab6e558c5fae24298641ae3aed0cc66c5e84e0e8f0e77bbf024b8e3f', 40),
     'counterfact': Benchmark(read_counterfact, 'counterfact.json', 'https://rome.baulab.info/data/dsets/counterfact.json', 'd017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f', 21919),
+    'counterfact-kdnb': Benchmark(read_counterfact, 'counterfact.json', '', '', 57),
 }
 
 def read_benchmark(name:str, # a key of `BENCHMARKS`
@@ -194,7 +195,7 @@ def read_benchmark(name:str, # a key of `BENCHMARKS`
                   ) -> tuple: # (`Dataset`, key -> TransferSet)
     "A benchmark by name."
     b = BENCHMARKS[choose(name, BENCHMARKS, 'benchmark')]
-    return b.reader(path or fetch_file(b.url, b.file, b.pin), bad_rows)
+    return b.reader(path or (fetch_file(b.url, b.file, b.pin) if b.url else DATA/b.file), bad_rows)
 
 # %% ../nbs/06_benchmarks.ipynb #a20fff1b
 def load_data(data:str|Path='kdnb', # "kdnb", a JSON-lines file, the name of a benchmark, or NAME=PATH

@@ -67,6 +67,20 @@ def test_readers(ei, ecbd, popular):
     assert ds.entities[0].probes[1].left.endswith('(') and ds.entities[0].probes[1].glue == ''
 
 
+def test_our_own_counterfact():
+    "Each record changes one true answer of its relation to another, and asks its neighbours about the true one."
+    ds, _ = load_data('counterfact-kdnb')
+    records = json.loads((ROOT/'kdnb'/'data'/'counterfact.json').read_text())
+    assert len(ds.entities) == len(records) == 57 and len({e.key for e in ds.entities}) == 57
+    truth = {}
+    for r, e in zip(records, ds.entities):
+        q = r['requested_rewrite']
+        assert q['target_new']['str'] != q['target_true']['str'] and e.definition[slice(*e.span)] == q['target_new']['str'] and q['subject'] in e.definition
+        truth.setdefault((q['relation_id'], q['subject']), set()).add(q['target_true']['str'])
+        assert len(e.probes) == 3 and len(e.near) >= 4 and all(p.gold == q['target_true']['str'] and q['subject'] not in p.left for p in e.near)
+    assert all(len(v) == 1 for v in truth.values())
+
+
 def test_counterfact(tmp_path):
     records = [dict(case_id=i, requested_rewrite=dict(prompt='{} speaks', subject=f'Ada {i}', relation_id='P1', target_new={'str': 'Danish'}, target_true={'str': 'French'}),
                     paraphrase_prompts=['They talk. Ada speaks'], neighborhood_prompts=['Jean speaks', 'Luc speaks']) for i in range(3)]
