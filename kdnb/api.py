@@ -6,8 +6,8 @@
 __all__ = ['PRICES', 'PRICES_DATED', 'KEY', 'ENDPOINTS', 'GENERATORS', 'tokens_about', 'price_of', 'cost', 'Replies',
            'APIGenerator', 'write', 'plan_api', 'make_generator']
 
-# %% ../nbs/05_api.ipynb #4f9898e1
-import email.utils, hashlib, json, math, os, random, threading, time
+# %% ../nbs/05_api.ipynb #caf7fd48
+import email.utils, hashlib, json, math, os, threading, time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -87,7 +87,7 @@ def _said(err) -> str: # in a few words
         return f"{err.status_code}: {body.get('message') or err.message}"
     return 'an answer that is no JSON' if isinstance(err, (json.JSONDecodeError, openai.APIResponseValidationError)) else str(err)
 
-# %% ../nbs/05_api.ipynb #f01e295d
+# %% ../nbs/05_api.ipynb #1552b73d
 KEY = 'OPENAI_API_KEY' # of the environment
 ENDPOINTS = ('chat', 'completions')
 
@@ -97,6 +97,7 @@ def _place(url): # an address without name, password or query, which may be secr
 class APIGenerator:
     "A model behind the OpenAI API as the generator (paper, section 3; its GPT-3.5 sets: the prompt `paper`, n 15 in one call, T 0.9, top_p 1, 256 tokens)."
     defaults = dict(prompts=('paper',), n=15, temperature=.9, top_p=1., max_new_tokens=256, rounds=3)
+    unit = 'calls' # that are counted
 
     def __init__(self, model:str, base_url:str|None=None, # of a server that is not the service itself
                  replies:str|Path|None=None, # file in which answers are kept; None: in memory

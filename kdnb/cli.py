@@ -156,14 +156,14 @@ def _generate_sampling(args):
 def _generator(args):
     from kdnb.api import make_generator
     from kdnb.lm import load_lm
-    api = {k: getattr(args, k) for k in ('base_url', 'endpoint', 'concurrency', 'timeout', 'tries', 'budget', 'price')} if args.generator.startswith('openai') else {}
+    api = {k: getattr(args, k) for k in ('base_url', 'endpoint', 'concurrency', 'timeout', 'tries', 'budget', 'price')} if args.generator.partition(':')[0] == 'openai' else {}
     if api: api['replies'] = args.replies or f'{args.out}.replies.jsonl'
     return make_generator(args.generator, lambda: _load(args), lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
 
 def _dollars(g, dollars):
     return '' if not hasattr(g, 'price') else f', ${dollars:.4f}' if g.price else '; no price is known for this model (--price)'
 
-# %% ../nbs/19_cli.ipynb #1d7104d8
+# %% ../nbs/19_cli.ipynb #2d479244
 def _generated(args, g, entities, sets):
     "Says what came out, what it took, and what it is worth."
     from kdnb.experiment import as_json
@@ -174,7 +174,7 @@ def _generated(args, g, entities, sets):
     empty = [n for n, s in sets.items() if not s.continuations]
     print(f"{len(sets)} sets, {kept} continuations kept of {tries} drafts, in {args.out}" + (f"; none kept for {', '.join(empty)}" if empty else ''))
     print(f"dropped: {', '.join(f'{n} {why}' for why, n in dropped.items()) or 'none'}")
-    print(f"took {spent['calls']} {'calls' if args.generator.startswith('openai') else 'samples'}{' and %d that failed' % spent['failed'] if spent['failed'] else ''}, {spent['tokens_in']} tokens read, {spent['tokens_out']} written" + _dollars(g, spent['cost']))
+    print(f"took {spent['calls']} {g.unit}{' and %d that failed' % spent['failed'] if spent['failed'] else ''}, {spent['tokens_in']} tokens read, {spent['tokens_out']} written" + _dollars(g, spent['cost']))
     print(q.drop(columns='n').mean().round(2).rename('quality (mean of the sets)').to_string())
     return {**as_json(dict(lm=args.lm, seed=args.seed)), 'generator': g.name, 'entities': len(sets), 'continuations': kept, 'tries': tries, 'dropped': dropped, **spent,
             'quality': {k: None if v != v else float(v) for k, v in q.mean().items()}, 'out': str(args.out)}
@@ -192,7 +192,7 @@ def _generate(args):
     need = plan(g, ds.entities, args.out, known, **how)
     if args.dry_run:
         for n, text in need['prompts'].items(): print(f'--- prompt {n}, for {ds.entities[0].name} ---\n{text}\n')
-    print(f"{need['missing']} of {need['entities']} sets are missing: at most {need['calls']} {'calls' if args.generator.startswith('openai') else 'samples'}, about {need['tokens_in']} tokens to read, at most {need['tokens_out']} to write" + _dollars(g, need['cost']), file=sys.stdout if args.dry_run else sys.stderr)
+    print(f"{need['missing']} of {need['entities']} sets are missing: at most {need['calls']} {g.unit}, about {need['tokens_in']} tokens to read, at most {need['tokens_out']} to write" + _dollars(g, need['cost']), file=sys.stdout if args.dry_run else sys.stderr)
     if args.dry_run: return need
     sets = make_transfer_sets(g, ds.entities, args.out, known=known, **how)
     return _generated(args, g, ds.entities, sets)

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['GRAMMAR', 'invent_name', 'compose']
 
-# %% ../nbs/00b_compose.ipynb #7fdd00c0
-import json, re
+# %% ../nbs/00b_compose.ipynb #94a032f2
+import json
 from dataclasses import replace
 import numpy as np
-from .entities import DATA, Dataset, Entity, KdnbError, Probe, Question, choose, load_dataset, says
+from .entities import DATA, Dataset, Entity, Probe, Question, choose, load_dataset, says
 
-# %% ../nbs/00b_compose.ipynb #08773c3d
+# %% ../nbs/00b_compose.ipynb #58eb3a4f
 GRAMMAR = json.loads((DATA/'grammar.json').read_text(encoding='utf-8')) # kind -> definition, slots in the order of the probes, the slot that the question asks for
 
-# %% ../nbs/00b_compose.ipynb #daa1f723
+# %% ../nbs/00b_compose.ipynb #98dfffee
 _START = 'bel bran cal cor dal dor dren el fal fen gar gol gren hal hes il jar jes kal kel kor lam lor mar mel mor nal nor or pal per quil ral ren sar sel tal tes tor ul val ves vor wen yar zan zel'.split()
 _MIDDLE = 'a e i o u an en in on ar er ir or al el il'.split()
 _END = 'bek da dan del don dra fik gan gorn kin la lan len lik lo mar met mond na nak nel nix pel ra rak rin rok sen sha sik tan tek thil tor va vek vin xa zan zo'.split()
@@ -24,7 +24,7 @@ def invent_name(rng) -> str:
     word = lambda n: ''.join([rng.choice(_START), *(rng.choice(_MIDDLE) for _ in range(n)), rng.choice(_END)]).capitalize()
     return f'{word(1)} {word(int(rng.integers(2)))}'
 
-# %% ../nbs/00b_compose.ipynb #7f469fe0
+# %% ../nbs/00b_compose.ipynb #292b5539
 def _forms(kind):
     "The probes of a kind with {name} in them, its question, and the answers to it by what is right."
     es = [e for e in load_dataset().entities if e.kind == kind]

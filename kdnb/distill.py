@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'PRECISION', 'DECAY_TO', 'NORMS', 'kl_loss', 'Example',
-           'example', 'trainable_parameters', 'Training', 'read_texts', 'swap', 'precision', 'training_need', 'train',
-           'teach', 'sets_of', 'Distill', 'make_edit', 'token_kls', 'token_kl']
+           'example', 'middle_block', 'trainable_parameters', 'Training', 'read_texts', 'swap', 'precision',
+           'training_need', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kls', 'token_kl']
 
 # %% ../nbs/08_distill.ipynb #dc231a7e
 import math, re, time
@@ -91,6 +91,10 @@ def example(lm:LM, continuation:Continuation, definition:str, where:str='after m
 # %% ../nbs/08_distill.ipynb #189a113b
 TRAINABLE = ('all', 'no embeddings', 'feed-forward', 'upper feed-forward', 'one feed-forward', 'last block', 'lora')
 
+def middle_block(n:int) -> int:
+    "Of n blocks that at a third of the depth: the early ones have read the subject there, and the late ones have not yet spoken."
+    return round(.35*(n-1))
+
 def trainable_parameters(model, what:str, block:int|None=None # for 'one feed-forward': the index of its block; None: at a third of the depth
                         ) -> dict: # name -> parameter
     "The parameters that train, for all of `TRAINABLE` but the adapter."
@@ -103,7 +107,7 @@ def trainable_parameters(model, what:str, block:int|None=None # for 'one feed-fo
     blocks = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
     if what == 'last block': mine = {id(p) for p in blocks[-1].parameters()}
     else:
-        i = round(.35*(len(blocks)-1)) if block is None else block
+        i = middle_block(len(blocks)) if block is None else block
         if not 0 <= i < len(blocks): raise KdnbError(f"block is {i}: the model has the blocks 0 to {len(blocks)-1}")
         blocks = blocks[len(blocks)//4:] if what == 'upper feed-forward' else blocks[i:i+1] if what == 'one feed-forward' else blocks
         attention = {id(p) for b in blocks for m in b.modules() if 'attention' in type(m).__name__.lower() for p in m.parameters()}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['edited_layers', 'pieces', 'Editor', 'Practice', 'practice_pairs', 'read_editor', 'train_editor', 'Mend']
 
-# %% ../nbs/13_mend.ipynb #6962f824
+# %% ../nbs/13_mend.ipynb #39b8db9b
 import json, os, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,16 +16,17 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from .entities import DATA, Entity, KdnbError, choose
+from .entities import DATA, Entity, KdnbError
 from .lm import LM, load_lm, logits_at, memory_peak
 from .edit import Adapter, Edit
 from .benchmarks import placed
 from .compose import compose
-from .distill import Example, _anchor_loss, _hold, example, make_edit, read_texts, trainable_parameters
+from .distill import _anchor_loss, _hold, example, make_edit, read_texts, trainable_parameters
 from .finetune import nll_loss
+from .rome import _flipped
 from .transfer import Continuation
 
-# %% ../nbs/13_mend.ipynb #ccaa1c8d
+# %% ../nbs/13_mend.ipynb #824d6f9d
 def edited_layers(lm:LM, blocks:int=3) -> dict: # name of the weight -> module
     "The linear layers in the feed-forward parts of the last blocks."
     last = lm.model.config.num_hidden_layers - blocks
@@ -33,8 +34,6 @@ def edited_layers(lm:LM, blocks:int=3) -> dict: # name of the weight -> module
     names, modules = set(trainable_parameters(lm.model, 'feed-forward')), dict(lm.model.named_modules())
     number = lambda n: next(int(p) for p in n.split('.') if p.isdigit())
     return {n: modules[n.removesuffix('.weight')] for n in sorted(names) if number(n) >= last and n.endswith('.weight')}
-
-def _flipped(m): return not isinstance(m, torch.nn.Linear) # the weight is stored as [in, out], as in GPT-2
 
 def pieces(lm:LM, layers:dict, batch:list, # of `Example`
           ) -> tuple: # the loss; for each layer u [T, d_in] and δ [T, d_out], float32

@@ -6,11 +6,10 @@
 __all__ = ['ARCHITECTURES', 'Layer', 'layers_of', 'Request', 'request_of', 'read_at', 'contexts', 'own_text', 'covariance',
            'Locate', 'find_value', 'rank_one', 'Rome', 'least_squares', 'Memit']
 
-# %% ../nbs/11_rome.ipynb #8946ed4b
+# %% ../nbs/11_rome.ipynb #1bcc4a48
 import hashlib, json, os, re, time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -20,9 +19,9 @@ from .fetch import cache_folder
 from .lm import LM, _call, _only_at, _pad, generate, load_lm, memory_peak
 from .edit import Adapter, Edit
 from .transfer import mention
-from .distill import _tokens, make_edit, read_texts
+from .distill import _tokens, make_edit, middle_block, read_texts
 
-# %% ../nbs/11_rome.ipynb #ec5963ac
+# %% ../nbs/11_rome.ipynb #cf30d76a
 ARCHITECTURES = json.loads((DATA/'architectures.json').read_text(encoding='utf-8')) # model type -> blocks, mlp_output, norm_after
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Layer:
     @property
     def W(self): return self.out.weight.data.T if self.transposed else self.out.weight.data # [d, d_ff]
 
+def _flipped(m): return not isinstance(m, torch.nn.Linear) # its weight is stored as [in, out], as in GPT-2
+
 def layers_of(lm:LM) -> list: # of `Layer`
     "The feed-forward memories of a model, by the description of its architecture."
     kind = lm.model.config.model_type
@@ -46,7 +47,7 @@ def layers_of(lm:LM) -> list: # of `Layer`
     try:
         for b in lm.model.get_submodule(d['blocks']):
             m = b.get_submodule(d['mlp_output'])
-            out.append(Layer(f'{names[m]}.weight', m, b, b.get_submodule(d['norm_after']) if 'norm_after' in d else None, not isinstance(m, torch.nn.Linear)))
+            out.append(Layer(f'{names[m]}.weight', m, b, b.get_submodule(d['norm_after']) if 'norm_after' in d else None, _flipped(m)))
     except (AttributeError, TypeError) as e: raise KdnbError(f"the description of {kind!r} in data/architectures.json does not fit {lm.name}: {e}") from None
     size = lm.model.get_input_embeddings().weight.shape[1]
     for l in out:
@@ -209,14 +210,17 @@ class Locate:
 
     def texts(self, lm, progress=False): return read_texts(self.text) if self.text else own_text(lm, self.tokens, progress=progress)
 
-# %% ../nbs/11_rome.ipynb #f2e8f83a
+# %% ../nbs/11_rome.ipynb #39af7908
+def _same_start(a, b): # number of tokens with which both begin
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
 def _asked(lm, r, how, seed):
     "Each context with prompt and target: ids, position of the subject's end, positions and ids of the target."
     out = []
     for c in contexts(lm, how.n_contexts, seed):
         prompt, at = _at(lm, c + r.prompt, r.subject)
         whole = lm.encode(f'{c}{r.prompt} {r.target.strip()}')
-        n = next((i for i, (a, b) in enumerate(zip(prompt, whole)) if a != b), len(prompt))
+        n = _same_start(prompt, whole)
         if n == len(whole) or not r.target.strip(): raise KdnbError(f"the target {r.target!r} has no token of its own after {r.prompt!r}: nothing is asked for")
         out.append((whole, at, list(range(n-1, len(whole)-1)), whole[n:]))
     return out
@@ -245,7 +249,7 @@ def find_value(lm:LM, module:torch.nn.Module, r:Request, how:Locate, seed:int=0)
             if delta.norm() > how.clamp*size: delta *= how.clamp*size/delta.norm()
     return delta.detach(), losses
 
-# %% ../nbs/11_rome.ipynb #72e643d6
+# %% ../nbs/11_rome.ipynb #9d276533
 def rank_one(C:torch.Tensor, mean:torch.Tensor, key:torch.Tensor, # [d_ff, d_ff], [d_ff], [d_ff], in float64
              tokens:int, name:str='a layer' # of the covariance, for the message where it is singular
             ) -> torch.Tensor: # u [d_ff]: the change is (v - W k) u
@@ -256,9 +260,6 @@ def rank_one(C:torch.Tensor, mean:torch.Tensor, key:torch.Tensor, # [d_ff, d_ff]
 def _stack(pieces): # (u [d_ff], v [d]) for each request -> the factors of one adapter
     return torch.stack([u for u, _ in pieces]).float().contiguous(), torch.stack([v for _, v in pieces], 1).float().contiguous()
 
-def _middle(n): # of n blocks: where the early ones have read the subject and the late ones have not yet spoken
-    return round(.35*(n-1))
-
 @dataclass(frozen=True)
 class Rome(Locate):
     "ROME (arXiv 2202.05262). Several entities are written one after the other."
@@ -267,7 +268,7 @@ class Rome(Locate):
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Writes the definition of the entities: the edit, with `lm` left as it was."
         start, ls = time.perf_counter(), layers_of(lm)
-        i = _middle(len(ls)) if self.layer is None else _check_layer(self.layer, ls)
+        i = middle_block(len(ls)) if self.layer is None else _check_layer(self.layer, ls)
         (C, n), l, losses, pieces = covariance(lm, [i], self.texts(lm, progress), progress)[i], ls[i], [], []
         kept = l.out.weight.data
         try:
@@ -292,7 +293,7 @@ def least_squares(C:torch.Tensor, K:torch.Tensor, # [d_ff, d_ff], [d_ff, n], in 
     "Kᵀ(λC + KKᵀ)⁻¹, of MEMIT's change (equation 14)."
     return _solve(weight*C + K @ K.T, K, tokens, name).T
 
-# %% ../nbs/11_rome.ipynb #2db0240c
+# %% ../nbs/11_rome.ipynb #537bf0de
 def _through(norm, x, r):
     "What the projection must give besides `x`, such that `r` is added to what comes through the norm after it (RMS norms are the same for all lengths of x)."
     if norm is None: return r
@@ -312,7 +313,7 @@ class Memit(Locate):
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Writes the definitions of the entities: the edit, with `lm` left as it was."
         start, ls = time.perf_counter(), layers_of(lm)
-        last = min(_middle(len(ls)) + 1, len(ls)-1) if self.last is None else _check_layer(self.last, ls)
+        last = min(middle_block(len(ls)) + 1, len(ls)-1) if self.last is None else _check_layer(self.last, ls)
         where = list(range(max(last - self.layers + 1, 0), last + 1))
         C, losses, values, requests = covariance(lm, where, self.texts(lm, progress), progress), [], [], [request_of(e, e.span) for e in entities]
         at = [_at(lm, r.prompt, r.subject) for r in requests]

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['Trace', 'states', 'trace', 'transplant']
 
-# %% ../nbs/12_trace.ipynb #55d8cb59
+# %% ../nbs/12_trace.ipynb #3e57a68b
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 import torch
 from .entities import KdnbError
-from .lm import LM, _call, _only_at, load_lm
+from .lm import LM, _call, _only_at, _pad, load_lm
 from .distill import _tokens
-from .rome import layers_of
+from .rome import _same_start, layers_of
 
-# %% ../nbs/12_trace.ipynb #b9185318
+# %% ../nbs/12_trace.ipynb #1d57bd7b
 @dataclass
 class Trace:
     "What putting one state back, or in, does to the probability of an answer."
@@ -27,12 +27,12 @@ class Trace:
 def _first(lm, prompt, answer):
     "Ids of a prompt, the texts of its tokens, and the id of the answer's first token."
     ids, whole = lm.encode(prompt), lm.encode(f'{prompt} {answer}')
-    n = next((i for i, (a, b) in enumerate(zip(ids, whole)) if a != b), len(ids))
+    n = _same_start(ids, whole)
     if n == len(whole) or n < len(ids): raise KdnbError(f"the answer {answer!r} does not begin with a token of its own after {prompt!r}: end the prompt with a whole word")
     return ids, [lm.tokenizer.decode([i]) for i in ids], whole[n]
 
 
-# %% ../nbs/12_trace.ipynb #876bfd6a
+# %% ../nbs/12_trace.ipynb #5c375f50
 @contextmanager
 def _replaced(module, at, value):
     "Within this context what comes out of `module` in row b at token `at[b]` is `value[b]`."
@@ -46,16 +46,15 @@ def _replaced(module, at, value):
 @torch.no_grad()
 def _probability(lm, ids, answer, rows=1):
     "Probability of a token after ids, in each row."
-    x = torch.tensor([ids]*rows, device=lm.device)
-    with _only_at(lm.model, [(i, len(ids)-1) for i in range(rows)]): out = _call(lm.model, x, torch.ones_like(x), torch.arange(len(ids), device=lm.device).repeat(rows, 1), use_cache=False).logits[0]
+    with _only_at(lm.model, [(i, len(ids)-1) for i in range(rows)]): out = _call(lm.model, *_pad([ids]*rows, lm.device), use_cache=False).logits[0]
     return out.float().softmax(-1)[:, answer].cpu()
 
 @torch.no_grad()
 def states(lm:LM, ids:list) -> torch.Tensor: # [L, T, d], float32
     "What comes out of each block."
-    seen, x = [], torch.tensor([ids], device=lm.device)
+    seen = []
     hooks = [l.block.register_forward_hook(lambda m, args, out: seen.append((out[0] if isinstance(out, tuple) else out)[0].float())) for l in layers_of(lm)]
-    try: _call(lm.model, x, torch.ones_like(x), torch.arange(len(ids), device=lm.device)[None], use_cache=False)
+    try: _call(lm.model, *_pad([ids], lm.device), use_cache=False)
     finally:
         for h in hooks: h.remove()
     return torch.stack(seen)
