@@ -24,7 +24,7 @@ from .edit import Edit
 from .transfer import shipped_transfer_sets
 from .distill import Training, training_need
 from .context import Base, METHODS, make_method, needs_texts, protocol_settings
-from .evaluate import Interval, answer_probes, evaluate, signature, summarise
+from .evaluate import NEAR, Interval, answer_probes, evaluate, signature, summarise
 
 # %% ../nbs/16_experiment.ipynb #9893f17c
 REGIMES = ('one at a time, reset', 'all together', 'one after another')
@@ -258,5 +258,5 @@ def as_json(row:dict|pd.Series # a row of `collect`
         if isinstance(v, np.generic): v = v.item()
         return None if v is None or v != v else v
     keys = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'gap_share_explicit', 'gap_share_indirect',
-            'gap_share_free', 'specificity_change', 'others', 'target_by_entity', 'near', 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'protocol', 'regime', 'seed', 'cases', 'texts', 'signature', 'run')
+            'gap_share_free', 'specificity_change', 'others', 'target_by_entity', *NEAR, 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'protocol', 'regime', 'seed', 'cases', 'texts', 'signature', 'run')
     return {k: plain(row.get(k)) for k in keys}

@@ -412,3 +412,27 @@ def test_three_cases_of_the_committed_report_come_out_again(name, model):
             with edit.on(lm): now = answer_probes(lm, e.probes, [k]*len(e.probes))
             bits = np.array([r['bits'] for r in now]); old = np.array([t[1] if name == 'entity-inferences' else t[0] for t in was['target']])
             assert np.allclose(bits, old, rtol=.02, atol=.3), (label, k)
+
+
+def test_neighbours_are_asked_after_the_edit_and_by_what_is_written(tiny):
+    "Neighbourhood+ puts the taught sentence in front, once; what is written counts where there are neighbours."
+    from dataclasses import replace
+    from kdnb.context import make_method
+    from kdnb.evaluate import evaluate, said_first, summarise
+    ds, _ = load_data('counterfact-kdnb')
+    e = replace(ds.entities[0], near=ds.entities[0].near[:2])
+    asked = []
+    import kdnb.evaluate as m
+    real = m.answer_probes
+    m.answer_probes = lambda lm, probes, *a, **k: asked.append([p.left for p in probes]) or real(lm, probes, *a, **k)
+    try:
+        base = evaluate(tiny, [e])
+        with make_method('prepend')(tiny, [e], {}).on(tiny): evaluate(tiny, [e], free=False)
+    finally: m.answer_probes = real
+    near = [p.left for p in e.near]
+    assert asked[2] == [f'{e.definition} {p}' for p in near] and asked[7] == near # a definition that stands in front already is not put there again
+    t = base['target'][0]
+    assert [r['kind'] for r in t['near_plus']] == ['near']*2 and all(r['written'] == (said_first(r['text'], p.candidates) == p.gold) for r, p in zip(t['near'], e.near))
+    s = summarise([base])
+    assert s['near_plus'].value == 50*sum(r['correct'] for r in t['near_plus']) and s['written_near'].value == 50*sum(r['written'] for r in t['near']) and s['written_explicit'].n == 1
+    assert summarise([evaluate(tiny, [e], free=False)])['written_near'] is None
