@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['edited_layers', 'pieces', 'Editor', 'Practice', 'practice_pairs', 'read_editor', 'train_editor', 'Mend']
 
-# %% ../nbs/13_mend.ipynb #39b8db9b
-import json, os, time
+# %% ../nbs/13_mend.ipynb #1a3480cb
+import json, math, os, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -201,11 +201,15 @@ def train_editor(lm:LM, pairs:list, # of `practice_pairs`
         if len(log) % save_every == 0 or len(log) == how.steps: _save(path, editor, opt, how, lm, log)
     return editor, log
 
-# %% ../nbs/13_mend.ipynb #a983f509
+# %% ../nbs/13_mend.ipynb #b8fd8a20
 @dataclass(frozen=True)
 class Mend:
     "MEND (arXiv 2110.11309), with an editor that was trained for this model."
     editor: str = '' # file of the editor
+    scale: float = 1. # times which its change is made
+
+    def __post_init__(self):
+        if not isinstance(self.scale, (int, float)) or not 0 < self.scale < math.inf: raise KdnbError(f"scale is {self.scale!r}: it must be a number above 0")
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Edits by the definitions of the entities: the edit, with `lm` left as it was."
@@ -217,5 +221,5 @@ class Mend:
             loss, parts = pieces(lm, layers, [example(lm, placed(e.definition, e), '', 'all tokens', separator='')])
             losses.append(loss)
             with torch.no_grad(): found.append(editor(parts))
-        adapter = {n: Adapter(torch.cat([f[n][0] for f in found]).contiguous(), torch.cat([f[n][1] for f in found], 1).contiguous(), 1., _flipped(m)) for n, m in layers.items()}
+        adapter = {n: Adapter(torch.cat([f[n][0] for f in found]).contiguous(), torch.cat([f[n][1] for f in found], 1).contiguous(), float(self.scale), _flipped(m)) for n, m in layers.items()}
         return make_edit('mend', self, lm, entities, {'adapter': adapter, 'losses': losses, 'peak_memory_gib': memory_peak(lm)}, start)

@@ -111,3 +111,32 @@ def test_causal_trace(tmp_path):
     html = run_report('causal_trace', tmp_path/'out', lm='smollm2', n_known=1, n_entities=1, samples=1, steps=5, text=str(ROOT/'kdnb'/'data'/'neutral.txt'), methods={'distill': {'lr': 8e-3}}, results=str(tmp_path/'out'/'results.json'))
     assert html.stat().st_size > 50_000 and all((tmp_path/'out'/f'{f}.png').stat().st_size > 3000 for f in ('known', 'known-by-block', 'brought', 'brought-by-block'))
     assert len(json.loads((tmp_path/'out'/'results.json').read_text())['known']['last token of the name']) == 30
+
+
+def test_counterfact(tiny_folder, tmp_path):
+    how = dict(lm=str(tiny_folder()), device='cpu', limit=2, n_own=2, runs=str(tmp_path/'runs'), text=str(ROOT/'kdnb'/'data'/'neutral.txt'))
+    methods = {'base': ['base', {}], 'fine-tune': ['finetune-definition', {'steps': 2}], 'ROME': ['rome', {'steps': 2}], 'MEND': ['mend', {}], 'distill, kdnb': ['distill', {'steps': 2}]}
+    html = run_report('counterfact', tmp_path/'out', methods=methods, results=str(tmp_path/'out'/'results.json'), **how)
+    assert html.stat().st_size > 50_000 and (tmp_path/'out'/'counterfact.png').stat().st_size > 3000
+    r = json.loads((tmp_path/'out'/'results.json').read_text())['methods']
+    assert list(r) == ['base', 'fine-tune', 'ROME', 'distill, kdnb'] and all(len(m['cases']) == 2 for m in r.values()) # there is no editor, so MEND is left out
+    assert '*distill, kdnb* against *ROME*: ' in (tmp_path/'out'/'counterfact.ipynb').read_text()
+
+
+def test_methods(tiny_folder, tmp_path):
+    grids = {'FT definition': ['finetune-definition', {'steps': 2}, [{'lr': 1e-4}, {'lr': 1e-3}]], 'MEMIT': ['memit', {'steps': 2, 'layers': 1}, [{}, {'clamp': 2.}]], 'retrieve': ['retrieve', {}, [{}, {'above': 2.}]], 'distill, kdnb': ['distill', {'steps': 2}, [{}, {'lr': 1e-3}]]}
+    how = dict(lm=str(tiny_folder()), device='cpu', n_dev=1, n_entities=2, n_specificity=6, runs=str(tmp_path/'runs'), grids=grids, transfer=str(ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl'), text=str(ROOT/'kdnb'/'data'/'neutral.txt'))
+    html = run_report('methods', tmp_path/'out', results=str(tmp_path/'out'/'results.json'), **how)
+    assert html.stat().st_size > 50_000 and all((tmp_path/'out'/f'{f}.png').stat().st_size > 3000 for f in ('methods', 'regimes'))
+    r = json.loads((tmp_path/'out'/'results.json').read_text())
+    assert set(r['chosen']) == set(grids) and all(len(m['cases']) == 2 for m in r['methods'].values())
+    uneven = {**grids, 'MEMIT': ['memit', {}, [{}]]}
+    with pytest.raises(KdnbError, match='every method must have the same number of tries, and here they have .1, 2.'): run_report('methods', tmp_path/'out2', **{**how, 'grids': uneven})
+
+
+def test_mend_training(tiny_folder, tmp_path):
+    how = dict(lm=str(tiny_folder()), device='cpu', editor=str(tmp_path/'editor.safetensors'), composed=6, practice={'steps': 4, 'rank': 4, 'blocks': 1}, scales=[1., 2.], n_entities=1, n_specificity=6, runs=str(tmp_path/'runs'))
+    run_report('mend_training', tmp_path/'out', results=str(tmp_path/'out'/'results.json'), **how)
+    assert all((tmp_path/'out'/f'{f}.png').stat().st_size > 3000 for f in ('training', 'scales'))
+    r = json.loads((tmp_path/'out'/'results.json').read_text())
+    assert len(r['log']) == 4 and r['scale'] in (1., 2.) and set(r['numbers']['test']) == {'base', 'prepend', 'MEND, times 1', 'MEND, times 2'}
