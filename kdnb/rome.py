@@ -129,7 +129,15 @@ def contexts(lm:LM, n:int=8, seed:int=0) -> list: # of str; the first is empty
         lm.cache[key] = ['', *texts[:n-1]]
     return lm.cache[key]
 
-# %% ../nbs/11_rome.ipynb #b3db1bc2
+# %% ../nbs/11_rome.ipynb #c7f5db19
+def _first_tokens(lm, texts, tokens):
+    "The first texts, until they have so many tokens."
+    out, n = [], 0
+    for t in texts:
+        if n >= tokens: break
+        out.append(t); n += len(lm.encode(t))
+    return out
+
 def own_text(lm:LM, tokens:int, seed:int=0, progress:bool=False) -> list: # of str
     "Text of about `tokens` tokens that the model writes itself, from nothing but a first word."
     starts = ['The', 'In', 'A', 'It', 'He', 'She', 'On', 'After', 'When', 'According to', 'There', 'One', 'We', 'If', 'For', 'This']
@@ -142,10 +150,7 @@ def own_text(lm:LM, tokens:int, seed:int=0, progress:bool=False) -> list: # of s
             new = [(t, len(lm.encode(t))) for t in texts]; n += sum(k for _, k in new); out += new
             path.parent.mkdir(parents=True, exist_ok=True); tmp = path.with_suffix(f'.{os.getpid()}.tmp'); tmp.write_text(json.dumps(out), encoding='utf-8'); os.replace(tmp, path)
             bar.update(sum(k for _, k in new))
-    chosen, n = [], 0
-    for t, k in out:
-        if n < tokens: chosen.append(t); n += k
-    return chosen
+    return _first_tokens(lm, (t for t, _ in out), tokens)
 
 
 # %% ../nbs/11_rome.ipynb #def04a4c
@@ -189,7 +194,7 @@ def _solve(C, K, tokens, name):
         raise KdnbError(f"the covariance of the keys of {name} is singular: it was taken over {tokens} tokens, and a key has {C.shape[0]} numbers; use more text, at least {2*C.shape[0]} tokens")
     return X
 
-# %% ../nbs/11_rome.ipynb #ddbfd622
+# %% ../nbs/11_rome.ipynb #e599633d
 @dataclass(frozen=True)
 class Locate:
     "Settings that ROME and MEMIT have."
@@ -200,7 +205,7 @@ class Locate:
     decay: float = .5 # weight of the length of the change, in squared lengths of the value (as in the authors' code)
     kl: float = .0625 # weight of KL(edited ‖ base) after "subject is a"
     n_contexts: int = 8
-    tokens: int = 20_000 # of text for the covariance
+    tokens: int = 20_000 # of text for the covariance, about
     text: str = '' # file of that text, one a line; empty: text that the model writes itself
 
     def __post_init__(self):
@@ -208,7 +213,7 @@ class Locate:
             v = getattr(self, k)
             if not isinstance(v, (int, float)) or v < low or (k in ('lr', 'clamp') and v == 0): raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k in ('lr', 'clamp') else f'of at least {low}'}")
 
-    def texts(self, lm, progress=False): return read_texts(self.text) if self.text else own_text(lm, self.tokens, progress=progress)
+    def texts(self, lm, progress=False): return _first_tokens(lm, read_texts(self.text), self.tokens) if self.text else own_text(lm, self.tokens, progress=progress)
 
 # %% ../nbs/11_rome.ipynb #39af7908
 def _same_start(a, b): # number of tokens with which both begin

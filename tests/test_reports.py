@@ -114,13 +114,14 @@ def test_causal_trace(tmp_path):
 
 
 def test_counterfact(tiny_folder, tmp_path):
-    how = dict(lm=str(tiny_folder()), device='cpu', limit=2, n_own=2, runs=str(tmp_path/'runs'), text=str(ROOT/'kdnb'/'data'/'neutral.txt'))
+    how = dict(lm=str(tiny_folder()), device='cpu', limit=2, n_own=2, runs=str(tmp_path/'runs'), text=str(ROOT/'kdnb'/'data'/'neutral.txt'), tokens=[500, 900])
     methods = {'base': ['base', {}], 'fine-tune': ['finetune-definition', {'steps': 2}], 'ROME': ['rome', {'steps': 2}], 'MEND': ['mend', {}], 'distill, kdnb': ['distill', {'steps': 2}]}
     html = run_report('counterfact', tmp_path/'out', methods=methods, results=str(tmp_path/'out'/'results.json'), **how)
     assert html.stat().st_size > 50_000 and (tmp_path/'out'/'counterfact.png').stat().st_size > 3000
     r = json.loads((tmp_path/'out'/'results.json').read_text())['methods']
     assert list(r) == ['base', 'fine-tune', 'ROME', 'distill, kdnb'] and all(len(m['cases']) == 2 for m in r.values()) # there is no editor, so MEND is left out
-    assert '*distill, kdnb* against *ROME*: ' in (tmp_path/'out'/'counterfact.ipynb').read_text()
+    text = (tmp_path/'out'/'counterfact.ipynb').read_text()
+    assert '*distill, kdnb* against *ROME*: ' in text and '900 tokens' in text
 
 
 def test_methods(tiny_folder, tmp_path):
