@@ -89,6 +89,13 @@ def _parser():
     m.add_argument('--composed', type=int, default=600, metavar='N', help='so many entities from the grammar (default: %(default)s)')
     m.add_argument('--kinds', default='company,dish,festival,outbreak', help='of entities, with commas (default: those of the split dev)')
     m.add_argument('--set', nargs=2, action='append', default=[], metavar=('SETTING', 'VALUE'), help='a setting of the practice, e.g. --set steps 5000')
+    b = sub.add_parser('bench', help="measure the paper's loop against ours on this machine: edits, evaluation, end to end, peak memory")
+    _shared(b)
+    b.add_argument('--data', default='kdnb', help="data that come with transfer sets: 'kdnb' (our own) or entity-inferences, also as NAME=PATH (default: %(default)s)")
+    b.add_argument('--protocol', default='kdnb', help='of our side (default: %(default)s)')
+    b.add_argument('--entities', type=int, default=3, metavar='N', help='edited and measured once by each side, at least 3 (default: %(default)s)')
+    b.add_argument('--n-specificity', type=int, default=60, metavar='N', help='probes about known things (default: %(default)s)')
+    b.add_argument('--quick', action='store_true', help='six of these probes: under three minutes for smollm2 on two cores')
     v = sub.add_parser('evaluate', help='measure a method, or a saved edit, on target and specificity')
     _shared(v); _data(v)
     v.add_argument('--method', default=None, help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome, memit or mend')
@@ -221,6 +228,16 @@ def _edit(args):
     print(f'taught {e.name} in {edit.seconds:.1f} s (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f}); saved in {args.save}')
     return as_json(dict(method=args.method, lm=lm.name, seed=args.seed, seconds_per_edit=edit.seconds, peak_memory_gib=edit.peak_memory_gib, texts=edit.texts, run=str(args.save)))
 
+# %% ../nbs/19_cli.ipynb #e91ae39b
+def _bench(args):
+    import pandas as pd
+    from kdnb.bench import bench
+    found = bench(args.lm, args.accept_terms, args.dtype, args.device, args.data, args.protocol, args.entities, 6 if args.quick else args.n_specificity, _settings(args.set, 'distill'), progress=lambda t: print(t, file=sys.stderr))
+    rows = {k: {**{s: found['seconds'][s][k] for s in ('paper', 'kdnb')}, 'ratio': found['ratio'][k]} for k in found['ratio']}
+    print(pd.DataFrame(rows).T.rename(index={'edit': 'edit (s)', 'evaluation': 'evaluation (s)', 'end_to_end': 'end to end (s)', 'peak_memory': 'peak memory (GiB)'}).round(2).to_string())
+    print(f"medians of {args.entities}; ratio: times faster, and of memory ours over theirs. Right answers: " + '; '.join(f"{s}: target {r['target']:.0f}%, known things {r['specificity']:.0f}%" for s, r in found['right'].items()))
+    return found
+
 # %% ../nbs/19_cli.ipynb #6834de26
 def _mend_train(args):
     from kdnb.compose import compose
@@ -296,7 +313,7 @@ def main(argv=None) -> int: # exit status: 0 done, 2 something that the user can
     "The command `kdnb`."
     args = _parser().parse_args(argv)
     from kdnb.entities import KdnbError
-    try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'mend-train': _mend_train, 'evaluate': _evaluate, 'run': _run}[args.command](args)
+    try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'mend-train': _mend_train, 'bench': _bench, 'evaluate': _evaluate, 'run': _run}[args.command](args)
     except KdnbError as e: print(f'kdnb: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('\nkdnb: interrupted; finished cases are kept, and the same command goes on', file=sys.stderr); return 130
     if args.json: print(json.dumps(out, ensure_ascii=False))

@@ -1,0 +1,42 @@
+"""The paper's loop against ours: the same mathematics, told apart by the clock."""
+import json
+
+import pytest, torch
+from kdnb.entities import KdnbError
+
+
+def test_the_papers_loop_and_ours_reach_the_same_weights(tiny, ds, sets):
+    from kdnb.bench import paper_answers, paper_edit
+    from kdnb.distill import Distill
+    from kdnb.context import protocol_settings
+    from kdnb.evaluate import answer_probes
+    e = ds.entities[0]
+    student = paper_edit(tiny, e, sets[e.key].continuations, lr=1e-3)
+    edit = Distill(**{**protocol_settings('paper', 'distill'), 'lr': 1e-3})(tiny, [e], sets)
+    named, base = dict(student.named_parameters()), dict(tiny.model.named_parameters())
+    far = lambda f: sum(f(n).float().square().sum() for n in edit.tensors).sqrt()
+    moved = far(lambda n: named[n] - base[n])
+    assert moved > .01 and far(lambda n: named[n] - edit.tensors[n]) < 1e-3*moved
+    wanted = [r['correct'] for r in answer_probes(tiny, e.probes)]
+    with edit.on(tiny): assert paper_answers(tiny, [student], e.probes) == [[r['correct'] for r in answer_probes(tiny, e.probes)]]
+    assert paper_answers(tiny, [tiny.model], e.probes) == [wanted] # and the model is what it was
+
+
+def test_bench(kdnb, tiny_folder):
+    code, out, err = kdnb('bench', '--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 4, '--set', 'steps', 2, '--json')
+    r = json.loads(out.splitlines()[-1])
+    assert code == 0 and set(r['ratio']) == {'edit', 'evaluation', 'end_to_end', 'peak_memory'} and all(v > 0 for v in r['ratio'].values())
+    for k in ('edit', 'evaluation', 'end_to_end'): # the ratio is that of the medians of what is printed
+        a, b = (sorted(x[k] for x in r['runs'][s])[1] for s in ('paper', 'kdnb'))
+        assert r['ratio'][k] == pytest.approx(a/b)
+    assert all(len(x) == 3 for x in r['runs'].values()) and 'paper, entity 3 of 3' in err and 'peak memory (GiB)' in out
+    assert r['flops_of_an_edit']['paper'] > 0 and set(r['rates']) == {'float32', 'bfloat16', 'bytes'}
+
+
+def test_bench_says_what_is_wrong(kdnb, tiny_folder):
+    lm = ['--lm', tiny_folder(), '--device', 'cpu']
+    assert 'a median needs at least 3' in kdnb('bench', *lm, '--entities', 2)[2]
+    code, _, err = kdnb('bench', *lm, '--protocol', 'papr')
+    assert code == 2 and "unknown protocol 'papr'" in err and 'Traceback' not in err
+    code, _, err = kdnb('bench', '--lm', 'nowhere')
+    assert code == 2 and 'cannot load a causal LM' in err and 'Traceback' not in err
