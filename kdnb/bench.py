@@ -52,7 +52,7 @@ def paper_answers(lm:LM, models, # of transformers
             right.append(p.candidates[int(np.argmax(scores))] == p.gold)
     return out
 
-# %% ../nbs/16b_bench.ipynb #c20a1559
+# %% ../nbs/16b_bench.ipynb #352b9603
 SIDES = ('paper', 'kdnb')
 
 class _Side:
@@ -89,6 +89,8 @@ class _Side:
         with FlopCounterMode(display=False) as count: self.edit(i)
         return count.get_total_flops()
 
+
+# %% ../nbs/16b_bench.ipynb #f1018fc1
 def main():
     "A side that reads commands, one JSON array a line, and answers each by one line."
     out = os.dup(1); os.dup2(2, 1) # what libraries print is no answer
