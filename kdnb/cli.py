@@ -37,6 +37,7 @@ def _measured(p):
     p.add_argument('--transfer', default=None, metavar='FILE', help='transfer sets (default: those that come with the data)')
     p.add_argument('--specificity', default=None, metavar='FILE', help="probes about known things (default: those that belong to the data; for ecbd the file of popular entities)")
     p.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
+    p.add_argument('--workers', type=int, default=1, metavar='N', help='processes that share the entities, by Ray; for one at a time with reset (default: %(default)s)')
     p.add_argument('--runs', default='runs', help='folder of the run folders (default: %(default)s)')
 
 # %% ../nbs/19_cli.ipynb #6d89b498
@@ -259,6 +260,11 @@ def _evaluate(args):
     if (args.method is None) == (args.edit is None): raise KdnbError("say what to evaluate: either --method NAME or --edit DIR")
     return _evaluate_edit(args) if args.edit else _run(args)
 
+def _go(runs, workers):
+    if workers == 1: return [r.go() for r in runs]
+    from kdnb.workers import spread
+    return spread(runs, workers)
+
 def _run(args):
     from kdnb.benchmarks import BENCHMARKS
     from kdnb.entities import choose
@@ -270,7 +276,7 @@ def _run(args):
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, n_others=0 if ds.name in BENCHMARKS else 2)
     runs = [Run(lm, ds, m, args.regime, args.seed, **how, **(settings if m == args.method else {}))
             for m in dict.fromkeys((args.method,) if args.method in ('base', 'random', 'prepend', 'retrieve') else ('base', 'prepend', args.method))]
-    df = collect([r.go() for r in runs], [e.key for e in runs[0].taught])
+    df = collect(_go(runs, args.workers), [e.key for e in runs[0].taught])
     print(table(df))
     return as_json(df[df.method == args.method].iloc[0])
 

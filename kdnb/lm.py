@@ -30,6 +30,7 @@ class LM:
     tokenizer: object = field(repr=False)
     edits: list = field(default_factory=list) # the edits that are applied now, the last one on top
     kept: list = field(default_factory=list, repr=False) # for each of them, the parameters that it replaced
+    loaded: dict|None = field(default=None, repr=False) # arguments of `load_lm` that gave it, for another process to do the same
     cache: dict = field(default_factory=dict, repr=False) # what was computed with the weights as they are, for whoever needs it again
 
     @property
@@ -91,7 +92,7 @@ def load_lm(name:str='smollm2', # "smollm2", "gemma3-270m", a folder, a .gguf fi
         model, tok = _from_pretrained(folder, DTYPES[dtype])
     try: model = model.eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as e: raise KdnbError(f"cannot put {name} on device {device!r}: {str(e).splitlines()[0][:120]}") from None
-    lm = LM(str(name), model, tok)
+    lm = LM(str(name), model, tok, loaded=dict(name=str(name), dtype=dtype, device=str(device).partition(':')[0], accept_terms=accept_terms))
     if name in BUILTIN and dtype == 'float32' and lm.sha256 != json.loads((Path(folder)/NOTE).read_text())['weights_sha256']:
         raise KdnbError(f"the weights in {folder} are not those that were saved there: remove the folder, and it is made again")
     return lm

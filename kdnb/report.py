@@ -16,6 +16,7 @@ import pandas as pd
 from .entities import KdnbError, choose
 from .evaluate import Interval, interval
 from .experiment import Run, collect, read_json
+from .workers import spread
 
 # %% ../nbs/18_report.ipynb #78943207
 def reports_folder() -> Path:
@@ -76,11 +77,13 @@ def run_all(model, ds, methods:dict, # label -> (method, its settings)
             limit:int|None=None, # so many entities only
             whole=(), # labels for which that does not hold
             skip=(), # labels to leave out
+            workers:int=1, # processes; above 1 by Ray
             **how # for all of them, as in `Run`
            ) -> dict: # label -> finished `Run`
     "Runs methods under labels. A label that there is not is an error."
     for k in (*whole, *skip): choose(k, methods, 'method of this report')
     runs = {k: Run(model, ds, m, limit=None if k in whole else limit, **{**how, **s}) for k, (m, s) in methods.items() if k not in skip}
+    if workers > 1: spread(list(runs.values()), workers, progress=False)
     for r in runs.values(): r.go(progress=False)
     return runs
 

@@ -1,0 +1,63 @@
+"""Cases on several processes: what one process would have found, also if a worker is killed."""
+import json, os, signal, threading, time
+from dataclasses import replace
+
+import psutil, pytest
+from kdnb.entities import KdnbError, sample
+from kdnb.experiment import Run, read_json
+
+pytest.importorskip('ray', reason='the extra ray is not installed')
+
+
+def answers(run):
+    strip = lambda c: {k: c[k] for k in ('target', 'specificity', 'others', 'entities', 'key')}
+    return {p.name: strip(read_json(p)) for p in run.done()}
+
+
+def test_a_killed_worker_loses_nothing(tiny, ds, sets, tmp_path):
+    from kdnb.workers import spread
+    few = sample(ds.split('test'), 6)
+    make = lambda folder: [Run(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 300}))]
+    one, two = make('one'), make('two')
+    killed = []
+    def kill(): # a worker that is at work, once a case is there
+        while not killed:
+            time.sleep(.05)
+            if not two[1].done(): continue
+            for p in psutil.Process().children(recursive=True) + [p for p in psutil.process_iter() if p.name().startswith('ray::')]:
+                try:
+                    if p.name().startswith('ray::Worker') and p.cmdline()[0].startswith('ray::Worker.case'): p.send_signal(signal.SIGKILL); killed.append(p.pid); return
+                except psutil.Error: pass
+    t = threading.Thread(target=kill, daemon=True); t.start()
+    spread(two, 2, progress=False)
+    t.join(10)
+    assert killed and all(len(r.done()) == 6 for r in two)
+    for a, b in zip(one, two):
+        a.go(progress=False)
+        x, y = answers(a), answers(b)
+        assert x.keys() == y.keys()
+        for k in x: # other threads, other rounding
+            for p, q in zip(x[k]['target'][0]['probes'], y[k]['target'][0]['probes']): assert p['bits'] == pytest.approx(q['bits'], abs=.05)
+            assert x[k]['key'] == y[k]['key'] and x[k]['entities'] == y[k]['entities']
+
+
+def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(tiny, ds, tmp_path):
+    from kdnb.workers import spread
+    few = sample(ds.split('test'), 4)
+    spread([Run(tiny, few, 'prepend', limit=2, n_specificity=4, free=False, folder=tmp_path)], 2, progress=False)
+    first = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('case-*.json')}
+    (folder,) = spread([Run(tiny, few, 'prepend', n_specificity=4, free=False, folder=tmp_path)], 2, progress=False)
+    assert len(first) == 2 and len(list(folder.glob('case-*.json'))) == 4 and all(p.stat().st_mtime_ns == t for p, t in first.items())
+    assert read_json(folder/'summary.json')['cases'] == 4
+
+
+def test_what_a_worker_says_is_said_here(tiny, ds, tmp_path):
+    from kdnb.workers import spread
+    with pytest.raises(KdnbError, match='no transfer set for'): spread([Run(tiny, sample(ds, 2), 'distill', n_specificity=4, folder=tmp_path)], 2, progress=False)
+
+
+def test_command(kdnb, tiny_folder, tmp_path):
+    code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--n-specificity', 4, '--workers', 2, '--runs', tmp_path, '--json')
+    assert code == 0 and json.loads(out.splitlines()[-1])['cases'] == 2, err
+    code, _, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--regime', 'all together', '--workers', 2, '--runs', tmp_path)
+    assert code == 2 and 'use one worker' in err
