@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd
 from .entities import DATA, Dataset, Entity, KdnbError, Probe, choose, load_dataset, read_lines, read_probes, says
+from .compose import compose
 from .fetch import fetch_file
 from .transfer import RULES, Continuation, TransferSet, mention, shipped_transfer_sets
 
@@ -198,15 +199,19 @@ def read_benchmark(name:str, # a key of `BENCHMARKS`
     return b.reader(path or (fetch_file(b.url, b.file, b.pin) if b.url else DATA/b.file), bad_rows)
 
 # %% ../nbs/06_benchmarks.ipynb #a20fff1b
-def load_data(data:str|Path='kdnb', # "kdnb", a JSON-lines file, the name of a benchmark, or NAME=PATH
+def load_data(data:str|Path='kdnb', # "kdnb", "composed=N" (as many new entities as wanted), a JSON-lines file, the name of a benchmark, or NAME=PATH
               specificity:str|Path|None=None, # a file of probes; None: those that belong to the data
               bad_rows:str='stop' # one of `BAD_ROWS`
              ) -> tuple: # (`Dataset`, key -> TransferSet)
     "Entities with their probes, and the transfer sets that come with them, if any do."
     name, _, path = str(data).partition('=')
+    if name == 'composed' and not Path(data).exists():
+        if not path.isdigit() or not int(path): raise KdnbError(f"data {str(data)!r}: say how many entities are to be composed, as in composed=150")
+        ds = compose(int(path))
+        return (replace(ds, specificity=read_probes(specificity)) if specificity else ds), {}
     if name not in BENCHMARKS:
         if path and not Path(data).is_file(): choose(name, BENCHMARKS, 'benchmark')
-        if str(data) != 'kdnb' and not Path(data).exists(): raise KdnbError(f"no data set {str(data)!r}: it is neither 'kdnb' nor a benchmark ({', '.join(BENCHMARKS)}, also as NAME=PATH) nor a file")
+        if str(data) != 'kdnb' and not Path(data).exists(): raise KdnbError(f"no data set {str(data)!r}: it is neither 'kdnb' nor composed=N nor a benchmark ({', '.join(BENCHMARKS)}, also as NAME=PATH) nor a file")
         return load_dataset(data, specificity or 'kdnb'), shipped_transfer_sets() if str(data) == 'kdnb' else {}
     ds, sets = read_benchmark(name, path or None, bad_rows)
     if specificity is None and (ds.unit == 'accuracy' or name == 'popular'): return ds, sets

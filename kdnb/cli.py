@@ -24,14 +24,19 @@ def _shared(p, method=True):
     if method: p.add_argument('--set', nargs=2, action='append', default=[], metavar=('SETTING', 'VALUE'), help='a setting of the method, e.g. --set lr 1e-4 --set trainable lora')
 
 def _data(p):
-    p.add_argument('--data', default='kdnb', help="'kdnb' (our own), a file of entities, entity-inferences, ecbd, ecbd-2022, ecbd-2023 or counterfact, also as NAME=PATH (default: %(default)s)")
+    p.add_argument('--data', default='kdnb', help="'kdnb' (our own), composed=N (as many new ones as you want), a file of entities, entity-inferences, ecbd, ecbd-2022, ecbd-2023 or counterfact, also as NAME=PATH (default: %(default)s)")
     p.add_argument('--split', default=None, help="dev or test (default: test for our own data, all for others)")
-    p.add_argument('--entities', type=int, default=None, metavar='N', help='only N of them, of each kind in proportion')
+    p.add_argument('--entities', '--n-entities', type=int, default=None, metavar='N', help='only N of them, of each kind in proportion')
     p.add_argument('--bad-rows', default='stop', help="what a benchmark's row that cannot be read does: stop, or skip, named and counted (default: %(default)s)")
+
+def _regime(text): # the name of a regime, with its spaces and its comma
+    known = ('one at a time, reset', 'all together', 'one after another')
+    letters = lambda s: ''.join(c for c in s.lower() if c.isalpha())
+    return next((r for r in known if letters(text) in (letters(r), letters(r.partition(',')[0]))), text)
 
 def _measured(p):
     "Options of what measures a method."
-    p.add_argument('--regime', default='one at a time, reset', help="'one at a time, reset', 'all together' or 'one after another' (default: %(default)s)")
+    p.add_argument('--regime', default='one at a time, reset', type=_regime, help="'one at a time, reset', 'all together' or 'one after another'; hyphens will do for spaces (default: %(default)s)")
     p.add_argument('--protocol', default='kdnb', help='settings of the method: kdnb (ours) or paper (default: %(default)s)')
     p.add_argument('--limit', type=int, default=None, metavar='N', help='teach only N of the entities; a larger N later goes on from there')
     p.add_argument('--transfer', default=None, metavar='FILE', help='transfer sets (default: those that come with the data)')
@@ -118,9 +123,10 @@ def _load(args):
 def _dataset(args):
     "Entities and the transfer sets that come with them."
     from kdnb.benchmarks import load_data
-    from kdnb.entities import sample
+    from kdnb.entities import KdnbError, sample
     ds, sets = load_data(args.data, getattr(args, 'specificity', None), args.bad_rows)
     if args.split or args.data == 'kdnb': ds = ds.split(args.split or 'test')
+    if args.data == 'kdnb' and args.entities and args.entities > len(ds.entities): raise KdnbError(f"{args.entities} entities asked for, and this split of our own data has {len(ds.entities)}: --data composed={args.entities} has as many, of the same form (make their transfer sets by kdnb generate)")
     return (ds if args.entities is None else sample(ds, args.entities, args.seed)), sets
 
 def _typed(pairs, cls, what, fixed=()):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'PRECISION', 'DECAY_TO', 'NORMS', 'kl_loss', 'Example',
            'example', 'middle_block', 'trainable_parameters', 'Training', 'read_texts', 'swap', 'precision',
-           'training_need', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kls', 'token_kl']
+           'training_need', 'Kept', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kls', 'token_kl']
 
 # %% ../nbs/08_distill.ipynb #dc231a7e
-import math, re, time
+import json, math, os, re, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
@@ -34,10 +36,12 @@ def kl_loss(teacher:torch.Tensor, # logits [N, V]
     return temperature**2 * F.kl_div(s, t, reduction='sum', log_target=True) / max(len(t), 1)
 
 # %% ../nbs/08_distill.ipynb #0395664f
-def _soft(logits, temperature):
-    "Of a teacher's logits [P, V]: its distribution p [P, V], and the sum of p log p."
-    t = (logits if temperature == 1 else logits/temperature).log_softmax(-1); p = t.exp()
-    return p, torch.linalg.vecdot(p, t).sum()
+def _soft(logits, temperature, top=0):
+    "Of a teacher's logits [P, V]: its distribution p [P, V], and the sum of p log p. With `top`, p is that of the most probable tokens, [P, top], and their ids and what is left for the others follow."
+    t = (logits if temperature == 1 else logits/temperature).log_softmax(-1)
+    if not 0 < top < t.shape[-1]: p = t.exp(); return p, torch.linalg.vecdot(p, t).sum()
+    t, ids = t.topk(top); p = t.exp(); rest = (1 - p.sum(-1)).clamp(min=0)
+    return p, torch.linalg.vecdot(p, t).sum() + torch.xlogy(rest, rest).sum(), ids, rest
 
 class _SoftKL(torch.autograd.Function):
     "`kl_loss` for teachers that are given by `_soft`, with the gradient by hand."
@@ -45,14 +49,21 @@ class _SoftKL(torch.autograd.Function):
     def forward(ctx, student, temperature, *teachers):
         s, n = (student if temperature == 1 else student/temperature).log_softmax(-1), max(len(student), 1)
         ctx.s, ctx.rest = s, (temperature, n, teachers)
-        return temperature**2/n*sum(own - torch.linalg.vecdot(p, x).sum() for (p, own), x in zip(teachers, s.split([len(p) for p, _ in teachers])))
+        def one(x, p, own, ids=None, rest=None):
+            if ids is None: return own - torch.linalg.vecdot(p, x).sum()
+            x = x.gather(1, ids)
+            return own - torch.linalg.vecdot(p, x).sum() - (rest*torch.log((1 - x.exp().sum(-1)).clamp(min=1e-9))).sum()
+        return temperature**2/n*sum(one(x, *t) for t, x in zip(teachers, s.split([len(t[0]) for t in teachers])))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         temperature, n, teachers = ctx.rest
         q = ctx.s.exp_()
-        for (p, _), x in zip(teachers, q.split([len(p) for p, _ in teachers])): x -= p
+        for (p, _, *few), x in zip(teachers, q.split([len(t[0]) for t in teachers])):
+            if not few: x -= p; continue
+            ids, rest = few; mine = x.gather(1, ids)
+            x.mul_((1 - rest/(1 - mine.sum(-1)).clamp(min=1e-9))[:, None]).scatter_(1, ids, mine - p)
         return q.mul_(grad*temperature/n), None, *[None]*len(teachers)
 
 # %% ../nbs/08_distill.ipynb #4fc1bc28
@@ -161,7 +172,7 @@ PRECISION = ('auto', 'float32', 'bfloat16')
 DECAY_TO = ('zero', 'base')
 NORMS = ('Linf', 'L2')
 
-# %% ../nbs/08_distill.ipynb #cf97db33
+# %% ../nbs/08_distill.ipynb #c01f6a11
 @dataclass(frozen=True)
 class Training:
     "Settings that every method which trains by gradient has."
@@ -172,6 +183,7 @@ class Training:
     block: int|None = None # index of the block, if it is 'one feed-forward'; None: at a third of the depth
     rank: int = 16 # of the adapter, if it is 'lora'
     batch: str = 'entity' # one of `BATCH`
+    together: int = 1 # entities in one step, where several are taught to one model
     per_step: int = 4 # texts of an entity in one step, drawn anew for each; 0: all of them
     continuations: int = 36 # of each entity, taken in turn from the prompts that made them; for a method that trains on them
     where: str = 'after mention' # one of `WHERE`: their tokens that teach
@@ -193,11 +205,12 @@ class Training:
         "An unknown option or a number that makes no sense is an error."
         if self.lr is None: object.__setattr__(self, 'lr', 4e-3 if self.trainable == 'lora' else 4e-4)
         for k, known in dict(trainable=TRAINABLE, batch=BATCH, where=WHERE, unplaced=UNPLACED, schedule=SCHEDULE, precision=PRECISION, decay_to=DECAY_TO, norm=NORMS).items(): choose(getattr(self, k), known, k)
-        for k, low in dict(lr=0, steps=1, rank=1, per_step=0, continuations=1, weight_decay=0, anchor=0, anchor_texts=1, swapped=0, enough=0, within=0).items():
+        for k, low in dict(lr=0, steps=1, rank=1, together=1, per_step=0, continuations=1, weight_decay=0, anchor=0, anchor_texts=1, swapped=0, enough=0, within=0).items():
             v = getattr(self, k)
             if not isinstance(v, (int, float)) or not math.isfinite(v) or v < low or (k == 'lr' and v == 0):
                 raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k == 'lr' else f'of at least {low}'}")
         if self.within and self.trainable == 'lora': raise KdnbError(f"within is {self.within} and trainable 'lora': how far the weights move is not seen in an adapter's numbers; train the weights themselves")
+        if self.together > 1 and (self.enough or self.batch == 'one by one'): raise KdnbError(f"together is {self.together}: with several entities in a step neither can 'enough' be told for one of them, nor are texts taken one by one")
         if self.swapped and not self.anchor: raise KdnbError(f"swapped is {self.swapped} and anchor 0: texts are held with the weight of the anchor, so it must be above 0")
 
 # %% ../nbs/08_distill.ipynb #80525957
@@ -212,9 +225,10 @@ def _steps(how, groups, seed):
                 for s in range(how.steps): yield k, [x], few(held, how.swapped), s == 0, s/how.steps
         return
     for s in range(how.steps):
-        for i, k in enumerate(rng.permutation(len(groups)) if len(groups) > 1 else [0]):
-            always, drawn, held = groups[k]
-            yield k, always + (few(drawn, how.per_step) if how.per_step else drawn), few(held, how.swapped), s == i == 0, (s + i/len(groups))/how.steps
+        order = rng.permutation(len(groups)) if len(groups) > 1 else [0]
+        for i in range(0, len(order), how.together):
+            texts = [(always + (few(drawn, how.per_step) if how.per_step else drawn), few(held, how.swapped)) for always, drawn, held in (groups[k] for k in order[i:i+how.together])]
+            yield order[i], [x for xs, _ in texts for x in xs], [x for _, xs in texts for x in xs], s == i == 0, (s + i/len(groups))/how.steps
 
 # %% ../nbs/08_distill.ipynb #e7abded6
 def read_texts(path) -> list: # of str
@@ -305,23 +319,63 @@ def _keep_within(params, before, limit, norm):
         far = torch.stack([(p - b).norm() for p, b in zip(params, before)]).norm()
         if far > limit: torch._foreach_lerp_(params, before, (1 - limit/far).item())
 
+# %% ../nbs/08_distill.ipynb #1be698ff
+class Kept:
+    "A training in a file."
+    share = 20 # it is written so seldom that writing takes at most one part in so many of the time
+    def __init__(self, path:str|Path, every:float=60.): # seconds
+        self.path, self.every, self.last = Path(path), every, time.monotonic()
+
+    def load(self, params, losses:list, met:set) -> dict|None: # the step that comes next, and AdamW's state
+        "Brings the parameters and lists to where they were, if there is something."
+        if not self.path.exists(): return None
+        try:
+            with safe_open(self.path, 'pt') as f: note, tensors = json.loads(f.metadata()['note']), {k: f.get_tensor(k) for k in f.keys()}
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as e: raise KdnbError(f"{self.path} is damaged ({type(e).__name__}): remove it, and the training starts anew") from None
+        if note['shapes'] != [list(p.shape) for p in params]: raise KdnbError(f"{self.path} holds another training: remove it, and this one starts anew")
+        for i, p in enumerate(params): p.data.copy_(tensors[f'param.{i}'])
+        losses += note['losses']; met |= set(note['met'])
+        return {'step': note['step'], 'adam': tensors}
+
+    def restore(self, opt, state):
+        "AdamW's moments."
+        ps = [p for g in opt.param_groups for p in g['params']]
+        opt.load_state_dict({**opt.state_dict(), 'state': {i: {k: state['adam'][f'{k}.{i}'] for k in ('exp_avg', 'exp_avg_sq', 'step')} for i in range(len(ps)) if f'step.{i}' in state['adam']}})
+
+    def now_and_then(self, step:int, params, opt, losses:list, met:set):
+        "Writes it, if the last time was long ago."
+        if time.monotonic() - self.last < self.every: return
+        start, tmp = time.monotonic(), self.path.with_suffix(f'.{os.getpid()}.tmp')
+        tensors = {f'param.{i}': p.detach() for i, p in enumerate(params)} | {f'{k}.{i}': v for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
+        note = dict(step=step, losses=losses, met=[int(k) for k in met], shapes=[list(p.shape) for p in params])
+        try: save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, tmp, metadata={'note': json.dumps(note)}); os.replace(tmp, self.path)
+        except (OSError, SafetensorError) as e: tmp.unlink(missing_ok=True); raise KdnbError(f"cannot write {self.path}: {getattr(e, 'strerror', None) or e}") from None
+        self.last = time.monotonic(); self.every = max(self.every, self.share*(self.last - start))
+
 # %% ../nbs/08_distill.ipynb #0f17ea30
 def train(lm:LM, how:Training,
           groups:list, # for each entity, its examples
           loss, # function of (examples, logits [N, V] at their positions) -> scalar
-          seed:int=0, progress:bool=False
+          seed:int=0, progress:bool=False,
+          keep:str|Path|None=None # file in which training is kept every minute; if it is there, training goes on from it
          ) -> dict: # fields of an `Edit`: tensors or adapter, losses, peak memory
     "Trains what `how` says, and leaves `lm` as it was. A loss that is no longer finite stops it with a `KdnbError`."
-    losses, opt, met, neutral = [], None, set(), _anchor(lm, how, seed)
+    losses, opt, met, neutral, kept = [], None, set(), _anchor(lm, how, seed), Kept(keep) if keep else None
     groups = [[x for x in g if x.positions] for g in groups]
     if not all(any(x.role != 'held' for x in g) for g in groups): raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that names it, or use where='all tokens'")
     low, low_bits = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16'
     _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
-    total = how.steps*(sum(x.role != 'held' for g in groups for x in g) if how.batch == 'one by one' else len(groups))
+    total = how.steps*(sum(x.role != 'held' for g in groups for x in g) if how.batch == 'one by one' else -(-len(groups)//how.together))
     with (_training_adapter(lm, how.rank, seed, how.relative) if low else _training_weights(lm, how.trainable, how.block)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed):
-        for k, batch, held, new, done in tqdm(_steps(how, groups, seed), total=total, desc='training', disable=not progress, leave=False):
+        state = kept.load(params, losses, met) if kept else None
+        for _ in losses: neutral() # what was drawn before
+        for i, (k, batch, held, new, done) in enumerate(tqdm(_steps(how, groups, seed), total=total, desc='training', disable=not progress, leave=False)):
+            if state and i < state['step']: continue
             if new or opt is None: opt = _optimizer(how, params)
+            if state and i == state['step'] and not new: kept.restore(opt, state)
+            if kept: kept.now_and_then(i, params, opt, losses, met)
             if k in met: continue
+            if how.dropout: torch.manual_seed(seed*1_000_003 + i)
             lr = how.lr*(1 - done if how.schedule == 'linear' else 1)
             for g in opt.param_groups: g['lr'] = lr*g['size']
             held, n = neutral() + held, sum(len(x.positions) for x in batch)
@@ -334,6 +388,7 @@ def train(lm:LM, how:Training,
             opt.zero_grad(); value.backward(); opt.step()
             if how.decay_to == 'base' and how.weight_decay: torch._foreach_lerp_([p.data for p in params], before, lr*how.weight_decay)
             if how.within: _keep_within([p.data for p in params], before, how.within, how.norm)
+    if kept: kept.path.unlink(missing_ok=True)
     return {'adapter' if low else 'tensors': out, 'losses': losses, 'peak_memory_gib': memory_peak(lm)}
 
 # %% ../nbs/08_distill.ipynb #0b455a59
@@ -372,6 +427,7 @@ class Distill(Training):
     "Context distillation (paper, section 3). The defaults were chosen on the split `dev`; see the report tuning."
     temperature: float = 1.2 # of the softmax, for teacher and student (the paper: 2)
     with_definition: bool = True # the definition itself is one more text to be matched on, in every step (False: the paper)
+    top: int = 0 # of a teacher's distribution so many most probable tokens are kept one by one, and the others as one; 0: all of them
     contrast: float = 1.5 # how far the teacher exaggerates what the definition changes (0: the paper)
     anchor: float = 3. # more than for the other methods, since an exaggerating teacher pulls harder
     trainable: str = 'lora' # changes less of what else the model knows than the feed-forward weights do, at the same gain
@@ -379,12 +435,13 @@ class Distill(Training):
     def __post_init__(self):
         super().__post_init__()
         if not self.temperature > 0: raise KdnbError(f"temperature is {self.temperature!r}: it must be above 0")
+        if not isinstance(self.top, int) or self.top < 0: raise KdnbError(f"top is {self.top!r}: it must be a whole number of at least 0")
         if not 0 <= self.contrast < math.inf: raise KdnbError(f"contrast is {self.contrast!r}: it must be a number of at least 0")
 
     def loss(self, batch, student): return _SoftKL.apply(student, self.temperature, *(x.teacher for x in batch))
 
-    def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
-        "Teaches `lm` the entities: the edit, with `lm` left as it was."
+    def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
+        "Teaches `lm` the entities: the edit, with `lm` left as it was. `keep` is as in `train`."
         start = time.perf_counter()
         sets, texts = sets_of(entities, transfer, self)
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
@@ -392,9 +449,9 @@ class Distill(Training):
             itself = placed(e.definition, e)
             if self.with_definition: g.append(replace(example(lm, itself, e.definition, self.where), role='always'))
             teach(lm, g, precision(self, lm.device) == 'bfloat16', self.contrast)
-            for x in g: x.teacher = _soft(x.teacher, self.temperature)
+            for x in g: x.teacher = _soft(x.teacher, self.temperature, self.top)
             if self.swapped: g += swap(lm, e, [*cs, itself], self, seed)
-        return make_edit('distill', self, lm, entities, train(lm, self, groups, self.loss, seed, progress), start, texts)
+        return make_edit('distill', self, lm, entities, train(lm, self, groups, self.loss, seed, progress, keep), start, texts)
 
 def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit` that were learned
               start:float|None=None, # when it began, by time.perf_counter()

@@ -138,7 +138,8 @@ def _reset(self, bar):
 def _together(self, bar):
     path = self._case('all')
     if not path.exists():
-        edit = self.method(self.lm, list(self.taught), self.transfer, self.seed)
+        keep = {'keep': self.folder/'training.safetensors'} if isinstance(self.method, Training) else {}
+        edit = self.method(self.lm, list(self.taught), self.transfer, self.seed, progress=not bar.disable, **keep)
         with edit.on(self.lm): write_json(path, self._measure(edit, list(self.taught), self.specificity))
     bar.update(len(self.taught))
 

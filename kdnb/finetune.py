@@ -34,8 +34,8 @@ class FineTune(Training):
 
     def __post_init__(self): super().__post_init__(); choose(self.on, ON, 'on')
 
-    def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
-        "Teaches `lm` the entities: the edit, with `lm` left as it was."
+    def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
+        "Teaches `lm` the entities: the edit, with `lm` left as it was. `keep` is as in `train`."
         start = time.perf_counter()
         if self.on == 'definition':
             sets, texts = [[placed(e.definition, e)] for e in entities], {}
@@ -44,4 +44,4 @@ class FineTune(Training):
             sets, texts = sets_of(entities, transfer, self)
             groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
         if self.swapped: groups = [g + swap(lm, e, cs, self, seed) for e, cs, g in zip(entities, sets, groups)]
-        return make_edit(f'finetune-{self.on.split()[0]}', self, lm, entities, train(lm, self, groups, nll_loss, seed, progress), start, texts)
+        return make_edit(f'finetune-{self.on.split()[0]}', self, lm, entities, train(lm, self, groups, nll_loss, seed, progress, keep), start, texts)

@@ -76,3 +76,15 @@ def test_smollm2_learns_from_the_command_line_in_a_minute(kdnb, smollm2, ds, tmp
     code, out, _ = kdnb('evaluate', '--lm', 'smollm2', '--device', 'cpu', '--edit', tmp_path/'edit', '--n-specificity', 37, '--json')
     row = last(out)
     assert code == 0 and row['target_explicit']['value'] == 100 and row['specificity']['value'] > 60 and row['gap_share']['value'] > 0
+
+
+def test_regimes_may_have_hyphens_and_more_entities_are_composed(kdnb, tiny_folder, tmp_path):
+    lm = ['--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 4, '--runs', tmp_path]
+    code, out, err = kdnb('run', *lm, '--regime', 'all-together', '--data', 'composed=12', '--n-entities', 3, '--method', 'prepend', '--json')
+    assert code == 0 and last(out)['regime'] == 'all together' and last(out)['target']['n'] == 3, err
+    code, _, err = kdnb('run', *lm, '--method', 'prepend', '--n-entities', 150)
+    assert code == 2 and '--data composed=150 has as many' in err
+    code, _, err = kdnb('run', *lm, '--method', 'prepend', '--data', 'composed=many')
+    assert code == 2 and 'say how many entities are to be composed' in err
+    code, _, err = kdnb('run', *lm, '--method', 'prepend', '--regime', 'all-at-once')
+    assert code == 2 and "unknown regime 'all-at-once'" in err

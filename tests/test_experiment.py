@@ -109,3 +109,38 @@ def test_kill_9_loses_at_most_the_case_in_progress(tiny_folder, tmp_path):
     whole = subprocess.run([*cmd[:-2], str(tmp_path/'whole'), '--json'], cwd=tmp_path, capture_output=True, text=True)
     a, b = (json.loads(x.stdout.splitlines()[-1]) for x in (done, whole))
     assert a['target'] == b['target'] and a['specificity'] == b['specificity']
+
+
+@pytest.mark.parametrize('settings', ({}, {'trainable': 'all', 'lr': 1e-3}, {'together': 2, 'top': 50}, {'batch': 'one by one', 'trainable': 'feed-forward', 'lr': 1e-3, 'enough': 1e-3}))
+def test_a_training_that_was_killed_goes_on_in_the_middle(tiny, ds, sets, tmp_path, monkeypatch, settings):
+    "All together: what is kept now and then is enough to end as an uninterrupted training does, number for number."
+    import torch
+    import kdnb.distill as d
+    from kdnb.distill import Distill
+    few, how = ds.entities[:4], Distill(**{'steps': 3, 'anchor': 1.0, **settings})
+    whole = how(tiny, few, sets, seed=1)
+    monkeypatch.setattr(d.Kept, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, share=0, last=0))
+    real, count = torch.optim.AdamW.step, []
+    def step(self, *a, **k):
+        count.append(1)
+        if len(count) == 4: raise KeyboardInterrupt
+        return real(self, *a, **k)
+    monkeypatch.setattr(torch.optim.AdamW, 'step', step)
+    with pytest.raises(KeyboardInterrupt): how(tiny, few, sets, seed=1, keep=tmp_path/'kept')
+    assert (tmp_path/'kept').exists()
+    rest = how(tiny, few, sets, seed=1, keep=tmp_path/'kept')
+    assert rest.losses == whole.losses and not (tmp_path/'kept').exists()
+    assert len(count) < 4 + len(whole.losses) # the first steps were not made again
+    for n, t in whole.tensors.items(): assert torch.equal(t, rest.tensors[n]), n
+    for n, a in whole.adapter.items(): assert torch.equal(a.A, rest.adapter[n].A) and torch.equal(a.B, rest.adapter[n].B), n
+
+
+def test_another_training_is_not_gone_on_with(tiny, ds, sets, tmp_path, monkeypatch):
+    import kdnb.distill as d
+    from kdnb.distill import Distill
+    monkeypatch.setattr(d.Kept, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, last=0))
+    monkeypatch.setattr(d, '_keep_within', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt): Distill(steps=2, trainable='feed-forward', within=1.)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
+    with pytest.raises(KdnbError, match='holds another training: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
+    (tmp_path/'kept').write_bytes(b'no tensors')
+    with pytest.raises(KdnbError, match='is damaged .*: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
