@@ -141,3 +141,13 @@ def test_mend_training(tiny_folder, tmp_path):
     assert all((tmp_path/'out'/f'{f}.png').stat().st_size > 3000 for f in ('training', 'scales'))
     r = json.loads((tmp_path/'out'/'results.json').read_text())
     assert len(r['log']) == 4 and r['scale'] in (1., 2.) and set(r['numbers']['test']) == {'base', 'prepend', 'MEND, times 1', 'MEND, times 2'}
+
+
+def test_scalability(tiny_folder, tmp_path):
+    methods = {'distill, adapter': ['distill', {'steps': 1, 'top': 50, 'together': 2}], 'MEMIT': ['memit', {'steps': 2, 'layers': 1}], 'retrieve': ['retrieve', {}]}
+    how = dict(lm=str(tiny_folder()), device='cpu', counts=[2, 6, 12], n_single=2, n_own=2, prompts=['named'], n_specificity=6, methods=methods, single=['distill, adapter'], most={'MEMIT': 6}, text=str(ROOT/'kdnb'/'data'/'neutral.txt'), runs=str(tmp_path/'runs'))
+    run_report('scalability', tmp_path/'out', results=str(tmp_path/'out'/'results.json'), **how)
+    assert (tmp_path/'out'/'scalability.png').stat().st_size > 3000
+    r = json.loads((tmp_path/'out'/'results.json').read_text())
+    assert sorted((x['n'], x['method']) for x in r['rows'] if x['method'] == 'MEMIT') == [(2, 'MEMIT'), (6, 'MEMIT')] and len(r['rows']) == 14
+    assert len((tmp_path/'runs').joinpath(next(p.name for p in (tmp_path/'runs').glob('transfer_composed_*'))).read_text().splitlines()) == 12
