@@ -8,7 +8,7 @@ __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'PRECISION', '
            'training_need', 'Kept', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kls', 'token_kl']
 
 # %% ../nbs/08_distill.ipynb #dc231a7e
-import json, math, os, re, time
+import json, math, os, re, time, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -151,7 +151,8 @@ def _training_adapter(lm, rank, seed, relative):
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
     out, whole = {}, lm.model
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter('ignore') # of what transformers will rename, and of GPT-2's transposed layers, which peft finds by itself
         torch.manual_seed(seed) # A starts at random, B at zero
         peft = get_peft_model(whole, LoraConfig(r=rank, lora_alpha=2*rank, target_modules='all-linear', task_type='CAUSAL_LM'))
     layers = {n: m for n, m in peft.get_base_model().named_modules() if isinstance(m, LoraLayer)}
@@ -172,7 +173,7 @@ PRECISION = ('auto', 'float32', 'bfloat16')
 DECAY_TO = ('zero', 'base')
 NORMS = ('Linf', 'L2')
 
-# %% ../nbs/08_distill.ipynb #c01f6a11
+# %% ../nbs/08_distill.ipynb #9645ea20
 @dataclass(frozen=True)
 class Training:
     "Settings that every method which trains by gradient has."
@@ -199,6 +200,7 @@ class Training:
     anchor_file: str = '' # the neutral texts, one a line; empty: our own
     swapped: int = 0 # texts in a step that say of something else what the entity's texts say of the entity, and are held, too
     precision: str = 'auto' # of the matrix products: 'auto' is bfloat16 where the hardware multiplies it fast
+    recompute: bool = False # activations are computed again for the gradient, block by block, and not kept: a third more time for much less memory
     dropout: bool = False # train in the model's training mode, with the dropout that it has (the paper: True)
 
     def __post_init__(self):
@@ -304,6 +306,22 @@ def _mode(lm, dropout, seed):
         try: yield
         finally: lm.model.eval()
 
+# %% ../nbs/08_distill.ipynb #860586cf
+@contextmanager
+def _recomputing(model, on):
+    "Within this context blocks keep no activations for the gradient, if that is wanted (activation checkpointing)."
+    if not on: yield; return
+    if not getattr(model, 'supports_gradient_checkpointing', False): raise KdnbError(f"recompute is True, and {type(model).__name__} cannot compute its activations again: leave it out")
+    model.gradient_checkpointing_enable({'use_reentrant': False})
+    blocks = [m for m in model.modules() if getattr(m, 'gradient_checkpointing', False)]
+    modes = [m.training for m in blocks]
+    try:
+        for m in blocks: m.training = True # the block alone, not what is in it: dropout stays as it was
+        yield
+    finally:
+        for m, mode in zip(blocks, modes): m.training = mode
+        model.gradient_checkpointing_disable()
+
 # %% ../nbs/08_distill.ipynb #77f01787
 def _optimizer(how, params):
     "AdamW, with parameters of about the same size (to a quarter of an octave) in one group, where the rate follows their size."
@@ -366,7 +384,7 @@ def train(lm:LM, how:Training,
     low, low_bits = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16'
     _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
     total = how.steps*(sum(x.role != 'held' for g in groups for x in g) if how.batch == 'one by one' else -(-len(groups)//how.together))
-    with (_training_adapter(lm, how.rank, seed, how.relative) if low else _training_weights(lm, how.trainable, how.block)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed):
+    with (_training_adapter(lm, how.rank, seed, how.relative) if low else _training_weights(lm, how.trainable, how.block)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed), _recomputing(lm.model, how.recompute):
         state = kept.load(params, losses, met) if kept else None
         for _ in losses: neutral() # what was drawn before
         for i, (k, batch, held, new, done) in enumerate(tqdm(_steps(how, groups, seed), total=total, desc='training', disable=not progress, leave=False)):

@@ -217,3 +217,21 @@ def test_many_entities_together_learn(tiny):
 def test_the_first_continuations_come_from_all_prompts():
     conts = tuple(Continuation(f'{p} {i}', (0, 1), p) for p in 'ab' for i in range(4))
     assert [c.text for c in D._spread(conts, 4)] == ['a 0', 'b 0', 'a 1', 'b 1']
+
+
+@pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
+@pytest.mark.parametrize('trainable', ('lora', 'all'))
+def test_recomputing_changes_nothing_but_what_is_kept(tiny_folder, ds, sets, kind, trainable):
+    from kdnb.lm import load_lm
+    lm, e = load_lm(str(tiny_folder(kind)), device='cpu'), ds.entities[0]
+    def kept(recompute):
+        "Losses, and the bytes that autograd keeps in the first step."
+        n, seen = [0], set()
+        def pack(t):
+            if t.data_ptr() not in seen: seen.add(t.data_ptr()); n[0] += t.numel()*t.element_size()
+            return t
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): losses = Distill(steps=1, trainable=trainable, recompute=recompute, precision='float32')(lm, [e], sets).losses
+        return Distill(steps=3, trainable=trainable, recompute=recompute, precision='float32', lr=1e-3)(lm, [e], sets).losses, n[0]
+    (plain, much), (again, little) = kept(False), kept(True)
+    assert again == pytest.approx(plain, rel=1e-4) and not lm.model.training and not any(m.training for m in lm.model.modules())
+    assert little < much
