@@ -151,3 +151,12 @@ def test_scalability(tiny_folder, tmp_path):
     r = json.loads((tmp_path/'out'/'results.json').read_text())
     assert sorted((x['n'], x['method']) for x in r['rows'] if x['method'] == 'MEMIT') == [(2, 'MEMIT'), (6, 'MEMIT')] and len(r['rows']) == 14
     assert len((tmp_path/'runs').joinpath(next(p.name for p in (tmp_path/'runs').glob('transfer_composed_*'))).read_text().splitlines()) == 12
+
+
+def test_performance(tiny_folder, tmp_path):
+    how = dict(lm=str(tiny_folder()), device='cpu', n_specificity=2, n_check=2, settings={'steps': 1}, savings={'float32 products': {'precision': 'float32'}, 'all weights': {'trainable': 'all'}}, same=['float32 products'], runs=str(tmp_path/'runs'))
+    run_report('performance', tmp_path/'out', results=str(tmp_path/'out'/'results.json'), **how)
+    assert (tmp_path/'out'/'bench.png').stat().st_size > 3000
+    r = json.loads((tmp_path/'out'/'results.json').read_text())
+    assert set(r['clock']) == {'as it is', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0
+    assert 'memory is told beforehand' in (tmp_path/'out'/'performance.ipynb').read_text()
