@@ -43,6 +43,7 @@ def _measured(p):
     p.add_argument('--specificity', default=None, metavar='FILE', help="probes about known things (default: those that belong to the data; for ecbd the file of popular entities)")
     p.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
     p.add_argument('--workers', type=int, default=1, metavar='N', help='processes that share the entities, by Ray; for one at a time with reset (default: %(default)s)')
+    p.add_argument('--at-once', type=int, default=1, metavar='N', help='so many entities are taught side by side, each with an adapter of its own; for one at a time with reset (default: %(default)s)')
     p.add_argument('--runs', default='runs', help='folder of the run folders (default: %(default)s)')
 
 # %% ../nbs/19_cli.ipynb #6d89b498
@@ -279,7 +280,7 @@ def _run(args):
     choose(args.regime, REGIMES, 'regime')
     settings, (ds, sets), lm = _settings(args.set, args.method), _dataset(args), _load(args)
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
-    how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, n_others=0 if ds.name in BENCHMARKS else 2)
+    how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
     runs = [Run(lm, ds, m, args.regime, args.seed, **how, **(settings if m == args.method else {}))
             for m in dict.fromkeys((args.method,) if args.method in ('base', 'random', 'prepend', 'retrieve') else ('base', 'prepend', args.method))]
     df = collect(_go(runs, args.workers), [e.key for e in runs[0].taught])

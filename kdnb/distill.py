@@ -173,7 +173,7 @@ PRECISION = ('auto', 'float32', 'bfloat16')
 DECAY_TO = ('zero', 'base')
 NORMS = ('Linf', 'L2')
 
-# %% ../nbs/08_distill.ipynb #9645ea20
+# %% ../nbs/08_distill.ipynb #8b1e9822
 @dataclass(frozen=True)
 class Training:
     "Settings that every method which trains by gradient has."
@@ -203,17 +203,20 @@ class Training:
     recompute: bool = False # activations are computed again for the gradient, block by block, and not kept: a third more time for much less memory
     dropout: bool = False # train in the model's training mode, with the dropout that it has (the paper: True)
 
-    def __post_init__(self):
-        "An unknown option or a number that makes no sense is an error."
-        if self.lr is None: object.__setattr__(self, 'lr', 4e-3 if self.trainable == 'lora' else 4e-4)
-        for k, known in dict(trainable=TRAINABLE, batch=BATCH, where=WHERE, unplaced=UNPLACED, schedule=SCHEDULE, precision=PRECISION, decay_to=DECAY_TO, norm=NORMS).items(): choose(getattr(self, k), known, k)
-        for k, low in dict(lr=0, steps=1, rank=1, together=1, per_step=0, continuations=1, weight_decay=0, anchor=0, anchor_texts=1, swapped=0, enough=0, within=0).items():
-            v = getattr(self, k)
-            if not isinstance(v, (int, float)) or not math.isfinite(v) or v < low or (k == 'lr' and v == 0):
-                raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k == 'lr' else f'of at least {low}'}")
-        if self.within and self.trainable == 'lora': raise KdnbError(f"within is {self.within} and trainable 'lora': how far the weights move is not seen in an adapter's numbers; train the weights themselves")
-        if self.together > 1 and (self.enough or self.batch == 'one by one'): raise KdnbError(f"together is {self.together}: with several entities in a step neither can 'enough' be told for one of them, nor are texts taken one by one")
-        if self.swapped and not self.anchor: raise KdnbError(f"swapped is {self.swapped} and anchor 0: texts are held with the weight of the anchor, so it must be above 0")
+    def __post_init__(self): _check(self)
+
+# %% ../nbs/08_distill.ipynb #b6bcba72
+def _check(self):
+    "An unknown option or a number that makes no sense is an error."
+    if self.lr is None: object.__setattr__(self, 'lr', 4e-3 if self.trainable == 'lora' else 4e-4)
+    for k, known in dict(trainable=TRAINABLE, batch=BATCH, where=WHERE, unplaced=UNPLACED, schedule=SCHEDULE, precision=PRECISION, decay_to=DECAY_TO, norm=NORMS).items(): choose(getattr(self, k), known, k)
+    for k, low in dict(lr=0, steps=1, rank=1, together=1, per_step=0, continuations=1, weight_decay=0, anchor=0, anchor_texts=1, swapped=0, enough=0, within=0).items():
+        v = getattr(self, k)
+        if not isinstance(v, (int, float)) or not math.isfinite(v) or v < low or (k == 'lr' and v == 0):
+            raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k == 'lr' else f'of at least {low}'}")
+    if self.within and self.trainable == 'lora': raise KdnbError(f"within is {self.within} and trainable 'lora': how far the weights move is not seen in an adapter's numbers; train the weights themselves")
+    if self.together > 1 and (self.enough or self.batch == 'one by one'): raise KdnbError(f"together is {self.together}: with several entities in a step neither can 'enough' be told for one of them, nor are texts taken one by one")
+    if self.swapped and not self.anchor: raise KdnbError(f"swapped is {self.swapped} and anchor 0: texts are held with the weight of the anchor, so it must be above 0")
 
 # %% ../nbs/08_distill.ipynb #80525957
 def _steps(how, groups, seed):
@@ -456,11 +459,11 @@ class Distill(Training):
         if not isinstance(self.top, int) or self.top < 0: raise KdnbError(f"top is {self.top!r}: it must be a whole number of at least 0")
         if not 0 <= self.contrast < math.inf: raise KdnbError(f"contrast is {self.contrast!r}: it must be a number of at least 0")
 
+    name = 'distill'
     def loss(self, batch, student): return _SoftKL.apply(student, self.temperature, *(x.teacher for x in batch))
 
-    def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
-        "Teaches `lm` the entities: the edit, with `lm` left as it was. `keep` is as in `train`."
-        start = time.perf_counter()
+    def groups(self, lm:LM, entities, transfer:dict, seed:int=0) -> tuple: # for each entity its examples; and which texts teach
+        "What is trained on."
         sets, texts = sets_of(entities, transfer, self)
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
         for e, cs, g in zip(entities, sets, groups):
@@ -469,7 +472,17 @@ class Distill(Training):
             teach(lm, g, precision(self, lm.device) == 'bfloat16', self.contrast)
             for x in g: x.teacher = _soft(x.teacher, self.temperature, self.top)
             if self.swapped: g += swap(lm, e, [*cs, itself], self, seed)
-        return make_edit('distill', self, lm, entities, train(lm, self, groups, self.loss, seed, progress, keep), start, texts)
+        return groups, texts
+
+
+# %% ../nbs/08_distill.ipynb #eeb35423
+def _teach(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
+    "Teaches `lm` the entities: the edit, with `lm` left as it was. `keep` is as in `train`."
+    start = time.perf_counter()
+    groups, texts = self.groups(lm, entities, transfer, seed)
+    return make_edit(self.name, self, lm, entities, train(lm, self, groups, self.loss, seed, progress, keep), start, texts)
+
+Training.__call__ = _teach # of every method that trains: it has a name, groups of examples, and a loss
 
 def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit` that were learned
               start:float|None=None, # when it began, by time.perf_counter()

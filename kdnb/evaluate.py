@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEAR', 'TARGETS', 'answer_probes', 'answer_question', 'said_first', 'write_answers', 'definition_bits', 'evaluate',
-           'Interval', 'interval', 'interval_crossed', 'gap_share', 'summarise', 'signature']
+           'evaluate_apart', 'Interval', 'interval', 'interval_crossed', 'gap_share', 'summarise', 'signature']
 
 # %% ../nbs/15_evaluate.ipynb #7becbedd
 import math, re
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 from .entities import Entity, KdnbError, Probe, load_dataset, sample, says
-from .lm import LM, generate, load_lm, score_candidates, score_spans, token_logprobs
+from .lm import LM, generate, load_lm, owned, score_candidates, score_spans, token_logprobs
 from .edit import context_of
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
@@ -23,18 +23,19 @@ def _bytes(probe): return len((probe.glue + probe.gold).encode())
 
 def answer_probes(lm:LM, probes, # of `Probe`
                   about=None, # for each, the key of the new entity it is about, or None
-                  shared:bool=True # as in `score_candidates`
+                  shared:bool=True, # as in `score_candidates`
+                  owners:list|None=None # for each, its owner, if several edits are asked side by side
                  ) -> list: # for each: bits and bytes of the gold candidate; with candidates answer and correct, without tokens
     "Answers of `lm`, with the edits that are applied to it."
     probes = list(probes)
     front = [context_of(lm, n, p.left) for n, p in zip(about or [None]*len(probes), probes)]
     lefts, out = [f'{f} {p.left}' if f else p.left for f, p in zip(front, probes)], [None]*len(probes)
     choice, spans = ([i for i, p in enumerate(probes) if bool(p.candidates) == c] for c in (True, False))
-    for i, s in zip(choice, score_candidates(lm, [lefts[i] for i in choice], [probes[i].candidates for i in choice], [probes[i].glue for i in choice], shared=shared)):
+    for i, s in zip(choice, score_candidates(lm, [lefts[i] for i in choice], [probes[i].candidates for i in choice], [probes[i].glue for i in choice], shared=shared, owners=owners and [owners[i] for i in choice])):
         p, answer = probes[i], probes[i].candidates[int(np.argmax(s))]
         out[i] = dict(correct=answer == p.gold, answer=answer, bits=-s[p.candidates.index(p.gold)]/math.log(2), bytes=_bytes(p))
     of = lambda k: [getattr(probes[i], k) for i in spans]
-    for i, (s, n) in zip(spans, score_spans(lm, [lefts[i] for i in spans], of('gold'), of('glue'), shared)):
+    for i, (s, n) in zip(spans, score_spans(lm, [lefts[i] for i in spans], of('gold'), of('glue'), shared, owners and [owners[i] for i in spans])):
         out[i] = dict(bits=-s/math.log(2), bytes=_bytes(probes[i]), tokens=n)
     return out
 
@@ -46,7 +47,7 @@ def answer_question(lm:LM, entity:Entity, max_new_tokens:int=16) -> dict: # corr
     text = generate(lm, [prompt], max_new_tokens=max_new_tokens, temperature=0)[0][0].strip().split('\n')[0]
     return dict(correct=any(says(text, a) for a in entity.question.answers), text=text)
 
-# %% ../nbs/15_evaluate.ipynb #8fb02477
+# %% ../nbs/15_evaluate.ipynb #1ebb97c6
 NEAR = { # name -> rows of a target, their kind, what counts
     'near': ('near', 'near', 'correct'), 'near_plus': ('near_plus', 'near', 'correct'), 'written_explicit': ('probes', 'explicit', 'written'), 'written_indirect': ('probes', 'indirect', 'written'),
     'written_near': ('near', 'near', 'written'), 'written_near_plus': ('near_plus', 'near', 'written')}
@@ -66,15 +67,15 @@ def write_answers(lm:LM, probes, # of `Probe`, with candidates
     texts = [t for t, in generate(lm, [f'{f} {p.left}' if f else p.left for f, p in zip(front, probes)], max_new_tokens=max_new_tokens, temperature=0)]
     return [dict(text=t, written=said_first(t, p.candidates) == p.gold) for t, p in zip(texts, probes)]
 
-def _about(lm, entity, probes, free):
+def _about(lm, entity, probes, free, ask=answer_probes):
     "Answers to probes about an entity or its neighbours; with what is written, if there are neighbours."
-    rows = answer_probes(lm, probes, [entity.key]*len(probes))
+    rows = ask(lm, probes, [entity.key]*len(probes))
     said = write_answers(lm, probes, [entity.key]*len(probes)) if free and entity.near else [{}]*len(probes)
     return [{**r, **s, 'kind': p.kind} for p, r, s in zip(probes, rows, said)]
 
 def _plus(lm, entity):
     "The probes about the neighbours, after the sentence that was taught; it does not stand there twice."
-    return [p if context_of(lm, entity.key, p.left) == entity.definition else replace(p, left=f'{entity.definition} {p.left}') for p in entity.near]
+    return [p if lm and context_of(lm, entity.key, p.left) == entity.definition else replace(p, left=f'{entity.definition} {p.left}') for p in entity.near]
 
 # %% ../nbs/15_evaluate.ipynb #44d071be
 def definition_bits(lm:LM, entity:Entity) -> float: # bits per byte
@@ -86,17 +87,33 @@ def evaluate(lm:LM, # with edits applied
              entities, # that were taught
              specificity=(), # probes about known things
              others=(), # other new entities, that were not taught
-             free:bool=True # ask the questions for free generation, too
+             free:bool=True, # ask the questions for free generation, too
+             ask=answer_probes # who answers
             ) -> dict: # rows: target, specificity (None for a probe about one of `entities`), others
     "Everything that is asked of one case."
     target, own = [], {e.key for e in entities}
     for e in entities:
-        about = lambda probes: _about(lm, e, probes, free)
-        target.append(dict(entity=e.name, key=e.key, definition_bits=definition_bits(lm, e), probes=about(e.probes), near=about(e.near), near_plus=about(_plus(lm, e)),
+        about = lambda probes: _about(lm, e, probes, free, ask)
+        target.append(dict(entity=e.name, key=e.key, definition_bits=lm and definition_bits(lm, e), probes=about(e.probes), near=about(e.near), near_plus=about(_plus(lm, e)),
                            free=answer_question(lm, e) if free and e.question else None))
-    ask, rest = [(p, o.key) for o in others for p in o.probes], [i for i, p in enumerate(specificity) if p.topic not in own]
-    known = dict(zip(rest, answer_probes(lm, [specificity[i] for i in rest])))
-    return dict(target=target, specificity=[known.get(i) for i in range(len(specificity))], others=answer_probes(lm, [p for p, _ in ask], [n for _, n in ask]))
+    wanted, rest = [(p, o.key) for o in others for p in o.probes], [i for i, p in enumerate(specificity) if p.topic not in own]
+    known = dict(zip(rest, ask(lm, [specificity[i] for i in rest])))
+    return dict(target=target, specificity=[known.get(i) for i in range(len(specificity))], others=ask(lm, [p for p, _ in wanted], [n for _, n in wanted]))
+
+# %% ../nbs/15_evaluate.ipynb #40bac487
+def evaluate_apart(lm:LM, # with a bank on it
+                   cases:list, # of (entities, specificity, others), that of owner 0 first
+                   free:bool=True) -> list: # of what `evaluate` gives
+    "Everything that is asked of several cases, each with the adapter that it owns."
+    asked = []
+    def note(lm, probes, about=None): asked.append((owner, list(probes), about)); return [{}]*len(asked[-1][1])
+    for owner, case in enumerate(cases): evaluate(None, *case, free=False, ask=note)
+    jobs = [(p, a, owner) for owner, probes, about in asked for p, a in zip(probes, about or [None]*len(probes))]
+    rows = iter(answer_probes(lm, *map(list, zip(*((p, a) for p, a, _ in jobs))), owners=[o for *_, o in jobs]) if jobs else [])
+    out = []
+    for owner, case in enumerate(cases):
+        with owned(lm, [owner]): out.append(evaluate(lm, *case, free=free, ask=lambda lm, probes, about=None: [next(rows) for _ in probes]))
+    return out
 
 # %% ../nbs/15_evaluate.ipynb #0de0c395
 @dataclass(frozen=True)

@@ -34,9 +34,12 @@ class FineTune(Training):
 
     def __post_init__(self): super().__post_init__(); choose(self.on, ON, 'on')
 
-    def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
-        "Teaches `lm` the entities: the edit, with `lm` left as it was. `keep` is as in `train`."
-        start = time.perf_counter()
+    @property
+    def name(self): return f'finetune-{self.on.split()[0]}'
+    def loss(self, batch, logits): return nll_loss(batch, logits)
+
+    def groups(self, lm:LM, entities, transfer:dict, seed:int=0) -> tuple: # for each entity its examples; and which texts teach
+        "What is trained on."
         if self.on == 'definition':
             sets, texts = [[placed(e.definition, e)] for e in entities], {}
             groups = [[example(lm, c, '', 'all tokens', separator='') for c in cs] for cs in sets]
@@ -44,4 +47,4 @@ class FineTune(Training):
             sets, texts = sets_of(entities, transfer, self)
             groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
         if self.swapped: groups = [g + swap(lm, e, cs, self, seed) for e, cs, g in zip(entities, sets, groups)]
-        return make_edit(f'finetune-{self.on.split()[0]}', self, lm, entities, train(lm, self, groups, nll_loss, seed, progress, keep), start, texts)
+        return groups, texts
