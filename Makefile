@@ -8,8 +8,9 @@ BIN = .venv/bin
 demo: .venv/installed
 	$(BIN)/kdnb demo
 
+# a process for each core, with one thread each: most tests are on tiny models, which more threads do not make quicker
 test: .venv/installed
-	$(BIN)/python -m pytest -q -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" tests
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest -q tests
