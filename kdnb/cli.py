@@ -96,6 +96,16 @@ def _parser():
     m.add_argument('--composed', type=int, default=600, metavar='N', help='so many entities from the grammar (default: %(default)s)')
     m.add_argument('--kinds', default='company,dish,festival,outbreak', help='of entities, with commas (default: those of the split dev)')
     m.add_argument('--set', nargs=2, action='append', default=[], metavar=('SETTING', 'VALUE'), help='a setting of the practice, e.g. --set steps 5000')
+    t = sub.add_parser('teach', help='teach your own definitions to a model: an adapter that transformers and peft load, and a page that says what was learned')
+    t.add_argument('definitions', nargs='?', metavar='FILE', help='JSON lines, a table (.csv with name and definition) or Markdown (.md, a heading for each entity); or a folder of such files')
+    t.add_argument('--out', metavar='DIR', required=True, help='folder of the adapter; taught again, it also keeps what it knew')
+    t.add_argument('--generator', default='self', help='who writes the transfer sets: self, lm:NAME or openai:MODEL (default: %(default)s)')
+    t.add_argument('--base-url', default=None, metavar='URL', help='openai: address of a server of your own')
+    t.add_argument('--n', '-n', type=int, default=15, help='continuations of each definition (default: %(default)s)')
+    t.add_argument('--merge', action='store_true', help='write the whole model, too, into DIR/model')
+    t.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
+    t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
+    _shared(t)
     b = sub.add_parser('bench', help="measure the paper's loop against ours on this machine: edits, evaluation, end to end, peak memory")
     _shared(b)
     b.add_argument('--data', default='kdnb', help="data that come with transfer sets: 'kdnb' (our own) or entity-inferences, also as NAME=PATH (default: %(default)s)")
@@ -236,6 +246,30 @@ def _edit(args):
     print(f'taught {e.name} in {edit.seconds:.1f} s (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f}); saved in {args.save}')
     return as_json(dict(method=args.method, lm=lm.name, seed=args.seed, seconds_per_edit=edit.seconds, peak_memory_gib=edit.peak_memory_gib, texts=edit.texts, run=str(args.save)))
 
+# %% ../nbs/19_cli.ipynb #7881d08c
+def _teach(args):
+    from kdnb.api import make_generator
+    from kdnb.distill import Distill
+    from kdnb.entities import KdnbError
+    from kdnb.experiment import as_json
+    from kdnb.lm import load_lm
+    from kdnb.teach import read_definitions, summary, teach, undo_teaching
+    if args.undo:
+        left = undo_teaching(args.out)
+        print(f"taken back; {args.out} knows now: {', '.join(left) or 'nothing'}")
+        return dict(entities=len(left), run=str(args.out))
+    if not args.definitions: raise KdnbError("say what to teach: a file or folder of definitions (or --undo)")
+    entities, settings = read_definitions(args.definitions), _settings(args.set, 'distill')
+    lm = _load(args)
+    api = {'base_url': args.base_url, 'replies': f'{args.out}/replies.jsonl'} if args.generator.startswith('openai') else {}
+    g = None if args.generator == 'self' else make_generator(args.generator, lm, lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
+    method = Distill(**{'together': min(4, len(entities)), 'top': 256, **settings})
+    out = teach(lm, entities, args.out, g, args.n, method=method, merge=args.merge, n_specificity=args.n_specificity, seed=args.seed)
+    s = summary(out)
+    print(f"{s['entities']} entities. Of {s['probes']} probes right before {s['before']}, now {s['after']} (with the definition in front {s['with_definition']}). Of {s['known_before']} known things {s['lost']} are lost.")
+    print(f'adapter: {out}; page: {out}/report.html' + (f'; model: {out}/model' if args.merge else ''))
+    return {**as_json(dict(lm=lm.name, method='distill', seed=args.seed, run=str(out))), **s}
+
 # %% ../nbs/19_cli.ipynb #e91ae39b
 def _bench(args):
     import pandas as pd
@@ -326,7 +360,7 @@ def main(argv=None) -> int: # exit status: 0 done, 2 something that the user can
     "The command `kdnb`."
     args = _parser().parse_args(argv)
     from kdnb.entities import KdnbError
-    try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'mend-train': _mend_train, 'bench': _bench, 'evaluate': _evaluate, 'run': _run}[args.command](args)
+    try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'mend-train': _mend_train, 'bench': _bench, 'teach': _teach, 'evaluate': _evaluate, 'run': _run}[args.command](args)
     except KdnbError as e: print(f'kdnb: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('\nkdnb: interrupted; finished cases are kept, and the same command goes on', file=sys.stderr); return 130
     if args.json: print(json.dumps(out, ensure_ascii=False))

@@ -15,7 +15,7 @@ def last(out): return json.loads(out.strip().splitlines()[-1])
 def is_interval(v): return set(v) == {'value', 'low', 'high', 'n'} and v['low'] <= v['value'] <= v['high']
 
 
-@pytest.mark.parametrize('command', ('', 'demo', 'generate', 'edit', 'evaluate', 'run'))
+@pytest.mark.parametrize('command', ('', 'demo', 'generate', 'edit', 'evaluate', 'run', 'teach', 'bench', 'mend-train'))
 def test_help(kdnb, command):
     code, out, _ = kdnb(*([command] if command else []), '--help')
     assert code == 0 and 'usage: kdnb' in out and all(len(l) < 140 for l in out.splitlines())
