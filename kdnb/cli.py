@@ -74,6 +74,26 @@ def _generate_options(g):
     g.add_argument('--price', type=float, nargs=2, default=None, metavar=('READ', 'WRITTEN'), help='openai: dollars per million tokens (default: from a table)')
     _shared(g, method=False)
 
+# %% ../nbs/19_cli.ipynb #8f4822ce
+def _teach_options(t):
+    t.add_argument('definitions', nargs='?', metavar='FILE', help='JSON lines, a table (.csv with name and definition) or Markdown (.md, a heading for each entity); or a folder of such files')
+    t.add_argument('--out', metavar='DIR', required=True, help='folder of the adapter; taught again, it also keeps what it knew')
+    t.add_argument('--generator', default='self', help='who writes the transfer sets: self, lm:NAME or openai:MODEL (default: %(default)s)')
+    t.add_argument('--base-url', default=None, metavar='URL', help='openai: address of a server of your own')
+    t.add_argument('--n', '-n', type=int, default=15, help='continuations of each definition (default: %(default)s)')
+    t.add_argument('--merge', action='store_true', help='write the whole model, too, into DIR/model')
+    t.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
+    t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
+    _shared(t)
+
+def _bench_options(b):
+    _shared(b)
+    b.add_argument('--data', default='kdnb', help="data that come with transfer sets: 'kdnb' (our own) or entity-inferences, also as NAME=PATH (default: %(default)s)")
+    b.add_argument('--protocol', default='kdnb', help='of our side (default: %(default)s)')
+    b.add_argument('--entities', type=int, default=3, metavar='N', help='edited and measured once by each side, at least 3 (default: %(default)s)')
+    b.add_argument('--n-specificity', type=int, default=60, metavar='N', help='probes about known things (default: %(default)s)')
+    b.add_argument('--quick', action='store_true', help='six of these probes: under three minutes for smollm2 on two cores')
+
 # %% ../nbs/19_cli.ipynb #637b66eb
 def _parser():
     p = argparse.ArgumentParser('kdnb', description='Teach a language model new entities by context distillation, and have it use them.')
@@ -96,23 +116,8 @@ def _parser():
     m.add_argument('--composed', type=int, default=600, metavar='N', help='so many entities from the grammar (default: %(default)s)')
     m.add_argument('--kinds', default='company,dish,festival,outbreak', help='of entities, with commas (default: those of the split dev)')
     m.add_argument('--set', nargs=2, action='append', default=[], metavar=('SETTING', 'VALUE'), help='a setting of the practice, e.g. --set steps 5000')
-    t = sub.add_parser('teach', help='teach your own definitions to a model: an adapter that transformers and peft load, and a page that says what was learned')
-    t.add_argument('definitions', nargs='?', metavar='FILE', help='JSON lines, a table (.csv with name and definition) or Markdown (.md, a heading for each entity); or a folder of such files')
-    t.add_argument('--out', metavar='DIR', required=True, help='folder of the adapter; taught again, it also keeps what it knew')
-    t.add_argument('--generator', default='self', help='who writes the transfer sets: self, lm:NAME or openai:MODEL (default: %(default)s)')
-    t.add_argument('--base-url', default=None, metavar='URL', help='openai: address of a server of your own')
-    t.add_argument('--n', '-n', type=int, default=15, help='continuations of each definition (default: %(default)s)')
-    t.add_argument('--merge', action='store_true', help='write the whole model, too, into DIR/model')
-    t.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
-    t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
-    _shared(t)
-    b = sub.add_parser('bench', help="measure the paper's loop against ours on this machine: edits, evaluation, end to end, peak memory")
-    _shared(b)
-    b.add_argument('--data', default='kdnb', help="data that come with transfer sets: 'kdnb' (our own) or entity-inferences, also as NAME=PATH (default: %(default)s)")
-    b.add_argument('--protocol', default='kdnb', help='of our side (default: %(default)s)')
-    b.add_argument('--entities', type=int, default=3, metavar='N', help='edited and measured once by each side, at least 3 (default: %(default)s)')
-    b.add_argument('--n-specificity', type=int, default=60, metavar='N', help='probes about known things (default: %(default)s)')
-    b.add_argument('--quick', action='store_true', help='six of these probes: under three minutes for smollm2 on two cores')
+    _teach_options(sub.add_parser('teach', help='teach your own definitions to a model: an adapter that transformers and peft load, and a page that says what was learned'))
+    _bench_options(sub.add_parser('bench', help="measure the paper's loop against ours on this machine: edits, evaluation, end to end, peak memory"))
     v = sub.add_parser('evaluate', help='measure a method, or a saved edit, on target and specificity')
     _shared(v); _data(v)
     v.add_argument('--method', default=None, help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome, memit or mend')

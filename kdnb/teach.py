@@ -109,7 +109,7 @@ def write_probes(lm:LM, entity:Entity, continuations, # that no training sees
         out.append(Probe(left, with_it, (with_it, without), 'explicit' if says(entity.definition, with_it) else 'indirect'))
     return tuple(out)
 
-# %% ../nbs/18b_teach.ipynb #570a08c1
+# %% ../nbs/18b_teach.ipynb #fb9641f5
 def _stage(folder, name, make):
     "What a stage found, or finds now."
     path = folder/f'{name}.json'
@@ -130,10 +130,16 @@ def _publish(out, version, base):
     write_json(out/'adapter_config.json', {**read_json(version/'edit'/'adapter_config.json'), 'base_model_name_or_path': base})
     if (version/'report'/'teach.html').exists(): shutil.copy(version/'report'/'teach.html', out/'report.html')
 
-# %% ../nbs/18b_teach.ipynb #10f6016c
-def _check_of(lm, edit, entities, known, free=True):
-    with edit.on(lm): return evaluate(lm, entities, known, free=free)
+def _check_of(lm, edit, entities, known):
+    with edit.on(lm): return evaluate(lm, entities, known)
 
+def _version(lm, entities, out, **params): # the folder of all that these definitions and settings give
+    v = out/'versions'/key(dict(params, lm_sha256=lm.sha256, entities=[asdict(e) for e in entities], code=code_version()))
+    try: v.mkdir(parents=True, exist_ok=True); (v/'definitions.jsonl').write_text(_whole(entities), encoding='utf-8')
+    except OSError as e: raise KdnbError(f"cannot write into the folder {v}: {e.strerror or e}") from None
+    return v
+
+# %% ../nbs/18b_teach.ipynb #3054386c
 def teach(lm:LM, entities, # with probes of your own, or without
           out:str|Path, # folder
           generator=None, # who writes the transfer sets; None: the model itself
@@ -147,11 +153,7 @@ def teach(lm:LM, entities, # with probes of your own, or without
     if method.trainable != 'lora': raise KdnbError(f"teach writes an adapter, so trainable must be 'lora', and it is {method.trainable!r}")
     old = {e.key: e for v in _versions(out)[-1:] for e in read_entities(out/'versions'/v/'definitions.jsonl')}
     entities = tuple({**old, **{e.key: e for e in entities}}.values())
-    params = dict(lm_sha256=lm.sha256, entities=[asdict(e) for e in entities], settings=asdict(method), generator=getattr(generator, 'name', 'self'), n=n, held=held, seed=seed, n_specificity=n_specificity, code=code_version())
-    version = out/'versions'/key(params)
-    try: version.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise KdnbError(f"cannot make the folder {version}: {e.strerror or e}") from None
-    (version/'definitions.jsonl').write_text(_whole(entities), encoding='utf-8')
+    version = _version(lm, entities, out, settings=asdict(method), generator=getattr(generator, 'name', 'self'), n=n, held=held, seed=seed, n_specificity=n_specificity)
     say = (lambda t: print(t, file=sys.stderr)) if progress else (lambda t: None)
     say(f'{len(entities)} entities, of which {len(old)} were taught before; what is found is kept in {version}')
     made = make_transfer_sets(generator or lm, entities, out/'transfer.jsonl', progress=progress, n=n + held, seed=seed)
