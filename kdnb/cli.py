@@ -142,7 +142,7 @@ def _dataset(args):
     from kdnb.entities import KdnbError, sample
     ds, sets = load_data(args.data, getattr(args, 'specificity', None), args.bad_rows)
     if args.split or args.data == 'kdnb': ds = ds.split(args.split or 'test')
-    if args.data == 'kdnb' and args.entities and args.entities > len(ds.entities): raise KdnbError(f"{args.entities} entities asked for, and this split of our own data has {len(ds.entities)}: --data composed={args.entities} has as many, of the same form (make their transfer sets by kdnb generate)")
+    if args.data == 'kdnb' and args.entities and args.entities > len(ds.entities): raise KdnbError(f"{args.entities} entities asked for, and kdnb has {len(ds.entities)} of this split: --data composed={args.entities} has as many, of the same form (make their transfer sets by kdnb generate)")
     return (ds if args.entities is None else sample(ds, args.entities, args.seed)), sets
 
 def _typed(pairs, cls, what, fixed=()):

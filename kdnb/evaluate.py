@@ -47,7 +47,7 @@ def answer_question(lm:LM, entity:Entity, max_new_tokens:int=16) -> dict: # corr
     text = generate(lm, [prompt], max_new_tokens=max_new_tokens, temperature=0)[0][0].strip().split('\n')[0]
     return dict(correct=any(says(text, a) for a in entity.question.answers), text=text)
 
-# %% ../nbs/15_evaluate.ipynb #1ebb97c6
+# %% ../nbs/15_evaluate.ipynb #8d5fb0a5
 NEAR = { # name -> rows of a target, their kind, what counts
     'near': ('near', 'near', 'correct'), 'near_plus': ('near_plus', 'near', 'correct'), 'written_explicit': ('probes', 'explicit', 'written'), 'written_indirect': ('probes', 'indirect', 'written'),
     'written_near': ('near', 'near', 'written'), 'written_near_plus': ('near_plus', 'near', 'written')}
@@ -67,7 +67,7 @@ def write_answers(lm:LM, probes, # of `Probe`, with candidates
     texts = [t for t, in generate(lm, [f'{f} {p.left}' if f else p.left for f, p in zip(front, probes)], max_new_tokens=max_new_tokens, temperature=0)]
     return [dict(text=t, written=said_first(t, p.candidates) == p.gold) for t, p in zip(texts, probes)]
 
-def _about(lm, entity, probes, free, ask=answer_probes):
+def _about(lm, entity, probes, free, ask):
     "Answers to probes about an entity or its neighbours; with what is written, if there are neighbours."
     rows = ask(lm, probes, [entity.key]*len(probes))
     said = write_answers(lm, probes, [entity.key]*len(probes)) if free and entity.near else [{}]*len(probes)
@@ -88,10 +88,10 @@ def evaluate(lm:LM, # with edits applied
              specificity=(), # probes about known things
              others=(), # other new entities, that were not taught
              free:bool=True, # ask the questions for free generation, too
-             ask=answer_probes # who answers
+             ask=None # who answers; None: `answer_probes`
             ) -> dict: # rows: target, specificity (None for a probe about one of `entities`), others
     "Everything that is asked of one case."
-    target, own = [], {e.key for e in entities}
+    target, own, ask = [], {e.key for e in entities}, ask or answer_probes
     for e in entities:
         about = lambda probes: _about(lm, e, probes, free, ask)
         target.append(dict(entity=e.name, key=e.key, definition_bits=lm and definition_bits(lm, e), probes=about(e.probes), near=about(e.near), near_plus=about(_plus(lm, e)),
