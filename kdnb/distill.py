@@ -292,12 +292,23 @@ def precision(how:Training, device) -> str: # 'float32' or 'bfloat16'
     return ('bfloat16' if has_fast_bfloat16(device) else 'float32') if how.precision == 'auto' else how.precision
 
 # %% ../nbs/08_distill.ipynb #6eef7a0f
-def training_need(lm:LM, how:Training, tokens:int=1024 # in a step
+_TOKENS, _POSITIONS = 24, 15 # of a text, and of what of it teaches, on average in our own data
+
+def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or side by side
+                  apart:bool=False # side by side
                  ) -> float: # GiB
-    "A rough upper estimate of the memory that training takes."
-    what = trainable_parameters(lm.model, 'no embeddings' if how.trainable == 'lora' else how.trainable, how.block).values()
-    n = how.rank*sum(sum(p.shape) for p in what if p.ndim == 2) if how.trainable == 'lora' else sum(p.numel() for p in what)
-    return memory_need(lm, n, tokens)
+    "An estimate of the memory that teaching takes, and measuring after it; the larger of the two."
+    low, teacher = how.trainable == 'lora', getattr(how, 'top', None)
+    what = trainable_parameters(lm.model, 'no embeddings' if low else how.trainable, how.block).values()
+    n = (n_entities if apart else 1)*how.rank*sum(sum(p.shape) for p in what if p.ndim == 2) if low else sum(p.numel() for p in what)
+    size, vocab, emb = next(lm.model.parameters()).element_size(), len(lm.tokenizer), lm.model.get_input_embeddings().weight.numel()
+    one = getattr(how, 'on', '') == 'definition' or how.batch == 'one by one'
+    texts, anchors = 1 if one else (how.per_step or how.continuations) + getattr(how, 'with_definition', False), how.anchor_texts*bool(how.anchor) + how.swapped
+    in_step = (n_entities if apart else min(how.together, n_entities))*(texts + (anchors if apart else 0)) + (0 if apart else anchors)
+    positions = max(in_step*_POSITIONS, 0 if teacher is None else min(32, how.continuations + 1)*_POSITIONS)
+    taught = 0 if teacher is None else n_entities*(how.continuations + 1)*_POSITIONS*(12*teacher if teacher else 4*vocab)
+    training = memory_need(lm, n, in_step*_TOKENS, positions, taught + (8*emb if how.trainable == 'all' else 0), blocks=1 if how.recompute else None) # embeddings have a gradient by reading and one by writing
+    return max(training, memory_need(lm, kept=size*lm.n_params*(not apart)))
 
 # %% ../nbs/08_distill.ipynb #f862b52a
 @contextmanager

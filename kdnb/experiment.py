@@ -214,11 +214,12 @@ def go(self:Run, progress:bool=True) -> Path: # the folder with the results
     "Runs the cases that are not finished yet, and writes summary.json."
     self.begin()
     if (self.folder/'summary.json').exists() and read_json(self.folder/'summary.json')['cases'] >= self._total(): return self.folder
-    need, free = training_need(self.lm, self.method) if isinstance(self.method, Training) else memory_need(self.lm), memory_free(self.lm)
+    many = {REGIMES[0]: self.at_once, REGIMES[1]: len(self.taught), REGIMES[2]: 1}[self.regime]
+    need, free = training_need(self.lm, self.method, many, self.regime == REGIMES[0] and many > 1) if isinstance(self.method, Training) else memory_need(self.lm), memory_free(self.lm)
     if progress:
         print(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}', file=sys.stderr)
     if need > free:
-        raise KdnbError(f"{self.method_name} on {self.lm.name} needs about {need:.1f} GiB of memory, and {free:.1f} are free: train less (trainable='lora' or 'last block'), or use a smaller model")
+        raise KdnbError(f"{self.method_name} on {self.lm.name} needs about {need:.1f} GiB of memory, and {free:.1f} are free: train an adapter (trainable='lora'), keep less of a teacher (top=256), compute activations again (recompute=True), put fewer texts or entities in a step (per_step, together, at_once), use bfloat16 weights, or a smaller model")
     with tqdm(total=len(self.taught), desc=self.method_name, unit='entity', disable=not progress) as bar:
         {REGIMES[0]: self._reset, REGIMES[1]: self._together, REGIMES[2]: self._sequence}[self.regime](bar)
     cases = [read_json(p) for p in self.done()]

@@ -360,18 +360,22 @@ def generate(lm:LM,
     return [texts[i:i+n] for i in range(0, len(texts), n)]
 
 # %% ../nbs/02_lm.ipynb #218292ea
+_PROCESS = .42 # GiB that python, torch and transformers hold before any model is there
+
 def memory_need(lm:LM,
                 n_trainable:int=0, # parameters that train; 0: evaluation only
                 tokens:int=2048, # in the largest batch
-                logits:int=512 # positions whose logits are computed at once
+                logits:int=512, # positions whose logits are computed at once
+                kept:int=0, # bytes that are kept besides: what a teacher said, weights that an edit has changed
+                blocks:int|None=None # whose activations are kept for the gradient; None: all
                ) -> float: # GiB
-    "A rough upper estimate of the memory that work with `lm` takes: the weights, what training keeps beside them, and one batch."
-    size = next(lm.model.parameters()).element_size()
-    c = lm.model.config.get_text_config() if hasattr(lm.model.config, 'get_text_config') else lm.model.config
+    "An estimate of the memory that work with `lm` takes: the process, the weights, what training keeps beside them, and one batch."
+    size, c = next(lm.model.parameters()).element_size(), lm.model.config.get_text_config() if hasattr(lm.model.config, 'get_text_config') else lm.model.config
     width, depth, vocab = (getattr(c, k, d) for k, d in (('hidden_size', 1024), ('num_hidden_layers', 24), ('vocab_size', 50_000)))
-    activations = tokens*width*4*(24*depth if n_trainable else 24)
-    copies = 2*(lm.n_params - n_trainable) if n_trainable and size == 4 else 0
-    return (lm.n_params*size + copies + n_trainable*(2*size + 8) + activations + logits*vocab*4*(4 if n_trainable else 2)) / 2**30
+    activations = tokens*width*4*(24*(depth if blocks is None else blocks) if n_trainable else 24)
+    copies = 2*max(lm.n_params - n_trainable, 0) if n_trainable and size == 4 and has_fast_bfloat16(lm.device) else 0
+    process = _PROCESS if lm.device.type == 'cpu' else 0
+    return process + (lm.n_params*size + copies + n_trainable*(2*size + 8) + activations + logits*vocab*4*(4 if n_trainable else 2) + kept) / 2**30
 
 def memory_free(lm:LM) -> float: # GiB
     "Memory that is free on the machine, or on the GPU where the model is."
