@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Bank', 'train_apart', 'teach_apart']
 
-# %% ../nbs/08b_bank.ipynb #46024e50
+# %% ../nbs/08b_bank.ipynb #af3fe3d9
 import math, time
 from contextlib import contextmanager
 import torch
@@ -16,7 +16,7 @@ from .entities import KdnbError, load_dataset
 from .lm import LM, bfloat16_weights, load_lm, logits_at, memory_peak, owned
 from .edit import Adapter, Edit
 from .transfer import shipped_transfer_sets
-from .distill import Distill, Training, _anchor, _anchor_loss, _hold, _mode, _optimizer, _recomputing, _size, _steps, make_edit, precision
+from .distill import Distill, Training, _anchor, _anchor_loss, _check_finite, _hold, _mode, _optimizer, _recomputing, _set_rate, _size, _steps, make_edit, precision
 
 # %% ../nbs/08b_bank.ipynb #f1eba4d4
 def _segments(owners, shape, n):
@@ -65,7 +65,10 @@ class _Low(torch.autograd.Function):
                 gA, gB = torch.bmm(gh.transpose(1, 2), x2[table]).float(), torch.bmm(gs.transpose(1, 2), h).mul_(scale).float()
         return gx.reshape(shape).to(dtype), None, None, gA, gB, None, None, None
 
-# %% ../nbs/08b_bank.ipynb #5009d4f4
+# %% ../nbs/08b_bank.ipynb #38017a04
+def _linear(lm): # name of a weight -> its layer
+    return {f'{k}.weight': m for k, m in lm.model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+
 class Bank:
     "Adapters of several edits on the same layers of one model: name of a weight -> A [n, r, in], B [n, out, r], scale."
     def __init__(self, n:int, layers:dict): self.n, self.layers, self.last = n, layers, None
@@ -82,7 +85,7 @@ class Bank:
     @contextmanager
     def on(self, lm:LM, training:bool=False):
         "Within this context each sequence meets the adapter of its owner; without an owner it meets the model as it is, or, in training, where a pass may be made again for its gradient, the owners of the last pass."
-        modules = {f'{k}.weight': m for k, m in lm.model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+        modules = _linear(lm)
         if unknown := set(self.layers) - set(modules): raise KdnbError(f"{lm.name} has no linear layer of weight {sorted(unknown)[0]!r}, which the bank changes")
         def forward(x, m, plain, A, B, scale):
             if lm.owners is None and not (training and self.last): return plain(x)
@@ -95,27 +98,27 @@ class Bank:
             for k in self.layers: vars(modules[k]).pop('forward', None)
             self.last = None
 
-# %% ../nbs/08b_bank.ipynb #5820cc8f
+# %% ../nbs/08b_bank.ipynb #829508e0
 def _start(lm, n, rank, seed, relative):
     "A bank whose adapters are those with which `peft` starts."
     head, layers = lm.model.get_output_embeddings(), {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for k, m in lm.model.named_modules():
-            if not isinstance(m, (torch.nn.Linear, Conv1D)) or m is head: continue
+        for k, m in _linear(lm).items():
+            if m is head: continue
             i, o = m.weight.shape if isinstance(m, Conv1D) else m.weight.shape[::-1]
             a, _ = torch.nn.Linear(i, rank, bias=False), torch.nn.Linear(rank, o, bias=False) # peft draws numbers for both, and then A's anew
             torch.nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
             new = lambda t: t.to(lm.device).requires_grad_(True)
-            layers[f'{k}.weight'] = new(a.weight.detach()[None].repeat(n, 1, 1)), new(torch.zeros(n, o, rank)), 2.*(_size(m.weight) if relative else 1.)
+            layers[k] = new(a.weight.detach()[None].repeat(n, 1, 1)), new(torch.zeros(n, o, rank)), 2.*(_size(m.weight) if relative else 1.)
     return Bank(n, layers)
 
 def _one(lm, bank, k):
     "The adapter of entity k, with a scale of 2 as edits of their own have it."
-    flipped = {f'{n}.weight': isinstance(m, Conv1D) for n, m in lm.model.named_modules()}
-    return {n: Adapter(A.detach()[k].clone(), B.detach()[k]*(scale/2), 2., flipped[n]) for n, (A, B, scale) in bank.layers.items()}
+    modules = _linear(lm)
+    return {n: Adapter(A.detach()[k].clone(), B.detach()[k]*(scale/2), 2., isinstance(modules[n], Conv1D)) for n, (A, B, scale) in bank.layers.items()}
 
-# %% ../nbs/08b_bank.ipynb #0fc0e0e9
+# %% ../nbs/08b_bank.ipynb #22f8098d
 def train_apart(lm:LM, how:Training, groups:list, # for each entity, its examples
                 loss, seed:int=0, progress:bool=False # as in `train`
                ) -> list: # for each entity, the fields of an `Edit`
@@ -132,8 +135,7 @@ def train_apart(lm:LM, how:Training, groups:list, # for each entity, its example
         opt = _optimizer(how, params)
         for step in tqdm(zip(*(_steps(how, [g], seed) for g in groups)), total=how.steps, desc=f'training {n} apart', disable=not progress, leave=False):
             if len(done) == n: break
-            lr = how.lr*(1 - step[0][4] if how.schedule == 'linear' else 1)
-            for g in opt.param_groups: g['lr'] = lr*g['size']
+            lr = _set_rate(how, opt, step[0][4])
             if how.dropout: torch.manual_seed(seed*1_000_003 + len(losses[0]))
             same = neutral()
             work = [(k, batch, same + held) for k, (_, batch, held, _, _) in enumerate(step) if k not in done]
@@ -151,7 +153,7 @@ def _step(lm, how, loss, work, losses, low_bits):
     for k, batch, held in work:
         n, m = (sum(len(x.positions) for x in xs) for xs in (batch, held))
         value = loss(batch, logits[at:at+n]); losses[k].append(value.item())
-        if not math.isfinite(losses[k][-1]): raise KdnbError(f"the loss is {losses[k][-1]} after {len(losses[k])} steps: use a lower lr than {how.lr} (or float32 weights)")
+        _check_finite(how, losses[k])
         total = total + value + (how.anchor*_anchor_loss([x.teacher for x in held], logits[at+n:at+n+m]) if held else 0)
         at += n + m
     return total

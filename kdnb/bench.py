@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SIDES', 'paper_edit', 'paper_answers', 'main', 'Side', 'machine_rates', 'bench']
 
-# %% ../nbs/16b_bench.ipynb #ddf99a0f
+# %% ../nbs/16b_bench.ipynb #4c2ec7e8
 import copy, gc, json, os, subprocess, sys, time
-from dataclasses import asdict, replace
+from dataclasses import replace
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,7 +52,7 @@ def paper_answers(lm:LM, models, # of transformers
             right.append(p.candidates[int(np.argmax(scores))] == p.gold)
     return out
 
-# %% ../nbs/16b_bench.ipynb #674d68c9
+# %% ../nbs/16b_bench.ipynb #ace51a0c
 SIDES = ('paper', 'kdnb')
 
 class _Work:
@@ -66,7 +66,7 @@ class _Work:
         if missing: raise KdnbError(f"{ds.name} has no transfer set for {missing[0].key!r}: bench needs data that come with theirs")
         self.entities, self.known, self.sets = ds.entities, ds.specificity[:n_specificity], sets
         self.method = make_method('distill', **{**protocol_settings(protocol, 'distill', ds.unit, ds.name), **settings})
-        self.base = self.made = None
+        self.made = None
 
     def edit(self, i, steps=None):
         self.made = None; gc.collect()
@@ -75,7 +75,7 @@ class _Work:
         else: self.made = (replace(self.method, steps=steps) if steps else self.method)(self.lm, [e], self.sets)
 
     def base_answers(self): # ours only, and once
-        self.base = [r['correct'] for r in answer_probes(self.lm, [p for e in self.entities for p in e.probes] + list(self.known))]
+        answer_probes(self.lm, [p for e in self.entities for p in e.probes] + list(self.known))
 
     def measure(self, i):
         probes = [*self.entities[i].probes, *self.known]

@@ -29,14 +29,15 @@ def _data(p):
     p.add_argument('--entities', '--n-entities', type=int, default=None, metavar='N', help='only N of them, of each kind in proportion')
     p.add_argument('--bad-rows', default='stop', help="what a benchmark's row that cannot be read does: stop, or skip, named and counted (default: %(default)s)")
 
-def _regime(text): # the name of a regime, with its spaces and its comma
-    known = ('one at a time, reset', 'all together', 'one after another')
+def _regime(text): # the regime that is meant, with its spaces and its comma
+    from kdnb.entities import choose
+    from kdnb.experiment import REGIMES
     letters = lambda s: ''.join(c for c in s.lower() if c.isalpha())
-    return next((r for r in known if letters(text) in (letters(r), letters(r.partition(',')[0]))), text)
+    return choose(next((r for r in REGIMES if letters(text) in (letters(r), letters(r.partition(',')[0]))), text), REGIMES, 'regime')
 
 def _measured(p):
     "Options of what measures a method."
-    p.add_argument('--regime', default='one at a time, reset', type=_regime, help="'one at a time, reset', 'all together' or 'one after another'; hyphens will do for spaces (default: %(default)s)")
+    p.add_argument('--regime', default='one at a time, reset', help="'one at a time, reset', 'all together' or 'one after another'; hyphens will do for spaces (default: %(default)s)")
     p.add_argument('--protocol', default='kdnb', help='settings of the method: kdnb (ours) or paper (default: %(default)s)')
     p.add_argument('--limit', type=int, default=None, metavar='N', help='teach only N of the entities; a larger N later goes on from there')
     p.add_argument('--transfer', default=None, metavar='FILE', help='transfer sets (default: those that come with the data)')
@@ -251,7 +252,7 @@ def _edit(args):
     print(f'taught {e.name} in {edit.seconds:.1f} s (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f}); saved in {args.save}')
     return as_json(dict(method=args.method, lm=lm.name, seed=args.seed, seconds_per_edit=edit.seconds, peak_memory_gib=edit.peak_memory_gib, texts=edit.texts, run=str(args.save)))
 
-# %% ../nbs/19_cli.ipynb #7881d08c
+# %% ../nbs/19_cli.ipynb #ab3659a3
 def _teach(args):
     from kdnb.api import make_generator
     from kdnb.distill import Distill
@@ -266,7 +267,7 @@ def _teach(args):
     if not args.definitions: raise KdnbError("say what to teach: a file or folder of definitions (or --undo)")
     entities, settings = read_definitions(args.definitions), _settings(args.set, 'distill')
     lm = _load(args)
-    api = {'base_url': args.base_url, 'replies': f'{args.out}/replies.jsonl'} if args.generator.startswith('openai') else {}
+    api = {'base_url': args.base_url, 'replies': f'{args.out}/replies.jsonl'} if args.generator.partition(':')[0] == 'openai' else {}
     g = None if args.generator == 'self' else make_generator(args.generator, lm, lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
     method = Distill(**{'together': min(4, len(entities)), 'top': 256, **settings})
     out = teach(lm, entities, args.out, g, args.n, method=method, merge=args.merge, n_specificity=args.n_specificity, seed=args.seed)
@@ -313,10 +314,9 @@ def _go(runs, workers):
 
 def _run(args):
     from kdnb.benchmarks import BENCHMARKS
-    from kdnb.entities import choose
-    from kdnb.experiment import REGIMES, Run, as_json, collect
+    from kdnb.experiment import Run, as_json, collect
     from kdnb.transfer import read_transfer_sets
-    choose(args.regime, REGIMES, 'regime')
+    args.regime = _regime(args.regime)
     settings, (ds, sets), lm = _settings(args.set, args.method), _dataset(args), _load(args)
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
@@ -330,9 +330,8 @@ def _evaluate_edit(args):
     import pandas as pd
     from kdnb.edit import load_edit
     from kdnb.benchmarks import load_data
-    from kdnb.entities import choose
-    from kdnb.experiment import REGIMES, as_json, check_edit
-    choose(args.regime, REGIMES, 'regime')
+    from kdnb.experiment import as_json, check_edit
+    args.regime = _regime(args.regime)
     edit, ds = load_edit(args.edit), load_data(args.data, args.specificity, args.bad_rows)[0]
     row = dict(check_edit(_load(args), edit, ds, args.n_specificity, seed=args.seed), run=str(args.edit))
     if row['target'] is None:

@@ -343,7 +343,16 @@ def _optimizer(how, params):
     for p in params: sizes.setdefault(2**(round(4*math.log2(_size(p)))/4) if how.relative and how.trainable != 'lora' else 1., []).append(p)
     return torch.optim.AdamW([{'params': ps, 'size': s} for s, ps in sizes.items()], weight_decay=0 if how.decay_to == 'base' else how.weight_decay, fused=True)
 
-# %% ../nbs/08_distill.ipynb #a61e790b
+# %% ../nbs/08_distill.ipynb #7e32510e
+def _set_rate(how, opt, done): # share of the schedule that is over
+    "Sets the learning rate of a step, and gives it."
+    lr = how.lr*(1 - done if how.schedule == 'linear' else 1)
+    for g in opt.param_groups: g['lr'] = lr*g['size']
+    return lr
+
+def _check_finite(how, losses):
+    if not math.isfinite(losses[-1]): raise KdnbError(f"the loss is {losses[-1]} after {len(losses)} steps: use a lower lr than {how.lr} (or float32 weights)")
+
 def _keep_within(params, before, limit, norm):
     if norm == 'Linf':
         for p, b in zip(params, before): torch.minimum(torch.maximum(p, b - limit), b + limit, out=p)
@@ -408,13 +417,12 @@ def train(lm:LM, how:Training,
             if kept: kept.now_and_then(i, params, opt, losses, met)
             if k in met: continue
             if how.dropout: torch.manual_seed(seed*1_000_003 + i)
-            lr = how.lr*(1 - done if how.schedule == 'linear' else 1)
-            for g in opt.param_groups: g['lr'] = lr*g['size']
+            lr = _set_rate(how, opt, done)
             held, n = neutral() + held, sum(len(x.positions) for x in batch)
             with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): logits = logits_at(lm, [x.ids for x in batch + held], [x.positions for x in batch + held])
             value = loss(batch, logits[:n])
             losses.append(value.item())
-            if not math.isfinite(losses[-1]): raise KdnbError(f"the loss is {losses[-1]} after {len(losses)} steps: use a lower lr than {how.lr} (or float32 weights)")
+            _check_finite(how, losses)
             if losses[-1] < how.enough: met.add(k); continue
             if held: value = value + how.anchor*_anchor_loss([x.teacher for x in held], logits[n:])
             opt.zero_grad(); value.backward(); opt.step()
