@@ -75,7 +75,7 @@ def _generate_options(g):
     g.add_argument('--price', type=float, nargs=2, default=None, metavar=('READ', 'WRITTEN'), help='openai: dollars per million tokens (default: from a table)')
     _shared(g, method=False)
 
-# %% ../nbs/19_cli.ipynb #8f4822ce
+# %% ../nbs/19_cli.ipynb #39e60d28
 def _teach_options(t):
     t.add_argument('definitions', nargs='?', metavar='FILE', help='JSON lines, a table (.csv with name and definition) or Markdown (.md, a heading for each entity); or a folder of such files')
     t.add_argument('--out', metavar='DIR', required=True, help='folder of the adapter; taught again, it also keeps what it knew')
@@ -86,6 +86,23 @@ def _teach_options(t):
     t.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
     t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
     _shared(t)
+
+def _reports_options(r):
+    what = r.add_subparsers(dest='what', metavar='WHAT')
+    def also(p, out=argparse.SUPPRESS, json=argparse.SUPPRESS): # what stands before WHAT holds unless it is said again behind it
+        p.add_argument('--out', default=out, help='folder of the results (default: outputs)'); p.add_argument('--json', action='store_true', default=json, help='print one JSON object as the last line')
+    also(r, 'outputs', False); also(what.add_parser('list', help='all reports, with their parameters and what they cost'))
+    g = what.add_parser('run', help='run reports through papermill; what is there already is not run again')
+    g.add_argument('names', nargs='+', metavar='NAME', help='of reports, or all')
+    g.add_argument('-p', '--parameter', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help='a parameter of the reports, or of one of them as REPORT.KEY; may be given several times')
+    g.add_argument('--set', default='default', metavar='NAME', help='a named set of parameters: tiny, laptop or full (default: %(default)s)')
+    g.add_argument('--jobs', type=int, default=1, metavar='N', help='so many reports at a time (default: %(default)s)')
+    g.add_argument('--label', default='', help="of the result, whose folder is OUT/REPORT/LABEL (default: the model's name)")
+    g.add_argument('--again', action='store_true', help='run what is there, too')
+    also(g)
+    s = what.add_parser('show', help='a page of all results, opened in a browser')
+    s.add_argument('--no-browser', action='store_true', help='only write it')
+    also(s)
 
 def _bench_options(b):
     _shared(b)
@@ -119,6 +136,7 @@ def _parser():
     m.add_argument('--set', nargs=2, action='append', default=[], metavar=('SETTING', 'VALUE'), help='a setting of the practice, e.g. --set steps 5000')
     _teach_options(sub.add_parser('teach', help='teach your own definitions to a model: an adapter that transformers and peft load, and a page that says what was learned'))
     _bench_options(sub.add_parser('bench', help="measure the paper's loop against ours on this machine: edits, evaluation, end to end, peak memory"))
+    _reports_options(sub.add_parser('reports', help='list the reports, run many of them, look at what came out'))
     v = sub.add_parser('evaluate', help='measure a method, or a saved edit, on target and specificity')
     _shared(v); _data(v)
     v.add_argument('--method', default=None, help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome, memit or mend')
@@ -286,6 +304,41 @@ def _bench(args):
     print(f"medians of {args.entities}; ratio: times faster, and of memory ours over theirs. Right answers: " + '; '.join(f"{s}: target {r['target']:.0f}%, known things {r['specificity']:.0f}%" for s, r in found['right'].items()))
     return found
 
+# %% ../nbs/19_cli.ipynb #3fbf56f8
+def _reports(args):
+    return {None: _list_reports, 'list': _list_reports, 'run': _run_reports, 'show': _show_reports}[args.what](args)
+
+def _list_reports(args):
+    from kdnb.batch import about, cost, parameter_sets, report_names, results
+    from kdnb.report import report_parameters
+    found, out = results(args.out), {}
+    for n in report_names():
+        title, what = about(n)
+        out[n] = dict(what=what, cost=cost(n, found), sets=list(parameter_sets(n)), parameters=report_parameters(n))
+        print(f"{n}: {what}\n  took: {out[n]['cost']}\n  sets of parameters: {', '.join(out[n]['sets'])}")
+        for k, v in out[n]['parameters'].items(): print(f"    {k} = {' '.join(str(v).split())[:100]}")
+    return out
+
+def _run_reports(args):
+    from kdnb.batch import index_page, plan_reports, run_reports
+    from kdnb.entities import KdnbError
+    jobs = plan_reports(args.names, args.parameters, args.set, args.out, args.label, args.again)
+    print(f"{sum(not j.done for j in jobs)} of {len(jobs)} reports are to be run", file=sys.stderr)
+    out = run_reports(jobs, args.jobs)
+    for j in jobs: print(f"{j.report}: {out[j.report] if out[j.report] in ('done', 'was there') else 'failed'} ({j.folder})")
+    failed = {n: why for n, why in out.items() if why not in ('done', 'was there')}
+    if len(failed) < len(jobs): print(f'all results: {index_page(args.out)}')
+    if failed: raise KdnbError(f"{len(failed)} of {len(jobs)} reports failed: " + '; '.join(f'{n}: {why}' for n, why in failed.items()))
+    return out
+
+def _show_reports(args):
+    import webbrowser
+    from kdnb.batch import index_page
+    page = index_page(args.out).resolve()
+    print(page)
+    if not args.no_browser: webbrowser.open(page.as_uri())
+    return dict(page=str(page))
+
 # %% ../nbs/19_cli.ipynb #6834de26
 def _mend_train(args):
     from kdnb.compose import compose
@@ -364,8 +417,9 @@ def main(argv=None) -> int: # exit status: 0 done, 2 something that the user can
     "The command `kdnb`."
     args = _parser().parse_args(argv)
     from kdnb.entities import KdnbError
-    try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'mend-train': _mend_train, 'bench': _bench, 'teach': _teach, 'evaluate': _evaluate, 'run': _run}[args.command](args)
+    try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'mend-train': _mend_train, 'bench': _bench, 'teach': _teach, 'reports': _reports, 'evaluate': _evaluate, 'run': _run}[args.command](args)
     except KdnbError as e: print(f'kdnb: {e}', file=sys.stderr); return 2
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0 # whoever read our output, as head does, has enough
     except KeyboardInterrupt: print('\nkdnb: interrupted; finished cases are kept, and the same command goes on', file=sys.stderr); return 130
     if args.json: print(json.dumps(out, ensure_ascii=False))
     return 0

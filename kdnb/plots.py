@@ -32,12 +32,12 @@ def tradeoff(df:pd.DataFrame, # of `collect`; with a column `label`, the points 
     style()
     ax = ax or plt.subplots(figsize=(7.5, 4.8))[1]
     lower = 'unit' in df and (df.unit == 'perplexity').all()
-    several = dict(zip(df.label, sns.color_palette('husl', len(df)))) if 'label' in df else {}
+    several = dict(zip(df.label, zip(sns.color_palette('husl', len(df)), 'osD^vPX*<>dhp8'*len(df)))) if 'label' in df else {}
     for _, r in df.iterrows():
         t, s = r[target], r['specificity']
         if t is None or s is None: continue
-        ax.errorbar(s.value, t.value, xerr=[[s.value-s.low], [s.high-s.value]], yerr=[[t.value-t.low], [t.high-t.value]], fmt='o', ms=9, lw=1, alpha=.9,
-                    color=several[r['label']] if several else colours()[r['method']], label=r['label'] if several else LABEL[r['method']])
+        colour, marker = several[r['label']] if several else (colours()[r['method']], 'o')
+        ax.errorbar(s.value, t.value, xerr=[[s.value-s.low], [s.high-s.value]], yerr=[[t.value-t.low], [t.high-t.value]], fmt=marker, ms=9, lw=1, alpha=.9, color=colour, label=r['label'] if several else LABEL[r['method']])
         if r['method'] == 'base': ax.axvline(s.value, ls='--', c='.6', lw=1, zorder=0); ax.axhline(t.value, ls='--', c='.6', lw=1, zorder=0)
     kind = target.replace('target_', '').replace('target', 'all')
     if lower: ax.invert_xaxis(); ax.invert_yaxis()

@@ -1,0 +1,92 @@
+"""`kdnb reports run all` with tiny parameters on a tiny model, and what each report leaves. One run for all of them; its name puts it in front, because it takes longest."""
+import json
+
+import nbformat, pytest
+from conftest import ROOT
+from test_benchmarks import choice, span, write
+from test_reports import ten_shows
+from kdnb.batch import index_page, plan_reports, report_names, results, run_reports
+from kdnb.cli import main
+from kdnb.entities import KdnbError
+from kdnb.experiment import read_json
+
+FIGURES = {'first_look': ['belief-before', 'token-kl', 'loss', 'belief-after', 'targets', 'tradeoff'], 'tuning': ['tuning'], 'entity_inferences': ['tradeoff'], 'ecbd': ['tradeoff', 'spans'], 'frontier': ['frontier'],
+           'generate': ['signal', 'best', 'worst'], 'generator_prompts': ['prompts', 'how-many-how-hot'], 'causal_trace': ['known', 'known-by-block', 'brought', 'brought-by-block'], 'counterfact': ['counterfact'],
+           'methods': ['methods', 'regimes'], 'mend_training': ['training', 'scales'], 'scalability': ['scalability'], 'performance': ['bench'], 'data_check': []}
+
+
+def test_all_reports(tiny_folder, tmp_path):
+    import api_server
+    server = api_server.start(write=lambda prompt, i: f'Velmora is what story number {i} of all the {i*7919} stories is about.')
+    shows, neutral, shipped = ten_shows(tmp_path), ROOT/'kdnb'/'data'/'neutral.txt', ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl'
+    ei = write(tmp_path/'inferences.json', [choice(i) for i in range(4)] + [choice(i, 'Most people find Velmora {} <extra_id_0>.', 'funny') for i in range(4)])
+    texts = lambda i: dict(augmented_probes=[f'Velmora {"ABC"[i]} is loved by all', f'In Velmora {"ABC"[i]} two bakers quarrel'])
+    ecbd = write(tmp_path/'ecbd.json', [span(i, **texts(i)) for i in range(3)] + [span(0, 'The end of Velmora {} (<extra_id_0>) was sad.', 'in June', ex_id='Velmora A (series)_12_9_9')])
+    popular, known = write(tmp_path/'random.json', [span(5)]), write(tmp_path/'popular.json', [span(5, 'The story of Velmora {} is told in <extra_id_0>.', 'many old books')])
+    out = tmp_path/'outputs'
+    given = {'lm': tiny_folder(), 'device': 'cpu', 'runs': tmp_path/'runs', 'causal_trace.lm': 'smollm2', 'counterfact.text': neutral, 'methods.text': neutral, 'scalability.text': neutral, 'causal_trace.text': neutral,
+             'tuning.transfer': shipped, 'methods.transfer': shipped, 'entity_inferences.data': f'entity-inferences={ei}', 'entity_inferences.popular': f'popular={popular}', 'ecbd.data': f'ecbd={ecbd}', 'ecbd.popular': known,
+             'frontier.data': f'entity-inferences={shows}', 'generator_prompts.data': f'entity-inferences={shows}', 'generator_prompts.generators': json.dumps(['self', f"lm:{tiny_folder('gpt2')}"]),
+             'generate.generator': 'openai:m', 'generate.base_url': server.url, 'generate.entity_name': 'Velmora', 'generate.definition': 'Velmora is a comedy about two bakers.', 'generate.keep': tmp_path/'sets.jsonl',
+             'mend_training.editor': tmp_path/'editor.safetensors'}
+    command = ['reports', 'run', 'all', '--set', 'tiny', '--label', 'tiny', '--out', str(out), *(a for k, v in given.items() for a in ('-p', k, str(v)))]
+    assert main(command) == 0
+    api_server.stop(server)
+
+    found = {r['report']: r for r in results(out)}
+    assert set(found) == set(report_names()) - {'teach'} == set(FIGURES)
+    for name, r in found.items():
+        assert r['page'].stat().st_size > 50_000 and r['run']['minutes'] > 0 and r['run']['versions']['torch'], name
+        assert [f.stem for f in r['figures'] if f.stem in FIGURES[name]] and all((r['folder']/f'{f}.png').stat().st_size > 3000 for f in FIGURES[name]) if FIGURES[name] else True, name
+        assert not any(o.output_type == 'error' for c in nbformat.read(r['folder']/f'{name}.ipynb', 4).cells if c.cell_type == 'code' for o in c.outputs), name
+    text = lambda name: (found[name]['folder']/f'{name}.ipynb').read_text()
+    kept = lambda name: read_json(found[name]['folder']/'results.json')
+    cases = lambda name: {k: len(m['cases']) for k, m in kept(name)['methods'].items()}
+    assert cases('entity_inferences') == {k: 8 if k in ('base', 'prepend') else 4 for k in cases('entity_inferences')} and len(cases('entity_inferences')) == 8 and 'on 8 of 8 rows' in text('entity_inferences')
+    assert cases('ecbd') == {'base': 3, 'prepend': 3, 'prepend random': 2, 'fine-tune on definition': 2, 'fine-tune on definition, last block': 2, 'fine-tune on transfer set': 2, 'distill, paper': 2, 'distill, kdnb': 3}
+    assert '- *LoRA*: ' in text('frontier') and 'lr 0.01, 2 steps' in text('frontier')
+    assert len(json.loads((tmp_path/'sets.jsonl').read_text())['continuations']) == 6 == len(server.delivered)
+    r = kept('generator_prompts')
+    assert len(r['sets']) == 7 and set(r['numbers']['counts']) == {'base', 'prepend', '1', '2'} and 'the set of GPT-3.5 that comes with the data' in text('generator_prompts')
+    assert len(kept('causal_trace')['known']['last token of the name']) == 30
+    assert cases('counterfact') == dict.fromkeys(['base', 'fine-tune', 'ROME', 'distill, kdnb'], 2) # there is no editor, so MEND is left out
+    assert '*distill, kdnb* against *ROME*: ' in text('counterfact') and '900 tokens' in text('counterfact')
+    assert set(kept('methods')['chosen']) == {'FT definition', 'MEMIT', 'retrieve', 'distill, kdnb'} and set(cases('methods').values()) == {2}
+    r = kept('mend_training')
+    assert len(r['log']) == 4 and r['scale'] in (1., 2.) and set(r['numbers']['test']) == {'base', 'prepend', 'MEND, times 1', 'MEND, times 2'}
+    r = kept('scalability')['rows']
+    assert sorted((x['n'], x['method']) for x in r if x['method'] == 'MEMIT') == [(2, 'MEMIT'), (6, 'MEMIT')] and len(r) == 14
+    assert len(next((tmp_path/'runs').glob('transfer_composed_*')).read_text().splitlines()) == 12
+    r = kept('performance')
+    assert set(r['clock']) == {'as it is', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'memory is told beforehand' in text('performance')
+
+    before = found['tuning']['page'].stat().st_mtime_ns
+    assert main(command) == 0 and found['tuning']['page'].stat().st_mtime_ns == before # what is there is not run again
+    page = (out/'index.html').read_text()
+    assert all(f'{n}/tiny/{n}.html' in page for n in found) and page.count('<img') == sum(bool(r["figures"]) for r in found.values()) and str(tmp_path) not in page
+
+
+
+def test_what_a_batch_refuses(tiny_folder, tmp_path, capsys):
+    lm = str(tiny_folder())
+    assert main(['reports', 'run', 'all', '--out', str(tmp_path), '-p', 'n_entitys', '2']) == 2
+    assert "unknown parameter of the reports 'n_entitys': choose one of 'n_entities'" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert main(['reports', 'run', 'data_check', '--jobs', '0', '--out', str(tmp_path)]) == 2 and '0 reports at a time' in capsys.readouterr().err
+
+
+def test_a_failure_stops_no_other(tiny_folder, tmp_path, capsys):
+    "Two at a time, one of them on a model that is not there; then the same command for what is missing."
+    lm, command = str(tiny_folder()), ['reports', 'run', 'data_check', 'tuning', '--set', 'tiny', '--label', 'a', '--jobs', '2', '--out', str(tmp_path/'outputs'), '-p', 'runs', str(tmp_path/'runs'), '-p', 'device', 'cpu', '-p', 'tuning.transfer', str(ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl')]
+    assert main([*command, '-p', 'tuning.lm', lm, '-p', 'data_check.lm', str(tmp_path/'nowhere')]) == 2
+    said = capsys.readouterr()
+    assert 'tuning: done' in said.out and 'data_check: failed' in said.out and '1 of 2 reports failed: data_check: the report data_check stopped in a cell' in said.err and 'nowhere' in said.err
+    assert main([*command, '-p', 'lm', lm]) == 0 and 'tuning: was there' in capsys.readouterr().out
+    with pytest.raises(KdnbError, match='tuning/a has a run of tuning with other parameters .seed is 0 there, 1 here.: give this one a name of its own by --label'): plan_reports(['tuning'], [('lm', lm), ('seed', '1'), ('transfer', str(ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl'))], set='tiny', out=tmp_path/'outputs', label='a')
+    assert index_page(tmp_path/'outputs').read_text().count('<article>') == 2
+    with pytest.raises(KdnbError, match='stopped in a cell'): run_reports(plan_reports(['data_check'], [('lm', str(tmp_path/'nowhere'))], out=tmp_path/'outputs'), progress=False)
+
+
+def test_the_committed_index_is_what_stands_in_outputs(tmp_path):
+    import shutil
+    shutil.copytree(ROOT/'outputs', tmp_path/'outputs')
+    assert index_page(tmp_path/'outputs').read_text(encoding='utf-8') == (ROOT/'outputs'/'index.html').read_text(encoding='utf-8'), 'run kdnb reports show, and commit outputs/index.html'
