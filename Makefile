@@ -1,10 +1,11 @@
 # make demo   a real language model learns eight new entities, by six methods; ends with a table and a report
 # make test   every notebook, the invariants, the command line, bad inputs
-# Both make .venv the first time and install into it.
+# make docs   the site, in _docs: runs the notebooks of the book, if they or the package changed
+# They make .venv the first time and install into it.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-all readme clean
+.PHONY: demo test test-all docs readme clean
 demo: .venv/installed
 	$(BIN)/kdnb demo
 
@@ -14,6 +15,9 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest -q tests
+
+docs: .venv/installed
+	$(BIN)/python docs/build.py
 
 readme: .venv/installed
 	$(BIN)/python tests/readme.py --write

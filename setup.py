@@ -23,7 +23,7 @@ setup(
     packages=find_packages(include=["kdnb", "kdnb.*"]),
     package_data={"kdnb": ["data/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "ray": cfg["ray_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split() + cfg["docs_requirements"].split(), "docs": cfg["docs_requirements"].split(), "ray": cfg["ray_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

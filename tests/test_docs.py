@@ -1,0 +1,100 @@
+"""The site: it builds without a warning, no link is broken, and a browser shows it as it is meant to be. Without the outputs of the book, which take minutes; those are the notebooks' own tests."""
+import functools, http.server, os, shutil, subprocess, sys, threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    out = tmp_path_factory.mktemp('docs')/'site'
+    got = subprocess.run([sys.executable, ROOT/'docs'/'build.py', '--no-run', '--out', out, '--work', out.parent/'source'], capture_output=True, text=True, env={**os.environ, 'COLUMNS': '100'})
+    assert got.returncode == 0 and not got.stderr.strip(), got.stdout + got.stderr
+    return out
+
+
+class Page(HTMLParser):
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.pictures, self.path = set(), [], [], path
+        self.feed(path.read_text(encoding='utf-8'))
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        if a.get('id'): self.ids.add(a['id'])
+        if tag == 'a' and a.get('href'): self.links.append(a['href'])
+        if tag in ('script', 'img', 'source') and a.get('src'): self.links.append(a['src'])
+        if tag == 'link' and a.get('href') and 'icon' not in a.get('rel', ''): self.links.append(a['href'])
+        if tag == 'img': self.pictures.append(a)
+
+
+def test_site_is_whole(site):
+    "Every link leads to a page and a place on it that is there; nothing is fetched from another host; every picture has a text."
+    pages = {p.resolve(): Page(p) for p in site.rglob('*.html')}
+    assert len(pages) > 40
+    for page in pages.values():
+        for link in page.links:
+            u = urlsplit(link)
+            if u.scheme in ('http', 'https', 'mailto', 'data', 'javascript'): continue
+            path, place = urldefrag(unquote(link))
+            target = (page.path.parent/urlsplit(path).path).resolve() if path else page.path.resolve()
+            assert target.exists(), f'{page.path.name} links to {link}'
+            if place and target in pages: assert place in pages[target].ids, f'{page.path.name} links to {link}'
+        assert all((p.get('alt') or '').strip() for p in page.pictures), page.path.name
+    fetched = [l for page in pages.values() for l in page.links if urlsplit(l).scheme in ('http', 'https') and l.rsplit('.')[-1] in ('js', 'css', 'png', 'svg', 'woff2')]
+    assert not fetched
+
+
+def test_site_says_what_was_found(site):
+    "The table of claims takes its lines from the committed reports, and each claim that has a run has a line."
+    text = (site/'pages'/'claims.html').read_text(encoding='utf-8')
+    assert text.count('confirmed</p>') > 10 and 'prepending the definition' in text
+    api = (site/'pages'/'api.html').read_text(encoding='utf-8')
+    assert all(f'>{n}</span></code>' in api for n in ('Distill', 'make_transfer_set', 'load_lm', 'Edit', 'teach', 'run_report'))
+
+
+@pytest.fixture(scope='module')
+def browser():
+    sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    chromium = next((c for c in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if c), None)
+    if not chromium: pytest.skip('no Chromium on this machine')
+    with sync_api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield b
+        b.close()
+
+
+@pytest.fixture(scope='module')
+def address(site):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *a): pass
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+
+
+def test_site_in_a_browser(site, browser, address):
+    wrong, asked = [], []
+    page = browser.new_page()
+    page.on('console', lambda m: wrong.append(f'{page.url}: {m.text}') if m.type == 'error' else None)
+    page.on('pageerror', lambda e: wrong.append(f'{page.url}: {e}'))
+    page.on('request', lambda r: asked.append(r.url) if not r.url.startswith((address, 'data:', 'blob:')) else None)
+    where = lambda name: f'{address}/{name}.html'
+    for name in ('index', 'book/08_distill', 'reports/index', 'reports/first_look-smollm2', 'pages/claims', 'pages/footguns', 'pages/api'):
+        page.set_viewport_size(dict(width=1280, height=900)); page.goto(where(name)); page.wait_for_load_state('networkidle')
+        if name in ('index', 'book/08_distill'): page.wait_for_selector('mjx-container svg', timeout=20_000)
+        page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(i => i.loading = 'eager')"); page.wait_for_timeout(300)
+        assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)") == [], name
+        page.set_viewport_size(dict(width=390, height=800)); page.wait_for_timeout(200)
+        assert page.evaluate('document.documentElement.scrollWidth') <= 391, f'{name} is wider than a phone'
+    page.set_viewport_size(dict(width=1280, height=900))
+    for word in ('specificity', 'teacher', 'retrieve', 'undone', 'anchor'):
+        page.goto(f"{where('search')}?q={word}"); page.wait_for_selector('#search-results li a', timeout=20_000)
+    light, dark = [], []
+    for scheme, out in (('light', light), ('dark', dark)):
+        page.emulate_media(color_scheme=scheme); page.goto(where('index')); out.append(page.evaluate('getComputedStyle(document.body).backgroundColor')); out.append(page.evaluate('getComputedStyle(document.body).color'))
+    assert light != dark and sum(map(int, dark[0].removeprefix('rgb(').rstrip(')').split(','))) < 200
+    assert wrong == [] and asked == []
