@@ -144,7 +144,7 @@ def run_reports(jobs:list, # of `Job`
     finally: pool.shutdown(cancel_futures=True); bar.close()
     return out
 
-# %% ../nbs/18c_batch.ipynb #006db094
+# %% ../nbs/18c_batch.ipynb #d07c4f50
 def results(out:str|Path='outputs' # folder of the results
            ) -> list: # one dict a result: report, label, folder, page, figures, parameters, run
     "The results in a folder, by report and label. `run` is what made it, where that was written down."
@@ -152,8 +152,8 @@ def results(out:str|Path='outputs' # folder of the results
     for page in sorted(Path(out).glob('*/*/*.html')):
         folder, name = page.parent, page.stem
         if folder.parent.name != name or not (folder/f'{name}.ipynb').exists(): continue
-        names = re.findall(r'^#\s*figure:\s*([\w-]+)', '\n'.join(c.source for c in nbformat.read(folder/f'{name}.ipynb', 4).cells if c.cell_type == 'code'), re.M)
-        found.append(dict(report=name, label=folder.name, folder=folder, page=page, figures=[f for n in names for f in sorted(folder.glob(f'{n}.png'))],
+        names = re.findall(r'^#\s*figure:\s*([\w-]+)\s*(\(headline\))?', '\n'.join(c.source for c in nbformat.read(folder/f'{name}.ipynb', 4).cells if c.cell_type == 'code'), re.M)
+        found.append(dict(report=name, label=folder.name, folder=folder, page=page, figures=[folder/f'{n}.png' for n, _ in sorted(names, key=lambda x: not x[1]) if (folder/f'{n}.png').exists()],
                           parameters={k: v for k, v in _given(folder, name).items() if k not in NO_DIFFERENCE}, run=read_json(folder/'run.json') if (folder/'run.json').exists() else None))
     return found
 
@@ -163,7 +163,7 @@ img { width: 100%; height: auto; background: #fff; border-radius: .25rem; } h2 {
 
 def index_page(out:str|Path='outputs' # folder of the results
               ) -> Path: # of index.html in it
-    "A page of all results, with the first figure of each."
+    "A page of all results, with the headline figure of each."
     out, cards = Path(out), []
     for r in results(out):
         title, what = (t.replace('*', '') for t in about(r['report'])) if r['report'] in report_names() else (r['report'], '')
