@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from nbdev.processors import FilterDefaults
 
 from kdnb._modidx import d as modidx
-from kdnb.batch import about, results
+from kdnb.batch import about, results, verdicts
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent
 CODE = sorted((ROOT/'kdnb').rglob('*.py')) + sorted((ROOT/'kdnb'/'data').glob('*'))
@@ -143,17 +143,12 @@ def gallery(found, site):
         lines += ['::::', '']
     return '\n'.join([*lines, ':::{toctree}', ':hidden:', '', *(f"{r['report']}-{r['label']}.ipynb" for r in found), ':::', ''])
 
-def verdicts(r):
-    "The verdicts of a result: (claim, confirmed or not, figures)."
-    text = '\n'.join(''.join(o.get('data', {}).get('text/markdown', '')) for c in nbformat.read(r['folder']/f"{r['report']}.ipynb", 4).cells if c.cell_type == 'code' for o in c.get('outputs', []))
-    return re.findall(r'^- \*\*((?:not )?confirmed|unclear)\*\*: (.*) \((.*)\)$', text, re.M)
-
 def claims(found):
     "The paper's claims, with what the reports found."
     rows = ['# What was claimed, and what was found', '', (HERE/'pages'/'claims_head.txt').read_text(encoding='utf-8'), '']
     for c in json.loads((HERE/'claims.json').read_text(encoding='utf-8')):
         rows += [f"## {c['claim']}", '', f"*{c['where']}.* {c.get('note', '')}".strip(), '']
-        lines = [f"| [{about(r['report'])[0]}, {r['label']}](../reports/{r['report']}-{r['label']}.ipynb) | {ok} | {claim} | {figures} |" for r in found for ok, claim, figures in verdicts(r) if r['report'] == c['report'] and re.search(c['verdict'], claim)]
+        lines = [f"| [{about(r['report'])[0]}, {r['label']}](../reports/{r['report']}-{r['label']}.ipynb) | {ok} | {claim} | {figures} |" for r in found for claim, ok, figures in verdicts(r) if r['report'] == c['report'] and re.search(c['verdict'], claim)]
         rows += (['| report | verdict | of what | figures |', '|---|---|---|---|', *lines] if lines else [f"No run of the report `{c['report']}` is committed yet: open."]) + ['']
     return '\n'.join(rows)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'NO_DIFFERENCE', 'CHILD', 'STYLE', 'report_names', 'parameter_sets', 'about', 'Job', 'plan_reports',
-           'run_reports', 'results', 'index_page', 'cost']
+           'run_reports', 'results', 'verdicts', 'index_page', 'cost']
 
 # %% ../nbs/18c_batch.ipynb #008865f7
 import ast, html, json, os, re, subprocess, sys, time
@@ -144,7 +144,7 @@ def run_reports(jobs:list, # of `Job`
     finally: pool.shutdown(cancel_futures=True); bar.close()
     return out
 
-# %% ../nbs/18c_batch.ipynb #d07c4f50
+# %% ../nbs/18c_batch.ipynb #2511ed55
 def results(out:str|Path='outputs' # folder of the results
            ) -> list: # one dict a result: report, label, folder, page, figures, parameters, run
     "The results in a folder, by report and label. `run` is what made it, where that was written down."
@@ -157,6 +157,14 @@ def results(out:str|Path='outputs' # folder of the results
                           parameters={k: v for k, v in _given(folder, name).items() if k not in NO_DIFFERENCE}, run=read_json(folder/'run.json') if (folder/'run.json').exists() else None))
     return found
 
+def verdicts(result:dict # of `results`
+            ) -> list: # of (claim, 'confirmed' or 'not confirmed', figures)
+    "What a report found, as it was printed by its cells (see `kdnb.report.verdict`)."
+    nb = nbformat.read(result['folder']/f"{result['report']}.ipynb", 4)
+    text = '\n'.join(o.get('data', {}).get('text/markdown', '') for c in nb.cells if c.cell_type == 'code' for o in c.get('outputs', []))
+    return [(claim, ok, figures) for ok, claim, figures in re.findall(r'^- \*\*((?:not )?confirmed)\*\*: (.*?) \((.*)\)$', text, re.M)]
+
+# %% ../nbs/18c_batch.ipynb #f285d367
 STYLE = """:root { color-scheme: light dark; } body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.5rem; } article { border: 1px solid #8886; border-radius: .5rem; padding: 1rem; }
 img { width: 100%; height: auto; background: #fff; border-radius: .25rem; } h2 { font-size: 1.1rem; margin: .3rem 0; } small { color: GrayText; overflow-wrap: anywhere; }"""
