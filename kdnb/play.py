@@ -42,7 +42,7 @@ def compared(found:dict # of `compare`
     "The next tokens of all conditions, as a table."
     return pd.DataFrame({c: [f'{t.strip() or repr(t)} {p:.0%}' for t, p in r['tokens']] for c, r in found.items()})
 
-# %% ../nbs/18d_play.ipynb #c6691bfc
+# %% ../nbs/18d_play.ipynb #ca589f33
 CARD = '<div style="border:1px solid #8886;border-radius:6px;padding:.5rem .75rem;min-width:15rem"><b>{title}</b><p style="margin:.25rem 0"><i>{prompt}</i>{text}</p>{bars}</div>'
 BAR = '<div style="display:flex;gap:.5rem;font-family:monospace;font-size:12px;line-height:1.4"><span style="width:8rem;overflow:hidden;white-space:pre">{token}</span><span style="background:#0072b2;height:.8rem;width:{width:.1f}rem;align-self:center"></span><span>{p:.1%}</span></div>'
 
@@ -53,6 +53,7 @@ def card(title:str, prompt:str,
     bars = ''.join(BAR.format(token=html.escape(t), width=6*p, p=p) for t, p in asked['tokens'])
     return CARD.format(title=html.escape(title), prompt=html.escape(prompt), text=html.escape(asked['text']), bars=bars)
 
+# %% ../nbs/18d_play.ipynb #b6892100
 def playground(lm:LM, entities, # to pick from
                transfer=None, # entity -> its transfer set; what is missing, the model writes itself
                method=None # None: `Distill` with its defaults
