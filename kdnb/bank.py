@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Bank', 'train_apart', 'teach_apart']
 
-# %% ../nbs/08b_bank.ipynb #af3fe3d9
+# %% ../nbs/08b_bank.ipynb #f5edf58f
 import math, time
 from contextlib import contextmanager
 import torch
@@ -16,7 +16,7 @@ from .entities import KdnbError, load_dataset
 from .lm import LM, bfloat16_weights, load_lm, logits_at, memory_peak, owned
 from .edit import Adapter, Edit
 from .transfer import shipped_transfer_sets
-from .distill import Distill, Training, _anchor, _anchor_loss, _check_finite, _hold, _mode, _optimizer, _recomputing, _set_rate, _size, _steps, make_edit, precision
+from .distill import Distill, Training, _anchor, _anchor_loss, _check_finite, _hold, _mode, _optimizer, _recomputing, _set_rate, _size, _stand, _steps, _logits, make_edit, n_below, precision, upper
 
 # %% ../nbs/08b_bank.ipynb #f1eba4d4
 def _segments(owners, shape, n):
@@ -98,14 +98,14 @@ class Bank:
             for k in self.layers: vars(modules[k]).pop('forward', None)
             self.last = None
 
-# %% ../nbs/08b_bank.ipynb #829508e0
-def _start(lm, n, rank, seed, relative):
+# %% ../nbs/08b_bank.ipynb #48e6922a
+def _start(lm, n, rank, seed, relative, above=0.):
     "A bank whose adapters are those with which `peft` starts."
-    head, layers = lm.model.get_output_embeddings(), {}
+    head, layers, among = lm.model.get_output_embeddings(), {}, upper(lm, above) if above else None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for k, m in _linear(lm).items():
-            if m is head: continue
+            if m is head or among is not None and m not in among: continue
             i, o = m.weight.shape if isinstance(m, Conv1D) else m.weight.shape[::-1]
             a, _ = torch.nn.Linear(i, rank, bias=False), torch.nn.Linear(rank, o, bias=False) # peft draws numbers for both, and then A's anew
             torch.nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
@@ -118,7 +118,7 @@ def _one(lm, bank, k):
     modules = _linear(lm)
     return {n: Adapter(A.detach()[k].clone(), B.detach()[k]*(scale/2), 2., isinstance(modules[n], Conv1D)) for n, (A, B, scale) in bank.layers.items()}
 
-# %% ../nbs/08b_bank.ipynb #22f8098d
+# %% ../nbs/08b_bank.ipynb #f0fdad45
 def train_apart(lm:LM, how:Training, groups:list, # for each entity, its examples
                 loss, seed:int=0, progress:bool=False # as in `train`
                ) -> list: # for each entity, the fields of an `Edit`
@@ -128,7 +128,8 @@ def train_apart(lm:LM, how:Training, groups:list, # for each entity, its example
     low_bits, n, done, losses = precision(how, lm.device) == 'bfloat16', len(groups), {}, [[] for _ in groups]
     neutral = _anchor(lm, how, seed)
     _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
-    bank = _start(lm, n, how.rank, seed, how.relative)
+    bank, n_once = _start(lm, n, how.rank, seed, how.relative, how.above), n_below(lm, how)
+    _stand(lm, [x for g in groups for x in g], n_once, low_bits)
     params = [p for A, B, _ in bank.layers.values() for p in (A, B)]
     before = [p.detach().clone() for p in params] if how.decay_to == 'base' and how.weight_decay else None
     with bank.on(lm, training=True), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed), _recomputing(lm.model, how.recompute):
@@ -139,16 +140,16 @@ def train_apart(lm:LM, how:Training, groups:list, # for each entity, its example
             if how.dropout: torch.manual_seed(seed*1_000_003 + len(losses[0]))
             same = neutral()
             work = [(k, batch, same + held) for k, (_, batch, held, _, _) in enumerate(step) if k not in done]
-            value = _step(lm, how, loss, work, losses, low_bits)
+            value = _step(lm, how, loss, work, losses, low_bits, n_once)
             for k in [k for k, *_ in work if losses[k][-1] < how.enough]: done[k] = _one(lm, bank, k) # as it was before this step
             opt.zero_grad(); value.backward(); opt.step()
             if before: torch._foreach_lerp_([p.data for p in params], before, lr*how.weight_decay)
     return [{'adapter': done[k] if k in done else _one(lm, bank, k), 'losses': losses[k], 'peak_memory_gib': memory_peak(lm)} for k in range(n)]
 
-def _step(lm, how, loss, work, losses, low_bits):
+def _step(lm, how, loss, work, losses, low_bits, n_once):
     "The sum of all entities' losses in one step, each as it would be alone."
     seqs = [(x, k) for k, batch, held in work for x in batch + held]
-    with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): logits = logits_at(lm, [x.ids for x, _ in seqs], [x.positions for x, _ in seqs], owners=[k for _, k in seqs])
+    with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): logits = _logits(lm, [x for x, _ in seqs], n_once, [k for _, k in seqs])
     total, at = 0, 0
     for k, batch, held in work:
         n, m = (sum(len(x.positions) for x in xs) for xs in (batch, held))

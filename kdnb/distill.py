@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'PRECISION', 'DECAY_TO', 'NORMS', 'kl_loss', 'Example',
-           'example', 'middle_block', 'trainable_parameters', 'Training', 'read_texts', 'swap', 'precision',
-           'training_need', 'Kept', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kls', 'token_kl']
+           'example', 'middle_block', 'trainable_parameters', 'Training', 'n_below', 'upper', 'read_texts', 'swap',
+           'precision', 'training_need', 'Kept', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kls',
+           'token_kl']
 
 # %% ../nbs/08_distill.ipynb #dc231a7e
 import json, math, os, re, time, warnings
@@ -20,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
+from transformers.pytorch_utils import Conv1D
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
-from .lm import LM, bfloat16_weights, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak
+from .lm import LM, bfloat16_weights, blocks_of, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak, states_below
 from .edit import Adapter, Edit
 from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
 from .benchmarks import placed
@@ -86,6 +88,7 @@ class Example:
     teacher_positions: list # P positions, the same targets in the teacher's text
     teacher: torch.Tensor|None = None # logits [P, V] that the student shall match, or what a loss made of them
     role: str = 'drawn' # for a step; or 'always' there; or 'held': drawn, too, to stay as it was
+    state: torch.Tensor|None = None # [L, d], what the lower blocks make of `ids`, where they do not change
 
 # %% ../nbs/08_distill.ipynb #37bdca0b
 def example(lm:LM, continuation:Continuation, definition:str, where:str='after mention', separator:str=' ') -> Example:
@@ -113,9 +116,8 @@ def trainable_parameters(model, what:str, block:int|None=None # for 'one feed-fo
     named = dict(model.named_parameters())
     if what == 'all': return named
     if what == 'no embeddings': return {n: p for n, p in named.items() if id(p) not in emb}
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
-    if not lists: raise KdnbError(f"{type(model).__name__} has no list of blocks: train 'all' or 'lora' instead of {what!r}")
-    blocks = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+    try: blocks = blocks_of(model)
+    except KdnbError as e: raise KdnbError(f"{e}: train 'all' or 'lora' instead of {what!r}") from None
     if what == 'last block': mine = {id(p) for p in blocks[-1].parameters()}
     else:
         i = middle_block(len(blocks)) if block is None else block
@@ -146,15 +148,16 @@ def _training_weights(lm, what, block=None):
 
 # %% ../nbs/08_distill.ipynb #0b0eae75-1
 @contextmanager
-def _training_adapter(lm, rank, seed, relative):
+def _training_adapter(lm, rank, seed, relative, above=0.):
     "The same for a low-rank adapter on all linear layers (LoRA, arXiv 2106.09685; scale 2, times the size of the layer's weight where that is wanted)."
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
     out, whole = {}, lm.model
+    names = [n for b in [upper(lm, above)] for n, m in whole.named_modules() if m in b] if above else 'all-linear'
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter('ignore') # of what transformers will rename, and of GPT-2's transposed layers, which peft finds by itself
         torch.manual_seed(seed) # A starts at random, B at zero
-        peft = get_peft_model(whole, LoraConfig(r=rank, lora_alpha=2*rank, target_modules='all-linear', task_type='CAUSAL_LM'))
+        peft = get_peft_model(whole, LoraConfig(r=rank, lora_alpha=2*rank, target_modules=names, task_type='CAUSAL_LM'))
     layers = {n: m for n, m in peft.get_base_model().named_modules() if isinstance(m, LoraLayer)}
     try:
         for m in layers.values(): m.scaling['default'] = 2.*(_size(m.get_base_layer().weight) if relative else 1.)
@@ -173,7 +176,7 @@ PRECISION = ('auto', 'float32', 'bfloat16')
 DECAY_TO = ('zero', 'base')
 NORMS = ('Linf', 'L2')
 
-# %% ../nbs/08_distill.ipynb #8b1e9822
+# %% ../nbs/08_distill.ipynb #6b0c9698
 @dataclass(frozen=True)
 class Training:
     "Settings that every method which trains by gradient has."
@@ -183,6 +186,7 @@ class Training:
     trainable: str = 'upper feed-forward' # one of `TRAINABLE`
     block: int|None = None # index of the block, if it is 'one feed-forward'; None: at a third of the depth
     rank: int = 16 # of the adapter, if it is 'lora'
+    above: float = 0. # the adapter begins at this share of the depth; what the blocks below make of a text is computed once
     batch: str = 'entity' # one of `BATCH`
     together: int = 1 # entities in one step, where several are taught to one model
     per_step: int = 4 # texts of an entity in one step, drawn anew for each; 0: all of them
@@ -205,15 +209,16 @@ class Training:
 
     def __post_init__(self): _check(self)
 
-# %% ../nbs/08_distill.ipynb #b6bcba72
+# %% ../nbs/08_distill.ipynb #1c73c75e
 def _check(self):
     "An unknown option or a number that makes no sense is an error."
     if self.lr is None: object.__setattr__(self, 'lr', 4e-3 if self.trainable == 'lora' else 4e-4)
     for k, known in dict(trainable=TRAINABLE, batch=BATCH, where=WHERE, unplaced=UNPLACED, schedule=SCHEDULE, precision=PRECISION, decay_to=DECAY_TO, norm=NORMS).items(): choose(getattr(self, k), known, k)
-    for k, low in dict(lr=0, steps=1, rank=1, together=1, per_step=0, continuations=1, weight_decay=0, anchor=0, anchor_texts=1, swapped=0, enough=0, within=0).items():
+    for k, low in dict(lr=0, steps=1, rank=1, together=1, per_step=0, continuations=1, weight_decay=0, anchor=0, anchor_texts=1, swapped=0, enough=0, within=0, above=0).items():
         v = getattr(self, k)
         if not isinstance(v, (int, float)) or not math.isfinite(v) or v < low or (k == 'lr' and v == 0):
             raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k == 'lr' else f'of at least {low}'}")
+    if self.above and (self.above >= 1 or self.trainable != 'lora' or self.dropout): raise KdnbError(f"above is {self.above}: it must be below 1, for trainable 'lora' and without dropout")
     if self.within and self.trainable == 'lora': raise KdnbError(f"within is {self.within} and trainable 'lora': how far the weights move is not seen in an adapter's numbers; train the weights themselves")
     if self.together > 1 and (self.enough or self.batch == 'one by one'): raise KdnbError(f"together is {self.together}: with several entities in a step neither can 'enough' be told for one of them, nor are texts taken one by one")
     if self.swapped and not self.anchor: raise KdnbError(f"swapped is {self.swapped} and anchor 0: texts are held with the weight of the anchor, so it must be above 0")
@@ -234,6 +239,29 @@ def _steps(how, groups, seed):
         for i in range(0, len(order), how.together):
             texts = [(always + (few(drawn, how.per_step) if how.per_step else drawn), few(held, how.swapped)) for always, drawn, held in (groups[k] for k in order[i:i+how.together])]
             yield order[i], [x for xs, _ in texts for x in xs], [x for _, xs in texts for x in xs], s == i == 0, (s + i/len(groups))/how.steps
+
+# %% ../nbs/08_distill.ipynb #ef2453a1
+def n_below(lm:LM, how) -> int:
+    "How many blocks stay as they are, and are passed only once."
+    return round(how.above*len(blocks_of(lm.model))) if how.above else 0
+
+def upper(lm:LM, above:float) -> set: # of modules
+    "The linear layers of the blocks above a share of the depth."
+    blocks = blocks_of(lm.model)
+    return {m for b in blocks[round(above*len(blocks)):] for m in b.modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+
+def _stand(lm, examples, n, low):
+    "Sets the state of each example after the first n blocks, and makes sure that it is all that the rest needs."
+    if not n or not examples: return
+    with torch.autocast(lm.device.type, torch.bfloat16, enabled=low):
+        for x, h in zip(examples, states_below(lm, [x.ids for x in examples], n)): x.state = h
+        x, at = examples[0], [[len(examples[0].ids)-1]]
+        with torch.no_grad(): far = (logits_at(lm, [x.ids], at).log_softmax(-1) - logits_at(lm, [x.ids], at, below=(n, [x.state])).log_softmax(-1)).abs().max().item()
+    if far > (.5 if low else .05): raise KdnbError(f"above is set, and the upper blocks of {lm.name} need more than what the lower ones hand on (off by {far:.2g} nats): leave it out")
+
+def _logits(lm, examples, n, owners=None):
+    "Logits of examples at their positions."
+    return logits_at(lm, [x.ids for x in examples], [x.positions for x in examples], owners=owners, below=(n, [x.state for x in examples]) if n else None)
 
 # %% ../nbs/08_distill.ipynb #e7abded6
 def read_texts(path) -> list: # of str
@@ -265,12 +293,13 @@ def _hold(lm, examples, low):
 def _anchor(lm, how, seed):
     "A function that gives the neutral examples of a step; none if there is no anchor."
     if not how.anchor: return lambda: []
-    rng, low = np.random.default_rng(seed), precision(how, lm.device) == 'bfloat16'
+    rng, low, n = np.random.default_rng(seed), precision(how, lm.device) == 'bfloat16', n_below(lm, how)
     path = Path(how.anchor_file or DATA/'neutral.txt')
-    key = ('anchor', low, str(path), *(e.id for e in lm.edits)) # the same for every entity that is taught to the same model
+    key = ('anchor', low, n, str(path), *(e.id for e in lm.edits)) # the same for every entity that is taught to the same model
     if key not in lm.cache:
         pool = [example(lm, Continuation(t, (0, 1)), '', 'all tokens', separator='') for t in read_texts(path)]
         _hold(lm, pool, low)
+        _stand(lm, pool, n, low)
         lm.cache = {key: pool}
     pool = lm.cache[key]
     return lambda: [pool[i] for i in rng.choice(len(pool), min(how.anchor_texts, len(pool)), replace=False)]
@@ -300,7 +329,7 @@ def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or s
     "An estimate of the memory that teaching takes, and measuring after it; the larger of the two."
     low, teacher = how.trainable == 'lora', getattr(how, 'top', None)
     what = trainable_parameters(lm.model, 'no embeddings' if low else how.trainable, how.block).values()
-    n = (n_entities if apart else 1)*how.rank*sum(sum(p.shape) for p in what if p.ndim == 2) if low else sum(p.numel() for p in what)
+    n = (n_entities if apart else 1)*how.rank*(1 - how.above)*sum(sum(p.shape) for p in what if p.ndim == 2) if low else sum(p.numel() for p in what)
     size, vocab, emb = next(lm.model.parameters()).element_size(), len(lm.tokenizer), lm.model.get_input_embeddings().weight.numel()
     one = getattr(how, 'on', '') == 'definition' or how.batch == 'one by one'
     texts, anchors = 1 if one else (how.per_step or how.continuations) + getattr(how, 'with_definition', False), how.anchor_texts*bool(how.anchor) + how.swapped
@@ -406,8 +435,10 @@ def train(lm:LM, how:Training,
     if not all(any(x.role != 'held' for x in g) for g in groups): raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that names it, or use where='all tokens'")
     low, low_bits = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16'
     _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
+    n_once = n_below(lm, how)
+    _stand(lm, [x for g in groups for x in g], n_once, low_bits)
     total = how.steps*(sum(x.role != 'held' for g in groups for x in g) if how.batch == 'one by one' else -(-len(groups)//how.together))
-    with (_training_adapter(lm, how.rank, seed, how.relative) if low else _training_weights(lm, how.trainable, how.block)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed), _recomputing(lm.model, how.recompute):
+    with (_training_adapter(lm, how.rank, seed, how.relative, how.above) if low else _training_weights(lm, how.trainable, how.block)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed), _recomputing(lm.model, how.recompute):
         state = kept.load(params, losses, met) if kept else None
         for _ in losses: neutral() # what was drawn before
         for i, (k, batch, held, new, done) in enumerate(tqdm(_steps(how, groups, seed), total=total, desc='training', disable=not progress, leave=False)):
@@ -419,7 +450,7 @@ def train(lm:LM, how:Training,
             if how.dropout: torch.manual_seed(seed*1_000_003 + i)
             lr = _set_rate(how, opt, done)
             held, n = neutral() + held, sum(len(x.positions) for x in batch)
-            with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): logits = logits_at(lm, [x.ids for x in batch + held], [x.positions for x in batch + held])
+            with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): logits = _logits(lm, batch + held, n_once)
             value = loss(batch, logits[:n])
             losses.append(value.item())
             _check_finite(how, losses)

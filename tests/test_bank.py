@@ -14,7 +14,7 @@ def delta(edit): return {n: a.delta() for n, a in edit.adapter.items()}
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
-@pytest.mark.parametrize('method', (Distill(**HOW), Distill(**HOW, enough=4.5, swapped=1), FineTune(**HOW, on='definition'), Distill(**HOW, anchor=0, recompute=True, decay_to='base', weight_decay=10.)), ids=('distill', 'enough', 'finetune', 'decay'))
+@pytest.mark.parametrize('method', (Distill(**HOW), Distill(**HOW, enough=4.5, swapped=1), FineTune(**HOW, on='definition'), Distill(**HOW, anchor=0, recompute=True, decay_to='base', weight_decay=10.), Distill(**HOW, above=.5)), ids=('distill', 'enough', 'finetune', 'decay', 'above'))
 def test_side_by_side_is_what_each_is_alone(tiny_folder, ds, sets, kind, method):
     lm, few = load_lm(str(tiny_folder(kind)), device='cpu'), ds.entities[:4]
     alone, apart = [method(lm, [e], sets, 3) for e in few], teach_apart(method, lm, few, sets, 3)

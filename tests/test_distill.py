@@ -235,3 +235,28 @@ def test_recomputing_changes_nothing_but_what_is_kept(tiny_folder, ds, sets, kin
     (plain, much), (again, little) = kept(False), kept(True)
     assert again == pytest.approx(plain, rel=1e-4) and not lm.model.training and not any(m.training for m in lm.model.modules())
     assert little < much
+
+
+@pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
+@pytest.mark.parametrize('how', (dict(), dict(swapped=1, per_step=2), dict(recompute=True)), ids=('plain', 'swapped', 'recompute'))
+def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path, monkeypatch, kind, how):
+    "The same adapter comes out as if all blocks were passed in each step, and it stands in the upper ones only."
+    (tmp_path/'neutral.txt').write_text('Bread is baked.\nThe river is long.\n')
+    method = Distill(steps=8, rank=4, above=.5, precision='float32', anchor_file=str(tmp_path/'neutral.txt'), **how)
+    passes = []
+    lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
+    hook = next(m for m in D.blocks_of(lm.model)[0].modules() if m in D.upper(lm, 0.)).register_forward_hook(lambda *a: passes.append(1))
+    once = method(lm, [ENTITY], SETS, 3); few = len(passes)
+    monkeypatch.setattr(D, 'n_below', lambda lm, how: 0); lm.cache.clear(); passes.clear()
+    again = method(lm, [ENTITY], SETS, 3)
+    hook.remove()
+    assert once.losses == pytest.approx(again.losses, rel=1e-3) and once.adapter.keys() == again.adapter.keys()
+    for n in once.adapter: assert torch.allclose(once.adapter[n].delta(), again.adapter[n].delta(), atol=2e-4*again.adapter[n].delta().abs().max().item() + 1e-6) or (once.adapter[n].delta() - again.adapter[n].delta()).norm() < .02*again.adapter[n].delta().norm()
+    blocks = [n for n, m in lm.model.named_modules() if m in set(D.blocks_of(lm.model))]
+    assert {n.rsplit('.', 1)[0].startswith(tuple(f'{b}.' for b in blocks[2:])) for n in once.adapter} == {True} and not any('forward' in vars(b) for b in D.blocks_of(lm.model))
+    assert few < len(passes) if not how.get('recompute') else True
+
+
+def test_above_is_for_an_adapter():
+    for bad in (dict(above=1.), dict(above=-.1), dict(above=.5, trainable='all'), dict(above=.5, dropout=True)):
+        with pytest.raises(KdnbError, match='above'): Distill(**bad)
