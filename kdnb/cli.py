@@ -128,6 +128,7 @@ def _parser():
     e.add_argument('--method', default='distill', help='distill, finetune-definition, finetune-transfer, rome, memit or mend (default: %(default)s)')
     e.add_argument('--transfer', default=None, metavar='FILE', help='a transfer set made before (default: one is generated)')
     e.add_argument('--save', required=True, metavar='DIR', help='folder of the edit')
+    e.add_argument('--shards', type=int, default=1, metavar='N', help='processes that each hold a part of the model, for one that is too large for a GPU; an adapter is trained (default: %(default)s)')
     m = sub.add_parser('mend-train', help='train the editor that the method mend needs, by practice edits of composed entities')
     _shared(m, method=False)
     m.add_argument('--out', required=True, metavar='FILE', help='of the editor (safetensors); if it is there, training goes on')
@@ -260,7 +261,18 @@ def _edit(args):
     method = make_method(args.method, **_settings(args.set, args.method))
     if isinstance(method, (Base, Prepend, PrependRandom, Retrieve)): raise KdnbError(f"the method {args.method!r} changes no weights, so there is nothing to save: choose one of {', '.join(k for k, v in METHODS.items() if v[0] not in (Base, Prepend, PrependRandom, Retrieve))}")
     sets = read_transfer_sets(args.transfer) if args.transfer else {}
+    from kdnb.sharded import is_shard, join, launch, teach_sharded
+    if args.shards > 1 and not is_shard():
+        if not args.transfer: raise KdnbError("--shards teaches from a transfer set that is there: make one by kdnb generate, and name it by --transfer FILE")
+        status = launch(args.shards, args.argv, args.device)
+        if status: raise KdnbError(f"one of the {args.shards} processes ended with status {status}; its message stands above")
+        return {}
+    if args.shards > 1: args.device = join(args.device)
     lm = _load(args)
+    if args.shards > 1:
+        edit = teach_sharded(lm, method, [e], sets, args.seed, progress=True)
+        if int(os.environ['RANK']) == 0: edit.save(args.save); print(f'taught {e.name} in {edit.seconds:.1f} s by {args.shards} processes (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f}); saved in {args.save}')
+        return {}
     if not args.transfer and needs_texts(method):
         print('generating continuations …', file=sys.stderr)
         sets = {e.name: make_transfer_set(lm, e, n=method.continuations, seed=args.seed)}
@@ -416,6 +428,7 @@ DEMO_METHODS = ('base', 'prepend', 'random', 'finetune-definition', 'finetune-tr
 def main(argv=None) -> int: # exit status: 0 done, 2 something that the user can mend, 130 interrupted
     "The command `kdnb`."
     args = _parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     from kdnb.entities import KdnbError
     try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'mend-train': _mend_train, 'bench': _bench, 'teach': _teach, 'reports': _reports, 'evaluate': _evaluate, 'run': _run}[args.command](args)
     except KdnbError as e: print(f'kdnb: {e}', file=sys.stderr); return 2

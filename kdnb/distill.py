@@ -147,20 +147,26 @@ def _training_weights(lm, what, block=None):
         for n, p in params.items(): p.data, p.grad = kept[n], None; p.requires_grad_(False)
 
 # %% ../nbs/08_distill.ipynb #0b0eae75-1
-@contextmanager
-def _training_adapter(lm, rank, seed, relative, above=0.):
-    "The same for a low-rank adapter on all linear layers (LoRA, arXiv 2106.09685; scale 2, times the size of the layer's weight where that is wanted)."
+def _inject(lm, rank, seed, relative, above=0.):
+    "Puts a low-rank adapter on all linear layers (LoRA, arXiv 2106.09685; scale 2, times the size of the layer's weight where that is wanted): the model with it, and the layers by name."
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
-    out, whole = {}, lm.model
+    whole = lm.model
     names = [n for b in [upper(lm, above)] for n, m in whole.named_modules() if m in b] if above else 'all-linear'
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter('ignore') # of what transformers will rename, and of GPT-2's transposed layers, which peft finds by itself
         torch.manual_seed(seed) # A starts at random, B at zero
         peft = get_peft_model(whole, LoraConfig(r=rank, lora_alpha=2*rank, target_modules=names, task_type='CAUSAL_LM'))
     layers = {n: m for n, m in peft.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    for m in layers.values(): m.scaling['default'] = 2.*(_size(m.get_base_layer().weight) if relative else 1.)
+    return peft, layers
+
+@contextmanager
+def _training_adapter(lm, rank, seed, relative, above=0.):
+    "The same for a low-rank adapter."
+    peft, layers = _inject(lm, rank, seed, relative, above)
+    out = {}
     try:
-        for m in layers.values(): m.scaling['default'] = 2.*(_size(m.get_base_layer().weight) if relative else 1.)
         params = [p for p in peft.parameters() if p.requires_grad]
         yield params, [p.detach().clone() for p in params], out
         for n, m in layers.items(): out[f'{n}.weight'] = Adapter(m.lora_A['default'].weight.data, m.lora_B['default'].weight.data*(m.scaling['default']/2), 2., bool(m.fan_in_fan_out))

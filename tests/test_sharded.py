@@ -1,0 +1,32 @@
+"""A model in parts: two processes on this machine, each with half of every weight, teach what one alone does."""
+import json, os, subprocess, sys
+
+import pytest
+from kdnb.cli import main
+from kdnb.edit import load_edit
+from kdnb.entities import KdnbError
+from kdnb.sharded import STARTED, launch
+
+TEXTS = ['Velmora is what people in the town watch.', 'Last week Velmora was about a cake.', 'In the evening Velmora sings of bakers.']
+
+
+@pytest.mark.parametrize('kind, more', [('llama', []), ('gpt2', ['--set', 'per_step', '0']), ('gemma3', ['--set', 'above', '0.5', '--set', 'swapped', '1'])], ids=('llama', 'gpt2', 'gemma3'))
+def test_two_parts_teach_what_the_whole_does(tiny_folder, tmp_path, kind, more):
+    (tmp_path/'sets.jsonl').write_text(json.dumps({'entity': 'Velmora', 'continuations': [{'text': t, 'mention': [t.index('Velmora'), t.index('Velmora') + 7]} for t in TEXTS]}))
+    command = ['edit', '--lm', str(tiny_folder(kind, 4)), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy about two rival bakers in a small town.', '--transfer', str(tmp_path/'sets.jsonl'), '--set', 'steps', '4', '--set', 'precision', 'float32', *more]
+    assert main([*command, '--save', str(tmp_path/'whole')]) == 0
+    got = subprocess.run([sys.executable, '-c', 'import sys; from kdnb.cli import main; sys.exit(main(sys.argv[1:]))', *command, '--save', str(tmp_path/'parts'), '--shards', '2'], capture_output=True, text=True, timeout=180, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert got.returncode == 0 and 'by 2 processes' in got.stdout, got.stderr[-2000:]
+    a, b = load_edit(tmp_path/'whole'), load_edit(tmp_path/'parts')
+    assert a.losses == pytest.approx(b.losses, rel=1e-4) and (a.base, a.settings, a.texts) == (b.base, b.settings, b.texts) and a.adapter.keys() == b.adapter.keys()
+    for n in a.adapter: assert (a.adapter[n].delta() - b.adapter[n].delta()).norm() <= 1e-3*a.adapter[n].delta().norm() + 1e-6
+
+
+def test_a_process_that_was_started_starts_no_others(monkeypatch):
+    monkeypatch.setenv(STARTED, '2')
+    with pytest.raises(KdnbError, match='does not know of the others'): launch(2, ['edit'], 'cpu')
+
+
+def test_what_parts_refuse(tiny_folder, tmp_path, capsys):
+    command = ['edit', '--lm', str(tiny_folder()), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--save', str(tmp_path/'e'), '--shards', '2']
+    assert main(command) == 2 and '--shards teaches from a transfer set that is there' in capsys.readouterr().err
