@@ -63,7 +63,7 @@ def test_all_reports(tiny_folder, tmp_path):
 
     assert 'both right' in kept('what_teaches')['target'] and len(kept('sensitivity')) == 8 and len(kept('forgetting')) == 6 and len(kept('models')) == 2 and set(kept('popular')['target']) == {'popular', 'new'}
     r = kept('teach_your_own')
-    assert r['summary']['entities'] == 2 and set(r['exam']) == {'explicit, before', 'explicit, after', 'indirect, before', 'indirect, after'} and (tmp_path/'taught'/'adapter_model.safetensors').exists()
+    assert r['summary']['entities'] == 1 and set(r['exam']) == {'explicit, before', 'explicit, after', 'indirect, before', 'indirect, after'} and (tmp_path/'taught'/'adapter_model.safetensors').exists()
 
     before = found['tuning']['page'].stat().st_mtime_ns
     assert main(command) == 0 and found['tuning']['page'].stat().st_mtime_ns == before # what is there is not run again
