@@ -41,9 +41,9 @@ def run(path):
     if kept.exists(): return nbformat.read(kept, 4)
     nb = nbformat.read(path, 4)
     skipped = [c for c in nb.cells if c.cell_type == 'code' and re.search(r'^#\|\s*(eval:\s*false|slow)', c.source, re.M)]
-    for c in skipped: c.cell_type, c.kept = 'raw', c.source # not run in tests either
+    for c in skipped: c.cell_type = 'raw' # not run in tests either
     NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
-    for c in skipped: c.cell_type = 'code'; c.outputs = []; c.execution_count = None; c.pop('kept', None)
+    for c in skipped: c.cell_type = 'code'; c.outputs = []; c.execution_count = None
     kept.parent.mkdir(parents=True, exist_ok=True)
     for old in kept.parent.glob(f'{path.stem}-*.ipynb'): old.unlink()
     nbformat.write(nb, kept)

@@ -91,7 +91,7 @@ def _job(name, pairs, set, out, label, again):
     if 'results' in known: given.setdefault('results', str(folder/'results.json'))
     return Job(name, folder, given, there is not None and not again)
 
-# %% ../nbs/18c_batch.ipynb #06e283d3
+# %% ../nbs/18c_batch.ipynb #f4c56fde
 def plan_reports(names, # of reports, or 'all'
                  pairs=(), # (PARAMETER or REPORT.PARAMETER, text) pairs
                  set:str='default', # of parameters
@@ -102,12 +102,12 @@ def plan_reports(names, # of reports, or 'all'
     "What is to be run. Nothing has been started if a name or a value is wrong."
     every, several = report_names(), 'all' in names
     names = every if several else [choose(n, every, 'report') for n in names]
-    own = {n: [] for n in names}
+    own, known = {n: [] for n in names}, {n: report_parameters(n) for n in names}
     for k, text in pairs:
         report, _, short = k.rpartition('.')
         if report: choose(report, names, 'report among those that are run')
-        takes = [n for n in ([report] if report else names) if short in report_parameters(n)]
-        if not takes: choose(short, dict.fromkeys(p for n in names for p in report_parameters(n)), f"parameter of {'the reports' if len(names) > 1 else f'the report {names[0]}'}")
+        takes = [n for n in ([report] if report else names) if short in known[n]]
+        if not takes: choose(short, dict.fromkeys(p for n in names for p in known[n]), f"parameter of {'the reports' if len(names) > 1 else f'the report {names[0]}'}")
         for n in takes: own[n].append((short, text))
     if several: names = [n for n in names if n not in NEEDS or any(k == NEEDS[n] for k, _ in own[n])]
     if several and set != 'default': choose(set, dict.fromkeys(s for n in names for s in parameter_sets(n)), 'set of parameters')

@@ -261,7 +261,7 @@ def _edit(args):
     method = make_method(args.method, **_settings(args.set, args.method))
     if isinstance(method, (Base, Prepend, PrependRandom, Retrieve)): raise KdnbError(f"the method {args.method!r} changes no weights, so there is nothing to save: choose one of {', '.join(k for k, v in METHODS.items() if v[0] not in (Base, Prepend, PrependRandom, Retrieve))}")
     sets = read_transfer_sets(args.transfer) if args.transfer else {}
-    from kdnb.sharded import is_shard, join, launch, teach_sharded
+    if args.shards > 1: from kdnb.sharded import is_shard, join, launch, teach_sharded
     if args.shards > 1 and not is_shard():
         if not args.transfer: raise KdnbError("--shards teaches from a transfer set that is there: make one by kdnb generate, and name it by --transfer FILE")
         status = launch(args.shards, args.argv, args.device)

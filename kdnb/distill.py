@@ -161,6 +161,10 @@ def _inject(lm, rank, seed, relative, above=0.):
     for m in layers.values(): m.scaling['default'] = 2.*(_size(m.get_base_layer().weight) if relative else 1.)
     return peft, layers
 
+def _adapters(layers, whole=lambda t: t.data): # `whole` makes one piece of a parameter
+    "What was learned in layers of `_inject`, with a scale of 2."
+    return {f'{n}.weight': Adapter(whole(m.lora_A['default'].weight), whole(m.lora_B['default'].weight)*(m.scaling['default']/2), 2., bool(m.fan_in_fan_out)) for n, m in layers.items()}
+
 @contextmanager
 def _training_adapter(lm, rank, seed, relative, above=0.):
     "The same for a low-rank adapter."
@@ -169,7 +173,7 @@ def _training_adapter(lm, rank, seed, relative, above=0.):
     try:
         params = [p for p in peft.parameters() if p.requires_grad]
         yield params, [p.detach().clone() for p in params], out
-        for n, m in layers.items(): out[f'{n}.weight'] = Adapter(m.lora_A['default'].weight.data, m.lora_B['default'].weight.data*(m.scaling['default']/2), 2., bool(m.fan_in_fan_out))
+        out.update(_adapters(layers))
     finally:
         lm.model = peft.unload()
         lm.model.requires_grad_(False)

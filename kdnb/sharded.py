@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTED', 'shard_need', 'teach_sharded', 'launch', 'is_shard', 'join']
 
-# %% ../nbs/16d_sharded.ipynb #1dc58945
+# %% ../nbs/16d_sharded.ipynb #a08f2fe9
 import os, subprocess, sys, time
 import torch
 import torch.distributed as dist
@@ -14,8 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tqdm.auto import tqdm
 from .entities import KdnbError
 from .lm import LM, blocks_of, memory_peak
-from .edit import Adapter, Edit
-from .distill import Training, _anchor, _anchor_loss, _check_finite, _hold, _inject, _logits, _optimizer, _set_rate, _stand, _steps, make_edit, n_below, precision
+from .edit import Edit
+from .distill import Training, _adapters, _anchor, _anchor_loss, _check_finite, _hold, _inject, _logits, _optimizer, _set_rate, _stand, _steps, make_edit, n_below, precision
 
 # %% ../nbs/16d_sharded.ipynb #e8cfcac0
 def shard_need(n_params:float, n_blocks:int, world:int, # processes
@@ -48,13 +48,14 @@ def _part(how, loss, lm, batch, held, n_once):
     dist.all_reduce(told)
     return value*world, told.item() # gradients are averaged over the processes
 
-# %% ../nbs/16d_sharded.ipynb #6682efd2
+# %% ../nbs/16d_sharded.ipynb #e299d10b
 def teach_sharded(lm:LM, # whole, in each process, and no longer of use afterwards
                   method:Training, # that trains an adapter
                   entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit: # the same in each process
     "What `method(lm, entities, transfer, seed)` gives, up to rounding, with the model's parameters spread over the processes of torch.distributed."
     if method.trainable != 'lora' or method.batch != 'entity' or method.dropout: raise KdnbError(f"a sharded model is taught by an adapter, with an entity's texts together and without dropout: trainable must be 'lora' and batch 'entity', and they are {method.trainable!r} and {method.batch!r}")
-    start, low, losses, met, opt = time.perf_counter(), precision(method, lm.device) == 'bfloat16', [], set(), None
+    if method.recompute or method.weight_decay and method.decay_to == 'base': raise KdnbError("a sharded model is taught without recompute, and without weight_decay to 'base': leave them out")
+    start, low, losses, met = time.perf_counter(), precision(method, lm.device) == 'bfloat16', [], set()
     lm.sha256 # while the weights are in one piece
     peft, layers = _inject(lm, method.rank, seed, method.relative, method.above)
     _shard(lm, low)
@@ -72,8 +73,7 @@ def teach_sharded(lm:LM, # whole, in each process, and no longer of use afterwar
         if told < method.enough: met.add(k)
         opt.zero_grad(); value.backward()
         if k not in met: opt.step()
-    whole = lambda m: m.weight.full_tensor().detach().cpu()
-    out = {f'{n}.weight': Adapter(whole(m.lora_A['default']), whole(m.lora_B['default'])*(m.scaling['default']/2), 2., bool(m.fan_in_fan_out)) for n, m in layers.items()}
+    out = _adapters(layers, lambda t: t.full_tensor().detach().cpu())
     return make_edit(method.name, method, lm, entities, {'adapter': out, 'losses': losses, 'peak_memory_gib': memory_peak(lm)}, start, texts)
 
 # %% ../nbs/16d_sharded.ipynb #e69d72c7
