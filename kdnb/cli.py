@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'DEMO_SPECIFICITY', 'DEMO_METHODS', 'table', 'main']
 
 # %% ../nbs/19_cli.ipynb #78d44f28
-import argparse, json, os, sys
+import argparse, json, os, sys, time
 from collections import Counter
 from typing import get_args
 from dataclasses import replace
@@ -407,18 +407,20 @@ def _evaluate_edit(args):
 # %% ../nbs/19_cli.ipynb #57414cc6
 def _demo(args):
     from kdnb.entities import load_dataset, sample
-    from kdnb.experiment import Run, as_json, collect
-    from kdnb.report import run_report
-    from kdnb.transfer import shipped_transfer_sets
-    lm, ds = _load(args), sample(load_dataset().split('test'), args.entities, args.seed)
-    sets, runs = shipped_transfer_sets(args.lm), Path(args.out)/'runs'
+    from kdnb.experiment import Run, as_json, collect, write_json
+    from kdnb.generator import ready_sets
+    from kdnb.report import machine, run_report
+    start, lm, ds = time.perf_counter(), _load(args), sample(load_dataset().split('test'), args.entities, args.seed)
+    runs = Path(args.out)/'runs'
+    sets = ready_sets(lm, ds.entities, runs)
     print(f"teaching {len(ds.entities)} entities to {lm.name}, by {len(DEMO_METHODS)} methods", file=sys.stderr)
     folders = [Run(lm, ds, m, seed=args.seed, transfer=sets, n_specificity=DEMO_SPECIFICITY, folder=runs).go() for m in DEMO_METHODS]
     print('writing the report …', file=sys.stderr)
     html = run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device, accept_terms=args.accept_terms, n_entities=args.entities,
                       seed=args.seed, n_specificity=DEMO_SPECIFICITY, runs=str(runs.resolve()))
-    df = collect(folders)
-    print(table(df)); print(f'\nreport: {html.resolve()}')
+    df, minutes = collect(folders), round((time.perf_counter() - start)/60, 1)
+    write_json(Path(args.out)/'demo.json', dict(minutes=minutes, machine=machine(), lm=lm.name, entities=len(ds.entities), methods=[as_json(r) for _, r in df.iterrows()]))
+    print(table(df)); print(f'\nreport: {html.resolve()} ({minutes} minutes)')
     return as_json(df[df.method == 'distill'].iloc[0])
 
 DEMO_SPECIFICITY = 37 # probes about known things: one of each topic

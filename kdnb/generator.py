@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HOLES', 'PROMPTS', 'Prompt', 'holes', 'read_prompts', 'with_own', 'ask', 'render', 'Draft', 'Sampling', 'LMGenerator',
-           'make_transfer_set', 'make_transfer_sets', 'plan']
+           'make_transfer_set', 'make_transfer_sets', 'ready_sets', 'plan']
 
-# %% ../nbs/04_generator.ipynb #03c211e0
+# %% ../nbs/04_generator.ipynb #4f25dfad
 import hashlib, json, string, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, generate, has_fast_bfloat16, load_lm, versions
-from .transfer import REASONS, Continuation, TransferSet, append, clean, find_mention, mend, same, transfer_sets_of, why_drop
+from .transfer import REASONS, Continuation, TransferSet, append, clean, find_mention, mend, same, shipped_transfer_sets, transfer_sets_of, why_drop
 
 # %% ../nbs/04_generator.ipynb #21194be0
 HOLES = ('definition', 'name', 'vary')
@@ -211,6 +211,14 @@ def make_transfer_sets(generator, # of `LMGenerator`'s kind, or an `LM`
             if work: g.stop.set(); pool.shutdown(cancel_futures=True)
             raise
     return out
+
+# %% ../nbs/04_generator.ipynb #ed5aace7
+def ready_sets(lm:LM, entities, folder:str|Path='runs') -> dict: # key of the entity -> TransferSet
+    "The sets that ship with the package, if this model wrote them and all the entities have one; otherwise those that the model writes now, kept in the folder."
+    try: shipped = shipped_transfer_sets(lm.name)
+    except KdnbError: shipped = {} # it ships with none for this model
+    if all(e.key in shipped and shipped[e.key].definition == e.definition for e in entities): return {e.key: shipped[e.key] for e in entities}
+    return make_transfer_sets(lm, entities, Path(folder)/f'transfer_{lm.sha256[:12]}.jsonl', progress=False)
 
 # %% ../nbs/04_generator.ipynb #3b9a5293
 def plan(generator, entities, path:str|Path|None=None, known:dict=PROMPTS, **how) -> dict: # entities, sets that are missing, calls, tokens_in, tokens_out, cost, prompts

@@ -26,6 +26,14 @@ def test_help_is_quick():
     assert done.returncode == 0 and 'evaluate' in done.stdout
 
 
+def test_demo(kdnb, tiny_folder, tmp_path):
+    "What the README begins with, on any model: here one whose transfer sets do not come along."
+    code, out, err = kdnb('demo', '--lm', tiny_folder(), '--device', 'cpu', '--entities', 1, '--out', tmp_path, '--json')
+    assert code == 0 and last(out)['method'] == 'distill' and str(tmp_path/'first_look.html') in out, err
+    demo = json.loads((tmp_path/'demo.json').read_text())
+    assert demo['minutes'] > 0 and 'cores' in demo['machine'] and [m['method'] for m in demo['methods']] == ['base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill']
+
+
 @pytest.mark.parametrize('method', ('base', 'prepend', 'random', 'finetune-definition'))
 def test_evaluate_a_method(kdnb, tiny_folder, tmp_path, method):
     args = ['evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--method', method, '--entities', 3, '--n-specificity', 6, '--runs', tmp_path, '--json', *(['--set', 'steps', 2] if 'fine' in method else [])]
