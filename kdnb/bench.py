@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['SIDES', 'paper_edit', 'paper_answers', 'main', 'Side', 'machine_rates', 'bench']
 
-# %% ../nbs/16b_bench.ipynb #4c2ec7e8
+# %% ../nbs/16b_bench.ipynb #4a290e54
 import copy, gc, json, os, subprocess, sys, time
 from dataclasses import replace
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from .entities import KdnbError, choose, load_dataset, sample
-from .lm import LM, load_lm, memory_peak
+from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_peak
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
-from .distill import Distill, example, kl_loss
+from .distill import PRECISION, Distill, example, kl_loss
 from .context import make_method, protocol_settings
 from .evaluate import answer_probes
 
@@ -52,12 +52,12 @@ def paper_answers(lm:LM, models, # of transformers
             right.append(p.candidates[int(np.argmax(scores))] == p.gold)
     return out
 
-# %% ../nbs/16b_bench.ipynb #ace51a0c
+# %% ../nbs/16b_bench.ipynb #5d216a63
 SIDES = ('paper', 'kdnb')
 
 class _Work:
     "One side's edits and measurements, on entities by number."
-    def __init__(self, side, lm, accept_terms, dtype, device, data, protocol, n_entities, n_specificity, settings):
+    def __init__(self, side, lm, accept_terms, dtype, device, data, protocol, n_entities, n_specificity, settings, measured_in):
         self.side, self.lm = choose(side, SIDES, 'side'), load_lm(lm, dtype, device, accept_terms, quiet=True)
         ds, sets = load_data(data)
         if ds.unit != 'accuracy': raise KdnbError(f"{ds.name} has no candidates to choose from: bench needs data that are counted in right answers")
@@ -66,7 +66,7 @@ class _Work:
         if missing: raise KdnbError(f"{ds.name} has no transfer set for {missing[0].key!r}: bench needs data that come with theirs")
         self.entities, self.known, self.sets = ds.entities, ds.specificity[:n_specificity], sets
         self.method = make_method('distill', **{**protocol_settings(protocol, 'distill', ds.unit, ds.name), **settings})
-        self.made = None
+        self.made, self.low = None, choose(measured_in, PRECISION, 'measured_in') == 'bfloat16' or measured_in == 'auto' and has_fast_bfloat16(self.lm.device)
 
     def edit(self, i, steps=None):
         self.made = None; gc.collect()
@@ -74,14 +74,23 @@ class _Work:
         if self.side == 'paper': self.made = paper_edit(self.lm, e, self.sets[e.key].continuations, **({'steps': steps} if steps else {}))
         else: self.made = (replace(self.method, steps=steps) if steps else self.method)(self.lm, [e], self.sets)
 
+    def answers(self, probes, low=None):
+        with in_bfloat16(self.lm, self.low if low is None else low): return [(r['answer'], r['correct']) for r in answer_probes(self.lm, probes)]
+
+    def everything(self): return [p for e in self.entities for p in e.probes] + list(self.known)
+
     def base_answers(self): # ours only, and once
-        answer_probes(self.lm, [p for e in self.entities for p in e.probes] + list(self.known))
+        self.answers(self.everything())
+
+    def same_answers(self):
+        a, b = (self.answers(self.everything(), low) for low in (self.low, False))
+        return dict(measured_in='bfloat16' if self.low else 'float32', same_answers=100*float(np.mean([x == y for x, y in zip(a, b)])))
 
     def measure(self, i):
         probes = [*self.entities[i].probes, *self.known]
         if self.side == 'paper': _, right = paper_answers(self.lm, [self.lm.model, self.made], probes)
         else:
-            with self.made.on(self.lm): right = [r['correct'] for r in answer_probes(self.lm, probes)]
+            with self.made.on(self.lm): right = [ok for _, ok in self.answers(probes)]
         n = len(self.entities[i].probes)
         return [sum(right[:n]), n, sum(right[n:]), len(self.known)]
 
@@ -140,17 +149,18 @@ def machine_rates(device:str='cpu', times:int=5) -> dict: # FLOP/s in float32 an
     out['bytes'] = 2*x.numel()*4/best(lambda: y.copy_(x))
     return out
 
-# %% ../nbs/16b_bench.ipynb #fd8a140e
+# %% ../nbs/16b_bench.ipynb #e628e15a
 def bench(lm:str='smollm2', accept_terms:bool=False, dtype:str='float32', device:str='auto', data:str='kdnb', # with transfer sets
-          protocol:str='kdnb', # of our side
-          n:int=3, # entities, each edited and measured once by each side
+          protocol:str='quick', # of our side
+          n:int=5, # entities, each edited and measured once by each side
           n_specificity:int=60, # probes about known things
           settings:dict|None=None, # of our side's method
+          measured_in:str='auto', # our side's precision in measuring, as in `Run`
           progress=None # function of a line of text
          ) -> dict: # ratio, medians, answers, rates
     "The paper's loop against ours on the same entities, taking turns. Ratios are of medians, ours in the denominator; of memory, ours over theirs."
     if n < 3: raise KdnbError(f"{n} runs asked for: a median needs at least 3")
-    say, how = progress or (lambda text: None), dict(lm=lm, accept_terms=accept_terms, dtype=dtype, device=device, data=data, protocol=protocol, n_entities=n, n_specificity=n_specificity, settings=settings or {})
+    say, how = progress or (lambda text: None), dict(lm=lm, accept_terms=accept_terms, dtype=dtype, device=device, data=data, protocol=protocol, n_entities=n, n_specificity=n_specificity, settings=settings or {}, measured_in=measured_in)
     sides, rows = {}, {s: [] for s in SIDES}
     try:
         for s in SIDES: sides[s] = Side(side=s, **how); sides[s].say(['edit', 0, 1]) # a first step of each, to warm up
@@ -160,12 +170,12 @@ def bench(lm:str='smollm2', accept_terms:bool=False, dtype:str='float32', device
                 e, m = p.say(['edit', i]), p.say(['measure', i])
                 rows[s].append(dict(edit=e['seconds'], evaluation=m['seconds'] + (once/n if s == 'kdnb' else 0), answers=m['value'], peak_memory=m['peak_memory_gib']))
                 say(f"{s}, entity {i+1} of {n}: edit {rows[s][-1]['edit']:.1f} s, evaluation {rows[s][-1]['evaluation']:.1f} s, peak memory {m['peak_memory_gib']:.2f} GiB")
-        flops = {s: p.say(['flops', 0])['value'] for s, p in sides.items()}
+        flops, precise = {s: p.say(['flops', 0])['value'] for s, p in sides.items()}, sides['kdnb'].say(['same_answers'])['value']
     finally:
         for p in sides.values(): p.close()
     for r in [r for rs in rows.values() for r in rs]: r['end_to_end'] = r['edit'] + r['evaluation']
     median = {s: {k: float(np.median([r[k] for r in rs])) for k in ('edit', 'evaluation', 'end_to_end')} | {'peak_memory': max(r['peak_memory'] for r in rs)} for s, rs in rows.items()}
     ratio = {k: median['paper'][k]/median['kdnb'][k] for k in ('edit', 'evaluation', 'end_to_end')} | {'peak_memory': median['kdnb']['peak_memory']/median['paper']['peak_memory']}
     total = {s: np.sum([r['answers'] for r in rs], 0).tolist() for s, rs in rows.items()}
-    return dict(lm=lm, protocol=protocol, n=n, n_specificity=n_specificity, ratio=ratio, seconds=median, flops_of_an_edit=flops, rates=machine_rates('cuda' if device == 'auto' and torch.cuda.is_available() else 'cpu' if device == 'auto' else device),
+    return dict(lm=lm, protocol=protocol, n=n, n_specificity=n_specificity, **precise, ratio=ratio, seconds=median, flops_of_an_edit=flops, rates=machine_rates('cuda' if device == 'auto' and torch.cuda.is_available() else 'cpu' if device == 'auto' else device),
                 right={s: dict(target=100*t[0]/t[1], specificity=100*t[2]/t[3]) for s, t in total.items()}, runs=rows)

@@ -38,11 +38,12 @@ def _regime(text): # the regime that is meant, with its spaces and its comma
 def _measured(p):
     "Options of what measures a method."
     p.add_argument('--regime', default='one at a time, reset', help="'one at a time, reset', 'all together' or 'one after another'; hyphens will do for spaces (default: %(default)s)")
-    p.add_argument('--protocol', default='kdnb', help='settings of the method: kdnb (ours) or paper (default: %(default)s)')
+    p.add_argument('--protocol', default='kdnb', help='settings of the method: kdnb (ours), quick (ours, in a quarter of the steps) or paper (default: %(default)s)')
     p.add_argument('--limit', type=int, default=None, metavar='N', help='teach only N of the entities; a larger N later goes on from there')
     p.add_argument('--transfer', default=None, metavar='FILE', help='transfer sets (default: those that come with the data)')
     p.add_argument('--specificity', default=None, metavar='FILE', help="probes about known things (default: those that belong to the data; for ecbd the file of popular entities)")
     p.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
+    p.add_argument('--measured-in', default='float32', help="precision of the matrix products in measuring: float32, bfloat16 (faster where the hardware is, but an answer turns now and then) or auto: bfloat16 where it is fast (default: %(default)s)")
     p.add_argument('--workers', type=int, default=1, metavar='N', help='processes that share the entities, by Ray; for one at a time with reset (default: %(default)s)')
     p.add_argument('--at-once', type=int, default=1, metavar='N', help='so many entities are taught side by side, each with an adapter of its own; for one at a time with reset (default: %(default)s)')
     p.add_argument('--runs', default='runs', help='folder of the run folders (default: %(default)s)')
@@ -75,7 +76,7 @@ def _generate_options(g):
     g.add_argument('--price', type=float, nargs=2, default=None, metavar=('READ', 'WRITTEN'), help='openai: dollars per million tokens (default: from a table)')
     _shared(g, method=False)
 
-# %% ../nbs/19_cli.ipynb #39e60d28
+# %% ../nbs/19_cli.ipynb #06d6a329
 def _teach_options(t):
     t.add_argument('definitions', nargs='?', metavar='FILE', help='JSON lines, a table (.csv with name and definition) or Markdown (.md, a heading for each entity); or a folder of such files')
     t.add_argument('--out', metavar='DIR', required=True, help='folder of the adapter; taught again, it also keeps what it knew')
@@ -107,10 +108,11 @@ def _reports_options(r):
 def _bench_options(b):
     _shared(b)
     b.add_argument('--data', default='kdnb', help="data that come with transfer sets: 'kdnb' (our own) or entity-inferences, also as NAME=PATH (default: %(default)s)")
-    b.add_argument('--protocol', default='kdnb', help='of our side (default: %(default)s)')
-    b.add_argument('--entities', type=int, default=3, metavar='N', help='edited and measured once by each side, at least 3 (default: %(default)s)')
+    b.add_argument('--protocol', default='quick', help='of our side (default: %(default)s)')
+    b.add_argument('--measured-in', default='auto', help="precision of our side's matrix products in measuring: float32, bfloat16, or auto: bfloat16 where it is fast (default: %(default)s)")
+    b.add_argument('--entities', type=int, default=5, metavar='N', help='edited and measured once by each side, at least 3 (default: %(default)s)')
     b.add_argument('--n-specificity', type=int, default=60, metavar='N', help='probes about known things (default: %(default)s)')
-    b.add_argument('--quick', action='store_true', help='six of these probes: under three minutes for smollm2 on two cores')
+    b.add_argument('--quick', action='store_true', help='three entities and six of these probes: under three minutes for smollm2 on two cores')
 
 # %% ../nbs/19_cli.ipynb #637b66eb
 def _parser():
@@ -306,14 +308,14 @@ def _teach(args):
     print(f'adapter: {out}; page: {out}/report.html' + (f'; model: {out}/model' if args.merge else ''))
     return {**as_json(dict(lm=lm.name, method='distill', seed=args.seed, run=str(out))), **s}
 
-# %% ../nbs/19_cli.ipynb #e91ae39b
+# %% ../nbs/19_cli.ipynb #16864ad9
 def _bench(args):
     import pandas as pd
     from kdnb.bench import bench
-    found = bench(args.lm, args.accept_terms, args.dtype, args.device, args.data, args.protocol, args.entities, 6 if args.quick else args.n_specificity, _settings(args.set, 'distill'), progress=lambda t: print(t, file=sys.stderr))
+    found = bench(args.lm, args.accept_terms, args.dtype, args.device, args.data, args.protocol, min(args.entities, 3) if args.quick else args.entities, 6 if args.quick else args.n_specificity, _settings(args.set, 'distill'), args.measured_in, progress=lambda t: print(t, file=sys.stderr))
     rows = {k: {**{s: found['seconds'][s][k] for s in ('paper', 'kdnb')}, 'ratio': found['ratio'][k]} for k in found['ratio']}
     print(pd.DataFrame(rows).T.rename(index={'edit': 'edit (s)', 'evaluation': 'evaluation (s)', 'end_to_end': 'end to end (s)', 'peak_memory': 'peak memory (GiB)'}).round(2).to_string())
-    print(f"medians of {args.entities}; ratio: times faster, and of memory ours over theirs. Right answers: " + '; '.join(f"{s}: target {r['target']:.0f}%, known things {r['specificity']:.0f}%" for s, r in found['right'].items()))
+    print(f"medians of {found['n']}; ratio: times faster, and of memory ours over theirs. Right answers: " + '; '.join(f"{s}: target {r['target']:.0f}%, known things {r['specificity']:.0f}%" for s, r in found['right'].items()) + f". Measuring in {found['measured_in']}, {found['same_answers']:.1f}% of the base model's answers are those that float32 gives.")
     return found
 
 # %% ../nbs/19_cli.ipynb #3fbf56f8
@@ -384,7 +386,7 @@ def _run(args):
     args.regime = _regime(args.regime)
     settings, (ds, sets), lm = _settings(args.set, args.method), _dataset(args), _load(args)
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
-    how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
+    how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, measured_in=args.measured_in, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
     runs = [Run(lm, ds, m, args.regime, args.seed, **how, **(settings if m == args.method else {}))
             for m in dict.fromkeys((args.method,) if args.method in ('base', 'random', 'prepend', 'retrieve') else ('base', 'prepend', args.method))]
     df = collect(_go(runs, args.workers), [e.key for e in runs[0].taught])

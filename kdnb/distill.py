@@ -250,7 +250,7 @@ def _steps(how, groups, seed):
             texts = [(always + (few(drawn, how.per_step) if how.per_step else drawn), few(held, how.swapped)) for always, drawn, held in (groups[k] for k in order[i:i+how.together])]
             yield order[i], [x for xs, _ in texts for x in xs], [x for _, xs in texts for x in xs], s == i == 0, (s + i/len(groups))/how.steps
 
-# %% ../nbs/08_distill.ipynb #ef2453a1
+# %% ../nbs/08_distill.ipynb #c85d2cf3
 def n_below(lm:LM, how) -> int:
     "How many blocks stay as they are, and are passed only once."
     return round(how.above*len(blocks_of(lm.model))) if how.above else 0
@@ -261,13 +261,17 @@ def upper(lm:LM, above:float) -> set: # of modules
     return {m for b in blocks[round(above*len(blocks)):] for m in b.modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
 
 def _stand(lm, examples, n, low):
-    "Sets the state of each example after the first n blocks, and makes sure that it is all that the rest needs."
-    if not n or not examples: return
+    "Sets the state of each example after the first n blocks, and makes sure once that it is all that the rest needs."
+    examples = [x for x in examples if x.state is None] if n else []
+    if not examples: return
+    key = ('stands', n, low, *(e.id for e in lm.edits))
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=low):
         for x, h in zip(examples, states_below(lm, [x.ids for x in examples], n)): x.state = h
+        if key in lm.cache: return
         x, at = examples[0], [[len(examples[0].ids)-1]]
         with torch.no_grad(): far = (logits_at(lm, [x.ids], at).log_softmax(-1) - logits_at(lm, [x.ids], at, below=(n, [x.state])).log_softmax(-1)).abs().max().item()
     if far > (.5 if low else .05): raise KdnbError(f"above is set, and the upper blocks of {lm.name} need more than what the lower ones hand on (off by {far:.2g} nats): leave it out")
+    lm.cache[key] = True
 
 def _logits(lm, examples, n, owners=None):
     "Logits of examples at their positions."
@@ -308,9 +312,9 @@ def _anchor(lm, how, seed):
     key = ('anchor', low, n, str(path), *(e.id for e in lm.edits)) # the same for every entity that is taught to the same model
     if key not in lm.cache:
         pool = [example(lm, Continuation(t, (0, 1)), '', 'all tokens', separator='') for t in read_texts(path)]
-        _hold(lm, pool, low)
-        _stand(lm, pool, n, low)
         lm.cache = {key: pool}
+        _stand(lm, pool, n, low)
+        _hold(lm, pool, low)
     pool = lm.cache[key]
     return lambda: [pool[i] for i in rng.choice(len(pool), min(how.anchor_texts, len(pool)), replace=False)]
 
@@ -474,13 +478,13 @@ def train(lm:LM, how:Training,
 
 # %% ../nbs/08_distill.ipynb #0b455a59
 @torch.no_grad()
-def teach(lm:LM, examples:list, bfloat16:bool=False, contrast:float=0., per_batch:int=32):
-    "Sets the `teacher` of each example: float32 logits [P, V] of the base model with the definition in front, which `contrast` moves away from those without it."
+def teach(lm:LM, examples:list, bfloat16:bool=False, contrast:float=0., per_batch:int=32, n_once:int=0):
+    "Sets the `teacher` of each example: float32 logits [P, V] of the base model with the definition in front, which `contrast` moves away from those without it. Examples may have their states after `n_once` blocks."
     for b in range(0, len(examples), per_batch):
         part = examples[b:b+per_batch]
         with torch.autocast(lm.device.type, torch.bfloat16, enabled=bfloat16):
             out = logits_at(lm, [x.teacher_ids for x in part], [x.teacher_positions for x in part], shared=True)
-            if contrast: out += contrast*(out - logits_at(lm, [x.ids for x in part], [x.positions for x in part]))
+            if contrast: out += contrast*(out - _logits(lm, part, n_once))
         for x, t in zip(part, out.split([len(x.positions) for x in part])): x.teacher = t
 
 def _spread(conts, n):
@@ -524,14 +528,16 @@ class Distill(Training):
 
     def groups(self, lm:LM, entities, transfer:dict, seed:int=0) -> tuple: # for each entity its examples; and which texts teach
         "What is trained on."
-        sets, texts = sets_of(entities, transfer, self)
+        (sets, texts), low, n = sets_of(entities, transfer, self), precision(self, lm.device) == 'bfloat16', n_below(lm, self)
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
-        for e, cs, g in zip(entities, sets, groups):
-            itself = placed(e.definition, e)
-            if self.with_definition: g.append(replace(example(lm, itself, e.definition, self.where), role='always'))
-            teach(lm, g, precision(self, lm.device) == 'bfloat16', self.contrast)
-            for x in g: x.teacher = _soft(x.teacher, self.temperature, self.top)
-            if self.swapped: g += swap(lm, e, [*cs, itself], self, seed)
+        with bfloat16_weights(lm.model, low):
+            for e, cs, g in zip(entities, sets, groups):
+                itself = placed(e.definition, e)
+                if self.with_definition: g.append(replace(example(lm, itself, e.definition, self.where), role='always'))
+                _stand(lm, g, n, low)
+                teach(lm, g, low, self.contrast, n_once=n)
+                for x in g: x.teacher = _soft(x.teacher, self.temperature, self.top)
+                if self.swapped: g += swap(lm, e, [*cs, itself], self, seed)
         return groups, texts
 
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Dataset, KdnbError, choose, load_dataset, sample
 from .fetch import pin_of
-from .lm import LM, has_fast_bfloat16, load_lm, memory_free, memory_need, memory_peak, versions
+from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_need, memory_peak, versions
 from .edit import Edit
 from .transfer import shipped_transfer_sets
-from .distill import Training, training_need
+from .distill import PRECISION, Training, training_need
 from .bank import Bank, teach_apart
 from .context import Base, METHODS, make_method, needs_texts, protocol_settings
 from .evaluate import NEAR, Interval, answer_probes, evaluate, evaluate_apart, signature, summarise
@@ -74,10 +74,12 @@ class Run:
                  n_others:int=2, # other new entities of `ds` whose probes are asked, too
                  free:bool=True, # ask the questions for free generation
                  folder:str|Path='runs', # in which the run's folder is made
+                 measured_in:str='float32', # precision of the matrix products in measuring: 'float32' (that of the weights), 'bfloat16', or 'auto': bfloat16 where the hardware is fast at it, at the cost of an answer that turns now and then
                  at_once:int=1, # so many entities are taught side by side, where each has an adapter of its own (see `bank`); the results are the same, up to rounding
                  **settings): # of the method
-        self.how = dict(ds=ds, method=method, regime=regime, seed=seed, transfer=transfer, limit=limit, protocol=protocol, n_specificity=n_specificity, n_others=n_others, free=free, folder=folder, at_once=at_once, **settings) # another process makes the same run of it
-        choose(regime, REGIMES, 'regime')
+        self.how = dict(ds=ds, method=method, regime=regime, seed=seed, transfer=transfer, limit=limit, protocol=protocol, n_specificity=n_specificity, n_others=n_others, free=free, folder=folder, measured_in=measured_in, at_once=at_once, **settings) # another process makes the same run of it
+        choose(regime, REGIMES, 'regime'); choose(measured_in, PRECISION, 'measured_in')
+        self.low = measured_in == 'bfloat16' or measured_in == 'auto' and has_fast_bfloat16(lm.device)
         if not isinstance(seed, int): raise KdnbError(f"seed is {seed!r}: it must be a whole number")
         if not isinstance(at_once, int) or at_once < 1: raise KdnbError(f"at_once is {at_once!r}: it must be a whole number of at least 1")
         self.lm, self.ds, self.regime, self.seed, self.transfer, self.free, self.n_others, self.at_once = lm, ds, regime, seed, transfer or {}, free, n_others, at_once
@@ -87,7 +89,7 @@ class Run:
         self.specificity = _thin(ds.specificity, n_specificity, seed)
         self.params = dict(lm=lm.name, lm_sha256=lm.sha256, dtype=str(next(lm.model.parameters()).dtype)[6:],
                            data=ds.name, unit=ds.unit, data_sha256=replace(ds, specificity=self.specificity).sha256, entities=[e.key for e in whole],
-                           method=method, protocol=protocol, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free,
+                           method=method, protocol=protocol, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free, measured_in='bfloat16' if self.low else 'float32',
                            transfer={e.key: self.transfer[e.key].key for e in whole if e.key in self.transfer} if needs_texts(self.method) else {},
                            n_specificity=len(self.specificity), bfloat16=has_fast_bfloat16(lm.device),
                            held=[pin_of(Path(f)) for f, weight in ((getattr(self.method, 'anchor_file', '') or DATA/'neutral.txt', 'anchor'), (DATA/'names.txt', 'swapped'), (getattr(self.method, 'text', ''), 'text'), (getattr(self.method, 'editor', ''), 'editor')) if getattr(self.method, weight, 0)], code=code_version(), versions=versions())
@@ -116,7 +118,7 @@ def _others(self, taught):
 def _measure(self, edit, entities, specificity, extra=()):
     "Evaluates the model as it is now; a row of results with what it cost."
     start = time.perf_counter()
-    res = evaluate(self.lm, entities, specificity, self._others(entities), self.free)
+    with in_bfloat16(self.lm, self.low): res = evaluate(self.lm, entities, specificity, self._others(entities), self.free)
     return self._row(edit, entities, res, time.perf_counter() - start, extra)
 
 def _row(self, edit, entities, res, seconds, extra=()):
@@ -133,13 +135,13 @@ def case(self, entity) -> dict:
     edit = self.method(self.lm, [entity], self.transfer, self.seed)
     with edit.on(self.lm):
         if not isinstance(self.method, Base): return self._measure(edit, [entity], self.specificity)
-        self.known = getattr(self, 'known', None) or answer_probes(self.lm, self.specificity) # nothing changes from case to case: the known things are asked once
+        with in_bfloat16(self.lm, self.low): self.known = getattr(self, 'known', None) or answer_probes(self.lm, self.specificity) # nothing changes from case to case: the known things are asked once
         return self._measure(edit, [entity], (), {'specificity': [None if p.topic == entity.key else r for p, r in zip(self.specificity, self.known)]})
 
 def cases(self, entities) -> list: # of what `case` gives
     "Several entities, taught and measured side by side."
     edits, start = teach_apart(self.method, self.lm, entities, self.transfer, self.seed), time.perf_counter()
-    with Bank.of(edits, self.lm.device).on(self.lm): found = evaluate_apart(self.lm, [([e], self.specificity, self._others([e])) for e in entities], self.free)
+    with Bank.of(edits, self.lm.device).on(self.lm), in_bfloat16(self.lm, self.low): found = evaluate_apart(self.lm, [([e], self.specificity, self._others([e])) for e in entities], self.free)
     return [self._row(edit, [e], res, (time.perf_counter() - start)/len(edits)) for edit, e, res in zip(edits, entities, found)]
 
 def _reset(self, bar):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'LM', 'load_lm', 'owned', 'blocks_of', 'states_below', 'logits_at', 'token_logprobs', 'score_candidates',
-           'score_spans', 'has_fast_bfloat16', 'bfloat16_weights', 'generate', 'memory_need', 'memory_free',
-           'memory_peak', 'versions']
+           'score_spans', 'has_fast_bfloat16', 'bfloat16_weights', 'in_bfloat16', 'generate', 'memory_need',
+           'memory_free', 'memory_peak', 'versions']
 
 # %% ../nbs/02_lm.ipynb #bfb659aa
 import inspect, json, platform, sys, warnings
@@ -200,7 +200,7 @@ def _cached(lm, seqs, last, cache=None, owners=None):
     cache = getattr(res, 'past_key_values', None) or getattr(res, 'cache', None)
     return res.logits[0].float(), mask, cache if hasattr(cache, 'batch_select_indices') else None
 
-# %% ../nbs/02_lm.ipynb #c2328fbb
+# %% ../nbs/02_lm.ipynb #b7617b46
 def blocks_of(model) -> list:
     "The blocks that a text passes, one after another."
     lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
@@ -214,7 +214,7 @@ def states_below(lm:LM, seqs:list, # of token ids
                  n:int, # blocks
                  per_batch:int=32) -> list: # for each sequence, what the first n blocks make of it: a tensor [L, d]
     "The states of sequences after the first n blocks."
-    caught, out = [], []
+    caught, out, _ = [], [], lm.packs # asked by passes of its own
     def catch(m, args, res): caught.append(res); raise _Enough
     hook = blocks_of(lm.model)[n-1].register_forward_hook(catch)
     try:
@@ -389,6 +389,11 @@ def bfloat16_weights(model, on:bool=True):
     finally:
         for m, w in zip(linear, kept): m.weight = w
 
+@contextmanager
+def in_bfloat16(lm:LM, on:bool=True):
+    "Within this context the model's matrix products are in bfloat16."
+    with bfloat16_weights(lm.model, on), torch.autocast(lm.device.type, torch.bfloat16, enabled=on): yield
+
 # %% ../nbs/02_lm.ipynb #0b455a59-1
 @torch.no_grad()
 def generate(lm:LM,
@@ -408,7 +413,7 @@ def generate(lm:LM,
     eos = lm.tokenizer.eos_token_id
     fast = fast and has_fast_bfloat16(lm.device)
     with (torch.random.fork_rng(devices=[lm.device] if lm.device.type == 'cuda' else []), warnings.catch_warnings(),
-          bfloat16_weights(lm.model, fast), torch.autocast(lm.device.type, torch.bfloat16, enabled=fast)):
+          in_bfloat16(lm, fast)):
         warnings.simplefilter('ignore')
         torch.manual_seed(seed)
         out = lm.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=lm.tokenizer.pad_token_id or eos or 0, **how)

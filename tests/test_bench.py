@@ -23,14 +23,14 @@ def test_the_papers_loop_and_ours_reach_the_same_weights(tiny, ds, sets):
 
 
 def test_bench(kdnb, tiny_folder):
-    code, out, err = kdnb('bench', '--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 4, '--set', 'steps', 2, '--json')
+    code, out, err = kdnb('bench', '--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 4, '--entities', 3, '--set', 'steps', 2, '--json')
     r = json.loads(out.splitlines()[-1])
     assert code == 0 and set(r['ratio']) == {'edit', 'evaluation', 'end_to_end', 'peak_memory'} and all(v > 0 for v in r['ratio'].values())
     for k in ('edit', 'evaluation', 'end_to_end'): # the ratio is that of the medians of what is printed
         a, b = (sorted(x[k] for x in r['runs'][s])[1] for s in ('paper', 'kdnb'))
         assert r['ratio'][k] == pytest.approx(a/b)
     assert all(len(x) == 3 for x in r['runs'].values()) and 'paper, entity 3 of 3' in err and 'peak memory (GiB)' in out
-    assert r['flops_of_an_edit']['paper'] > 0 and set(r['rates']) == {'float32', 'bfloat16', 'bytes'}
+    assert r['flops_of_an_edit']['paper'] > 0 and r['same_answers'] > 80 and r['measured_in'] in ('float32', 'bfloat16') and set(r['rates']) == {'float32', 'bfloat16', 'bytes'}
 
 
 def test_bench_says_what_is_wrong(kdnb, tiny_folder):
