@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'PRECISION', 'DECAY_TO', 'NORMS', 'kl_loss', 'Example',
            'example', 'middle_block', 'trainable_parameters', 'Training', 'n_below', 'upper', 'read_texts', 'swap',
-           'precision', 'training_need', 'Kept', 'train', 'teach', 'sets_of', 'Distill', 'make_edit', 'token_kls',
-           'token_kl']
+           'precision', 'training_need', 'Kept', 'losses_of', 'train', 'teach', 'sets_of', 'Distill', 'make_edit',
+           'token_kls', 'token_kl']
 
 # %% ../nbs/08_distill.ipynb #dc231a7e
 import json, math, os, re, time, warnings
@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
-from .lm import LM, bfloat16_weights, blocks_of, has_fast_bfloat16, load_lm, logits_at, memory_need, memory_peak, states_below
+from .lm import LM, bfloat16_weights, blocks_of, has_fast_bfloat16, headless, load_lm, logits_at, memory_need, memory_peak, states_below
 from .edit import Adapter, Edit
 from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
 from .benchmarks import placed
@@ -289,6 +289,13 @@ def read_texts(path) -> list: # of str
 # %% ../nbs/08_distill.ipynb #65f71c89
 _KEPT = 256
 
+def _cut(examples, most): # lists of examples with at most so many positions, but at least one
+    out, n = [], 0
+    for x in examples:
+        if not out or n + len(x.positions) > most: out.append([]); n = 0
+        out[-1].append(x); n += len(x.positions)
+    return out
+
 def _anchor_loss(base:list, # for each text: the log-probabilities [P, K] of the base model's most probable next tokens, and their ids
                 logits:torch.Tensor # [N, V]
                ) -> torch.Tensor: # a scalar, in nats
@@ -336,6 +343,7 @@ def precision(how:Training, device) -> str: # 'float32' or 'bfloat16'
 
 # %% ../nbs/08_distill.ipynb #6eef7a0f
 _TOKENS, _POSITIONS = 24, 15 # of a text, and of what of it teaches, on average in our own data
+_LOGITS = 1 << 24 # numbers that are there at once, as logits
 
 def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or side by side
                   apart:bool=False # side by side
@@ -348,7 +356,8 @@ def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or s
     one = getattr(how, 'on', '') == 'definition' or how.batch == 'one by one'
     texts, anchors = 1 if one else (how.per_step or how.continuations) + getattr(how, 'with_definition', False), how.anchor_texts*bool(how.anchor) + how.swapped
     in_step = (n_entities if apart else min(how.together, n_entities))*(texts + (anchors if apart else 0)) + (0 if apart else anchors)
-    positions = max(in_step*_POSITIONS, 0 if teacher is None else min(32, how.continuations + 1)*_POSITIONS)
+    most = max(_LOGITS//vocab, _TOKENS) # those whose logits are there at once
+    positions = max(min(in_step*_POSITIONS, most), 0 if teacher is None else min(2*most, (how.continuations + 1)*_POSITIONS))
     taught = 0 if teacher is None else n_entities*(how.continuations + 1)*_POSITIONS*(12*teacher if teacher else 4*vocab)
     training = memory_need(lm, n, in_step*_TOKENS, positions, taught + (8*emb if how.trainable == 'all' else 0), blocks=1 if how.recompute else None) # embeddings have a gradient by reading and one by writing
     return max(training, memory_need(lm, kept=size*lm.n_params*(not apart)))
@@ -436,6 +445,51 @@ class Kept:
         except (OSError, SafetensorError) as e: tmp.unlink(missing_ok=True); raise KdnbError(f"cannot write {self.path}: {getattr(e, 'strerror', None) or e}") from None
         self.last = time.monotonic(); self.every = max(self.every, self.share*(self.last - start))
 
+# %% ../nbs/08_distill.ipynb #c02dd9dc
+class _InParts(torch.autograd.Function):
+    "The sum of losses of parts of the logits, with the gradient by the way. A part is (from, to, function of logits)."
+    @staticmethod
+    def forward(ctx, states, head, dtype, parts, *params):
+        gs, gps, total = torch.empty_like(states), [torch.zeros_like(p) for p in params], states.new_zeros(())
+        for a, b, f in parts:
+            with torch.enable_grad():
+                x = states[a:b].detach().requires_grad_()
+                value = f(head(x.to(dtype)).float())
+                gs[a:b], *mine = torch.autograd.grad(value, [x, *params])
+            total += value.detach()
+            for g, m in zip(gps, mine): g += m
+        ctx.grads = gs, gps
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        gs, gps = ctx.grads
+        return gs*grad, None, None, None, *(g*grad for g in gps)
+
+def losses_of(lm:LM, how:Training, loss, # function of (examples, logits [N, V]) -> scalar, a mean over N
+              batch:list, held:list, # examples
+              n_once:int=0, in_parts:bool=True # if there are many logits
+             ) -> tuple: # the loss of the batch as a number; and with that of what is held, to be differentiated
+    "The loss of a step."
+    count = lambda xs: sum(len(x.positions) for x in xs)
+    n, vocab, anchor = count(batch), len(lm.tokenizer), lambda xs, logits: how.anchor*_anchor_loss([x.teacher for x in xs], logits)
+    if not in_parts or count(batch + held)*vocab <= _LOGITS:
+        logits = _logits(lm, batch + held, n_once)
+        own = loss(batch, logits[:n])
+        return own.item(), own + anchor(held, logits[n:]) if held else own
+    told, parts, at, head = [], [], 0, lm.model.get_output_embeddings()
+    for xs, f in ((batch, loss), (held, anchor)):
+        for part in _cut(xs, _LOGITS//vocab):
+            def one(logits, part=part, f=f, share=count(part)/max(count(xs), 1)):
+                v = share*f(part, logits)
+                if f is loss: told.append(v.item())
+                return v
+            parts.append((at, at := at + count(part), one))
+    with headless(lm.model): states = _logits(lm, batch + held, n_once)
+    value = _InParts.apply(states, head, next(head.parameters()).dtype, parts, *(p for p in head.parameters() if p.requires_grad))
+    return sum(told), value
+
 # %% ../nbs/08_distill.ipynb #0f17ea30
 def train(lm:LM, how:Training,
           groups:list, # for each entity, its examples
@@ -447,7 +501,7 @@ def train(lm:LM, how:Training,
     losses, opt, met, neutral, kept = [], None, set(), _anchor(lm, how, seed), Kept(keep) if keep else None
     groups = [[x for x in g if x.positions] for g in groups]
     if not all(any(x.role != 'held' for x in g) for g in groups): raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that names it, or use where='all tokens'")
-    low, low_bits = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16'
+    low, low_bits, in_parts = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16', lm.plain_head
     _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
     n_once = n_below(lm, how)
     _stand(lm, [x for g in groups for x in g], n_once, low_bits)
@@ -463,13 +517,10 @@ def train(lm:LM, how:Training,
             if k in met: continue
             if how.dropout: torch.manual_seed(seed*1_000_003 + i)
             lr = _set_rate(how, opt, done)
-            held, n = neutral() + held, sum(len(x.positions) for x in batch)
-            with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): logits = _logits(lm, batch + held, n_once)
-            value = loss(batch, logits[:n])
-            losses.append(value.item())
+            with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): own, value = losses_of(lm, how, loss, batch, neutral() + held, n_once, in_parts)
+            losses.append(own)
             _check_finite(how, losses)
-            if losses[-1] < how.enough: met.add(k); continue
-            if held: value = value + how.anchor*_anchor_loss([x.teacher for x in held], logits[n:])
+            if own < how.enough: met.add(k); continue
             opt.zero_grad(); value.backward(); opt.step()
             if how.decay_to == 'base' and how.weight_decay: torch._foreach_lerp_([p.data for p in params], before, lr*how.weight_decay)
             if how.within: _keep_within([p.data for p in params], before, how.within, how.norm)
@@ -478,10 +529,9 @@ def train(lm:LM, how:Training,
 
 # %% ../nbs/08_distill.ipynb #0b455a59
 @torch.no_grad()
-def teach(lm:LM, examples:list, bfloat16:bool=False, contrast:float=0., per_batch:int=32, n_once:int=0):
+def teach(lm:LM, examples:list, bfloat16:bool=False, contrast:float=0., n_once:int=0):
     "Sets the `teacher` of each example: float32 logits [P, V] of the base model with the definition in front, which `contrast` moves away from those without it. Examples may have their states after `n_once` blocks."
-    for b in range(0, len(examples), per_batch):
-        part = examples[b:b+per_batch]
+    for part in _cut(examples, 2*_LOGITS//len(lm.tokenizer)):
         with torch.autocast(lm.device.type, torch.bfloat16, enabled=bfloat16):
             out = logits_at(lm, [x.teacher_ids for x in part], [x.teacher_positions for x in part], shared=True)
             if contrast: out += contrast*(out - _logits(lm, part, n_once))

@@ -260,3 +260,29 @@ def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path,
 def test_above_is_for_an_adapter():
     for bad in (dict(above=1.), dict(above=-.1), dict(above=.5, trainable='all'), dict(above=.5, dropout=True)):
         with pytest.raises(KdnbError, match='above'): Distill(**bad)
+
+
+@pytest.mark.parametrize('settings', ({}, {'trainable': 'all', 'lr': 1e-3}, {'batch': 'one by one', 'steps': 2}, {'above': .5}, {'top': 20}))
+@pytest.mark.parametrize('method', ('distill', 'finetune-transfer'))
+def test_logits_in_parts_change_nothing(tiny, ds, sets, monkeypatch, method, settings):
+    "Where all logits at once would be too many, parts of them give the same training, embeddings that train among them."
+    from kdnb.context import make_method
+    if method != 'distill': settings = {k: v for k, v in settings.items() if k != 'top'}
+    learn = lambda: make_method(method, **{'steps': 4, 'precision': 'float32', **({'trainable': 'lora'} if method != 'distill' else {}), **settings})(tiny, ds.entities[:1], sets)
+    whole, size, parts = learn(), [], D._InParts.apply
+    monkeypatch.setattr(D, '_LOGITS', 20*len(tiny.tokenizer))
+    monkeypatch.setattr(D._InParts, 'apply', lambda *args: (size.append(len(args[3])), parts(*args))[1])
+    cut = learn()
+    assert size and max(size) > 1
+    assert cut.losses == pytest.approx(whole.losses, rel=2e-3)
+    for a, b in ((whole.tensors or {}, cut.tensors or {}),): assert all(torch.allclose(a[n], b[n], atol=2e-4) for n in a)
+    if whole.adapter: assert all(torch.allclose(x.B, cut.adapter[n].B, atol=2e-3) for n, x in whole.adapter.items())
+
+
+def test_a_head_with_something_after_it_is_told(tokenizer):
+    "Gemma 2 squeezes its logits after the output embedding, so there parts of the states are not enough."
+    import transformers
+    from kdnb.lm import LM
+    torch.manual_seed(0)
+    make = lambda **kw: LM('g', transformers.AutoModelForCausalLM.from_config(transformers.Gemma2Config(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, initializer_range=1., **kw)).eval(), tokenizer)
+    assert not make(final_logit_softcapping=2.).plain_head and make(final_logit_softcapping=None).plain_head
