@@ -52,18 +52,23 @@ def paper_answers(lm:LM, models, # of transformers
             right.append(p.candidates[int(np.argmax(scores))] == p.gold)
     return out
 
-# %% ../nbs/16b_bench.ipynb #5d216a63
+# %% ../nbs/16b_bench.ipynb #6d2b8a90
 SIDES = ('paper', 'kdnb')
 
+def _data(name, n):
+    ds, sets = load_data(name)
+    if ds.unit != 'accuracy': raise KdnbError(f"{ds.name} has no candidates to choose from: bench needs data that are counted in right answers")
+    ds = sample(ds.split('test'), n)
+    missing = [e for e in ds.entities if e.key not in sets]
+    if missing: raise KdnbError(f"{ds.name} has no transfer set for {missing[0].key!r}: bench needs data that come with theirs")
+    return ds, sets
+
+# %% ../nbs/16b_bench.ipynb #69ed85ec
 class _Work:
     "One side's edits and measurements, on entities by number."
     def __init__(self, side, lm, accept_terms, dtype, device, data, protocol, n_entities, n_specificity, settings, measured_in):
         self.side, self.lm = choose(side, SIDES, 'side'), load_lm(lm, dtype, device, accept_terms, quiet=True)
-        ds, sets = load_data(data)
-        if ds.unit != 'accuracy': raise KdnbError(f"{ds.name} has no candidates to choose from: bench needs data that are counted in right answers")
-        ds = sample(ds.split('test'), n_entities)
-        missing = [e for e in ds.entities if e.key not in sets]
-        if missing: raise KdnbError(f"{ds.name} has no transfer set for {missing[0].key!r}: bench needs data that come with theirs")
+        ds, sets = _data(data, n_entities)
         self.entities, self.known, self.sets = ds.entities, ds.specificity[:n_specificity], sets
         self.method = make_method('distill', **{**protocol_settings(protocol, 'distill', ds.unit, ds.name), **settings})
         self.made, self.low = None, choose(measured_in, PRECISION, 'measured_in') == 'bfloat16' or measured_in == 'auto' and has_fast_bfloat16(self.lm.device)
@@ -74,23 +79,20 @@ class _Work:
         if self.side == 'paper': self.made = paper_edit(self.lm, e, self.sets[e.key].continuations, **({'steps': steps} if steps else {}))
         else: self.made = (replace(self.method, steps=steps) if steps else self.method)(self.lm, [e], self.sets)
 
-    def answers(self, probes, low=None):
-        with in_bfloat16(self.lm, self.low if low is None else low): return [(r['answer'], r['correct']) for r in answer_probes(self.lm, probes)]
+    def answers(self, probes, low):
+        with in_bfloat16(self.lm, low): return [(r['answer'], r['correct']) for r in answer_probes(self.lm, probes)]
 
-    def everything(self): return [p for e in self.entities for p in e.probes] + list(self.known)
-
-    def base_answers(self): # ours only, and once
-        self.answers(self.everything())
+    def base_answers(self, low=None): # ours only, and once
+        return self.answers([p for e in self.entities for p in e.probes] + list(self.known), self.low if low is None else low)
 
     def same_answers(self):
-        a, b = (self.answers(self.everything(), low) for low in (self.low, False))
-        return dict(measured_in='bfloat16' if self.low else 'float32', same_answers=100*float(np.mean([x == y for x, y in zip(a, b)])))
+        return dict(measured_in='bfloat16' if self.low else 'float32', same_answers=100*float(np.mean([a == b for a, b in zip(self.base_answers(), self.base_answers(False))])))
 
     def measure(self, i):
         probes = [*self.entities[i].probes, *self.known]
         if self.side == 'paper': _, right = paper_answers(self.lm, [self.lm.model, self.made], probes)
         else:
-            with self.made.on(self.lm): right = [ok for _, ok in self.answers(probes)]
+            with self.made.on(self.lm): right = [ok for _, ok in self.answers(probes, self.low)]
         n = len(self.entities[i].probes)
         return [sum(right[:n]), n, sum(right[n:]), len(self.known)]
 

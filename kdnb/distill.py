@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
-from .lm import LM, bfloat16_weights, blocks_of, has_fast_bfloat16, headless, load_lm, logits_at, memory_need, memory_peak, states_below
+from .lm import LM, bfloat16_weights, blocks_of, has_fast_bfloat16, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below
 from .edit import Adapter, Edit
 from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
 from .benchmarks import placed
@@ -445,7 +445,7 @@ class Kept:
         except (OSError, SafetensorError) as e: tmp.unlink(missing_ok=True); raise KdnbError(f"cannot write {self.path}: {getattr(e, 'strerror', None) or e}") from None
         self.last = time.monotonic(); self.every = max(self.every, self.share*(self.last - start))
 
-# %% ../nbs/08_distill.ipynb #c02dd9dc
+# %% ../nbs/08_distill.ipynb #2b23a456
 class _InParts(torch.autograd.Function):
     "The sum of losses of parts of the logits, with the gradient by the way. A part is (from, to, function of logits)."
     @staticmethod
@@ -467,6 +467,7 @@ class _InParts(torch.autograd.Function):
         gs, gps = ctx.grads
         return gs*grad, None, None, None, *(g*grad for g in gps)
 
+# %% ../nbs/08_distill.ipynb #f71729ef
 def losses_of(lm:LM, how:Training, loss, # function of (examples, logits [N, V]) -> scalar, a mean over N
               batch:list, held:list, # examples
               n_once:int=0, in_parts:bool=True # if there are many logits
@@ -501,7 +502,7 @@ def train(lm:LM, how:Training,
     losses, opt, met, neutral, kept = [], None, set(), _anchor(lm, how, seed), Kept(keep) if keep else None
     groups = [[x for x in g if x.positions] for g in groups]
     if not all(any(x.role != 'held' for x in g) for g in groups): raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that names it, or use where='all tokens'")
-    low, low_bits, in_parts = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16', lm.plain_head
+    low, low_bits, in_parts = how.trainable == 'lora', precision(how, lm.device) == 'bfloat16', has_plain_head(lm)
     _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
     n_once = n_below(lm, how)
     _stand(lm, [x for g in groups for x in g], n_once, low_bits)

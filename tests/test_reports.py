@@ -37,4 +37,4 @@ def test_tuning_on_a_benchmark(tiny_folder, tmp_path):
 
 def test_methods_wants_the_same_budget_for_all(tiny_folder, tmp_path):
     uneven = {'retrieve': ['retrieve', {}, [{}, {'above': 2.}]], 'MEMIT': ['memit', {}, [{}]]}
-    with pytest.raises(KdnbError, match='every method must have the same number of tries, and here they have .1, 2.'): run_report('methods', tmp_path/'out', lm=str(tiny_folder()), device='cpu', grids=uneven)
+    with pytest.raises(KdnbError, match='every method must have the same number of tries, and here they have .1, 2.'): run_report('methods', tmp_path/'out', lm=str(tiny_folder()), device='cpu', grids=uneven, skip=[])
