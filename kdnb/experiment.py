@@ -231,7 +231,7 @@ def go(self:Run, progress:bool=True) -> Path: # the folder with the results
 Run.begin, Run.go = begin, go
 
 # %% ../nbs/16_experiment.ipynb #7d3963a0
-SAME = ('lm_sha256', 'dtype', 'data_sha256', 'entities', 'free', 'n_specificity')
+SAME = ('lm_sha256', 'dtype', 'data_sha256', 'entities', 'free', 'n_specificity', 'measured_in')
 
 def _cases(folder, only=None):
     "The cases that count: in a sequence, the state at its end."
@@ -249,7 +249,7 @@ def collect(folders, # run folders, or folders that hold run folders
     if not runs: raise KdnbError(f"no finished case in {', '.join(map(str, folders))}")
     rows = []
     for f, p, cases in runs:
-        ref = {m: next((c for _, q, c in runs if q['method'] == m and all(q[k] == p[k] for k in SAME)), None) for m in ('base', 'prepend')}
+        ref = {m: next((c for _, q, c in runs if q['method'] == m and all(q.get(k) == p.get(k) for k in SAME)), None) for m in ('base', 'prepend')}
         s = summarise(cases, ref['base'], ref['prepend'], p['unit'])
         bad = signature(s, summarise(ref['base'], unit=p['unit'])) if ref['base'] and p['method'] not in ('base', 'prepend', 'random', 'retrieve') else []
         rows.append(dict(lm=p['lm'], method=p['method'], protocol=p['protocol'], regime=p['regime'], seed=p['seed'], **s, signature=bad, cases=len(cases), texts=dict(sum((Counter(c.get('texts', {})) for c in cases), Counter())),

@@ -144,3 +144,17 @@ def test_another_training_is_not_gone_on_with(tiny, ds, sets, tmp_path, monkeypa
     with pytest.raises(KdnbError, match='holds another training: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
     (tmp_path/'kept').write_bytes(b'no tensors')
     with pytest.raises(KdnbError, match='is damaged .*: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
+
+
+def test_measuring_in_bfloat16_is_another_result(tiny, ds, tmp_path):
+    "Answers may turn, so a run that was measured in bfloat16 is not set against a base model that was not."
+    few = sample(ds.split('test'), 2)
+    how = dict(n_specificity=6, free=False, folder=tmp_path)
+    runs = [Run(tiny, few, m, measured_in=p, **how) for m, p in (('base', 'float32'), ('prepend', 'float32'), ('prepend', 'bfloat16'))]
+    assert len({r.folder for r in runs}) == 3
+    for r in runs: r.go(progress=False)
+    df = collect([tmp_path])
+    assert [v is None for v in df.specificity_change] == [Path(f).name == runs[2].folder.name for f in df.run]
+    a, b = ([p['bits'] for c in map(read_json, r.done()) for p in c['target'][0]['probes']] for r in runs[1:])
+    assert a != b and a == pytest.approx(b, rel=.1)
+    with pytest.raises(KdnbError, match="unknown measured_in 'half'"): Run(tiny, few, 'base', measured_in='half', **how)

@@ -16,8 +16,8 @@ def answers(run):
 
 def test_a_killed_worker_loses_nothing(tiny, ds, sets, tmp_path):
     from kdnb.workers import spread
-    few = sample(ds.split('test'), 6)
-    make = lambda folder: [Run(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 300}))]
+    few = sample(ds.split('test'), 4)
+    make = lambda folder: [Run(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 150}))]
     one, two = make('one'), make('two')
     killed = []
     def kill(): # a worker that is at work, once a case is there
@@ -31,7 +31,7 @@ def test_a_killed_worker_loses_nothing(tiny, ds, sets, tmp_path):
     t = threading.Thread(target=kill, daemon=True); t.start()
     spread(two, 2, progress=False)
     t.join(10)
-    assert killed and all(len(r.done()) == 6 for r in two)
+    assert killed and all(len(r.done()) == 4 for r in two)
     for a, b in zip(one, two):
         a.go(progress=False)
         x, y = answers(a), answers(b)
