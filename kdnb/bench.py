@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SIDES', 'paper_edit', 'paper_answers', 'main', 'Side', 'machine_rates', 'bench']
 
-# %% ../nbs/16b_bench.ipynb #4a290e54
-import copy, gc, json, os, subprocess, sys, time
+# %% ../nbs/16b_bench.ipynb #06d2484e
+import copy, json, os, subprocess, sys, time
 from dataclasses import replace
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from .entities import KdnbError, choose, load_dataset, sample
-from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_peak
+from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_peak, release_memory
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
 from .distill import PRECISION, Distill, example, kl_loss
@@ -63,7 +63,7 @@ def _data(name, n):
     if missing: raise KdnbError(f"{ds.name} has no transfer set for {missing[0].key!r}: bench needs data that come with theirs")
     return ds, sets
 
-# %% ../nbs/16b_bench.ipynb #69ed85ec
+# %% ../nbs/16b_bench.ipynb #1c4c10a1
 class _Work:
     "One side's edits and measurements, on entities by number."
     def __init__(self, side, lm, accept_terms, dtype, device, data, protocol, n_entities, n_specificity, settings, measured_in):
@@ -74,7 +74,7 @@ class _Work:
         self.made, self.low = None, choose(measured_in, PRECISION, 'measured_in') == 'bfloat16' or measured_in == 'auto' and has_fast_bfloat16(self.lm.device)
 
     def edit(self, i, steps=None):
-        self.made = None; gc.collect()
+        self.made = None; release_memory()
         e = self.entities[i]
         if self.side == 'paper': self.made = paper_edit(self.lm, e, self.sets[e.key].continuations, **({'steps': steps} if steps else {}))
         else: self.made = (replace(self.method, steps=steps) if steps else self.method)(self.lm, [e], self.sets)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Dataset, KdnbError, choose, load_dataset, sample
 from .fetch import pin_of
-from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_need, memory_peak, versions
+from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_need, memory_peak, release_memory, versions
 from .edit import Edit
 from .transfer import shipped_transfer_sets
 from .distill import PRECISION, Training, training_need
@@ -132,6 +132,7 @@ def path_of(self, entity): return self._case(key({'entity': entity.key})) # file
 
 def case(self, entity) -> dict:
     "One entity, taught, measured and undone: what its file holds."
+    release_memory()
     edit = self.method(self.lm, [entity], self.transfer, self.seed)
     with edit.on(self.lm):
         if not isinstance(self.method, Base): return self._measure(edit, [entity], self.specificity)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DTYPES', 'LM', 'load_lm', 'owned', 'blocks_of', 'states_below', 'logits_at', 'headless', 'has_plain_head',
            'token_logprobs', 'score_candidates', 'score_spans', 'has_fast_bfloat16', 'bfloat16_weights', 'in_bfloat16',
-           'generate', 'memory_need', 'memory_free', 'memory_peak', 'versions']
+           'generate', 'memory_need', 'memory_free', 'memory_peak', 'release_memory', 'versions']
 
 # %% ../nbs/02_lm.ipynb #bfb659aa
-import inspect, json, platform, sys, warnings
+import ctypes, gc, inspect, json, platform, sys, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -466,6 +466,12 @@ def memory_peak(lm:LM) -> float: # GiB
     if lm.device.type == 'cuda': return torch.cuda.max_memory_allocated(lm.device) / 2**30
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 2**30
+
+def release_memory():
+    "Gives memory that is no longer used back to the system, which glibc does by itself only in part."
+    gc.collect()
+    try: ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError): pass # another C library
 
 # %% ../nbs/02_lm.ipynb #af1e4551
 def versions() -> dict:
