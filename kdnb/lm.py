@@ -81,7 +81,7 @@ def _from_pretrained(name, dtype):
         raise KdnbError(f"cannot load a causal LM from {kind}: {hint} ({type(e).__name__}: {why})") from None
 
 # %% ../nbs/02_lm.ipynb #6272e4e9
-def load_lm(name:str='smollm2', # "smollm2", "gemma3-270m", a folder, a .gguf file, or a name on the model hub
+def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder, a .gguf file, or a name on the model hub
             dtype:str='float32', # of the weights: float32, bfloat16 or float16
             device:str='auto', # "auto" takes a GPU if there is one
             accept_terms:bool=False, # for gemma3-270m: you accept its terms of use
@@ -102,7 +102,7 @@ def load_lm(name:str='smollm2', # "smollm2", "gemma3-270m", a folder, a .gguf fi
     try: model = model.eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as e: raise KdnbError(f"cannot put {name} on device {device!r}: {str(e).splitlines()[0][:120]}") from None
     lm = LM(str(name), model, tok, loaded=dict(name=str(name), dtype=dtype, device=str(device).partition(':')[0], accept_terms=accept_terms))
-    if name in BUILTIN and dtype == 'float32' and lm.sha256 != json.loads((Path(folder)/NOTE).read_text())['weights_sha256']:
+    if name in BUILTIN and dtype == BUILTIN[name].dtype and lm.sha256 != json.loads((Path(folder)/NOTE).read_text())['weights_sha256']:
         raise KdnbError(f"the weights in {folder} are not those that were saved there: remove the folder, and it is made again")
     return lm
 
