@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIDES', 'paper_edit', 'paper_answers', 'main', 'Side', 'machine_rates', 'bench']
 
-# %% ../nbs/16b_bench.ipynb #06d2484e
-import copy, json, os, subprocess, sys, time
+# %% ../nbs/16b_bench.ipynb #e933301a
+import copy, gc, json, os, subprocess, sys, time
 from dataclasses import replace
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def _data(name, n):
     if missing: raise KdnbError(f"{ds.name} has no transfer set for {missing[0].key!r}: bench needs data that come with theirs")
     return ds, sets
 
-# %% ../nbs/16b_bench.ipynb #1c4c10a1
+# %% ../nbs/16b_bench.ipynb #2077998c
 class _Work:
     "One side's edits and measurements, on entities by number."
     def __init__(self, side, lm, accept_terms, dtype, device, data, protocol, n_entities, n_specificity, settings, measured_in):
@@ -74,7 +74,7 @@ class _Work:
         self.made, self.low = None, choose(measured_in, PRECISION, 'measured_in') == 'bfloat16' or measured_in == 'auto' and has_fast_bfloat16(self.lm.device)
 
     def edit(self, i, steps=None):
-        self.made = None; release_memory()
+        self.made = None; gc.collect(); release_memory()
         e = self.entities[i]
         if self.side == 'paper': self.made = paper_edit(self.lm, e, self.sets[e.key].continuations, **({'steps': steps} if steps else {}))
         else: self.made = (replace(self.method, steps=steps) if steps else self.method)(self.lm, [e], self.sets)

@@ -8,7 +8,7 @@ __all__ = ['DTYPES', 'LM', 'load_lm', 'owned', 'blocks_of', 'states_below', 'log
            'generate', 'memory_need', 'memory_free', 'memory_peak', 'release_memory', 'versions']
 
 # %% ../nbs/02_lm.ipynb #bfb659aa
-import ctypes, gc, inspect, json, platform, sys, warnings
+import ctypes, inspect, json, platform, sys, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -469,7 +469,6 @@ def memory_peak(lm:LM) -> float: # GiB
 
 def release_memory():
     "Gives memory that is no longer used back to the system, which glibc does by itself only in part."
-    gc.collect()
     try: ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass # another C library
 
