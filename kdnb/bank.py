@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Bank', 'train_apart', 'teach_apart']
 
-# %% ../nbs/08b_bank.ipynb #f5edf58f
+# %% ../nbs/08b_bank.ipynb #0b936d7e
 import math, time
 from contextlib import contextmanager
 import torch
@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 from .entities import KdnbError, load_dataset
-from .lm import LM, bfloat16_weights, load_lm, logits_at, memory_peak, owned
+from .lm import LM, bfloat16_weights, load_lm, logits_at, memory_peak, owned, uses_bfloat16
 from .edit import Adapter, Edit
 from .transfer import shipped_transfer_sets
-from .distill import Distill, Training, _anchor, _anchor_loss, _check_finite, _hold, _mode, _optimizer, _recomputing, _set_rate, _size, _stand, _steps, _logits, make_edit, n_below, precision, upper
+from .distill import Distill, Training, _anchor, _check_finite, _count, _hold, _logits, _mode, _optimizer, _recomputing, _set_rate, _size, _stand, _steps, _with_held, make_edit, n_below, upper
 
 # %% ../nbs/08b_bank.ipynb #f1eba4d4
 def _segments(owners, shape, n):
@@ -118,14 +118,14 @@ def _one(lm, bank, k):
     modules = _linear(lm)
     return {n: Adapter(A.detach()[k].clone(), B.detach()[k]*(scale/2), 2., isinstance(modules[n], Conv1D)) for n, (A, B, scale) in bank.layers.items()}
 
-# %% ../nbs/08b_bank.ipynb #f0fdad45
+# %% ../nbs/08b_bank.ipynb #45559974
 def train_apart(lm:LM, how:Training, groups:list, # for each entity, its examples
                 loss, seed:int=0, progress:bool=False # as in `train`
                ) -> list: # for each entity, the fields of an `Edit`
     "Trains an adapter for each entity, all of them in the same passes."
     if how.trainable != 'lora' or how.batch != 'entity': raise KdnbError(f"side by side only adapters are trained, by the entity's texts together: trainable must be 'lora' and batch 'entity', and they are {how.trainable!r} and {how.batch!r}")
     groups = [[x for x in g if x.positions] for g in groups]
-    low_bits, n, done, losses = precision(how, lm.device) == 'bfloat16', len(groups), {}, [[] for _ in groups]
+    low_bits, n, done, losses = uses_bfloat16(how.precision, lm.device), len(groups), {}, [[] for _ in groups]
     neutral = _anchor(lm, how, seed)
     _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
     bank, n_once = _start(lm, n, how.rank, seed, how.relative, how.above), n_below(lm, how)
@@ -152,11 +152,10 @@ def _step(lm, how, loss, work, losses, low_bits, n_once):
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=low_bits): logits = _logits(lm, [x for x, _ in seqs], n_once, [k for _, k in seqs])
     total, at = 0, 0
     for k, batch, held in work:
-        n, m = (sum(len(x.positions) for x in xs) for xs in (batch, held))
-        value = loss(batch, logits[at:at+n]); losses[k].append(value.item())
+        own, both = _with_held(how, loss, batch, held, logits[at:(at := at + _count(batch + held))])
+        losses[k].append(own.item())
         _check_finite(how, losses[k])
-        total = total + value + (how.anchor*_anchor_loss([x.teacher for x in held], logits[at+n:at+n+m]) if held else 0)
-        at += n + m
+        total = total + both
     return total
 
 # %% ../nbs/08b_bank.ipynb #bdf348b1

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['SIDES', 'paper_edit', 'paper_answers', 'main', 'Side', 'machine_rates', 'bench']
 
-# %% ../nbs/16b_bench.ipynb #e933301a
+# %% ../nbs/16b_bench.ipynb #db1f8a73
 import copy, gc, json, os, subprocess, sys, time
 from dataclasses import replace
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from .entities import KdnbError, choose, load_dataset, sample
-from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_peak, release_memory
+from .lm import LM, in_bfloat16, load_lm, memory_peak, release_memory, uses_bfloat16
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
-from .distill import PRECISION, Distill, example, kl_loss
+from .distill import Distill, example, kl_loss
 from .context import make_method, protocol_settings
 from .evaluate import answer_probes
 
@@ -63,7 +63,7 @@ def _data(name, n):
     if missing: raise KdnbError(f"{ds.name} has no transfer set for {missing[0].key!r}: bench needs data that come with theirs")
     return ds, sets
 
-# %% ../nbs/16b_bench.ipynb #2077998c
+# %% ../nbs/16b_bench.ipynb #7f5cd473
 class _Work:
     "One side's edits and measurements, on entities by number."
     def __init__(self, side, lm, accept_terms, dtype, device, data, protocol, n_entities, n_specificity, settings, measured_in):
@@ -71,7 +71,7 @@ class _Work:
         ds, sets = _data(data, n_entities)
         self.entities, self.known, self.sets = ds.entities, ds.specificity[:n_specificity], sets
         self.method = make_method('distill', **{**protocol_settings(protocol, 'distill', ds.unit, ds.name), **settings})
-        self.made, self.low = None, choose(measured_in, PRECISION, 'measured_in') == 'bfloat16' or measured_in == 'auto' and has_fast_bfloat16(self.lm.device)
+        self.made, self.low = None, uses_bfloat16(measured_in, self.lm.device, 'measured_in')
 
     def edit(self, i, steps=None):
         self.made = None; gc.collect(); release_memory()

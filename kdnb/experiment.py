@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Dataset, KdnbError, choose, load_dataset, sample
 from .fetch import pin_of
-from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_need, memory_peak, release_memory, versions
+from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_need, memory_peak, release_memory, uses_bfloat16, versions
 from .edit import Edit
 from .transfer import shipped_transfer_sets
-from .distill import PRECISION, Training, training_need
+from .distill import Training, training_need
 from .bank import Bank, teach_apart
 from .context import Base, METHODS, make_method, needs_texts, protocol_settings
 from .evaluate import NEAR, Interval, answer_probes, evaluate, evaluate_apart, signature, summarise
@@ -78,8 +78,8 @@ class Run:
                  at_once:int=1, # so many entities are taught side by side, where each has an adapter of its own (see `bank`); the results are the same, up to rounding
                  **settings): # of the method
         self.how = dict(ds=ds, method=method, regime=regime, seed=seed, transfer=transfer, limit=limit, protocol=protocol, n_specificity=n_specificity, n_others=n_others, free=free, folder=folder, measured_in=measured_in, at_once=at_once, **settings) # another process makes the same run of it
-        choose(regime, REGIMES, 'regime'); choose(measured_in, PRECISION, 'measured_in')
-        self.low = measured_in == 'bfloat16' or measured_in == 'auto' and has_fast_bfloat16(lm.device)
+        choose(regime, REGIMES, 'regime')
+        self.low = uses_bfloat16(measured_in, lm.device, 'measured_in')
         if not isinstance(seed, int): raise KdnbError(f"seed is {seed!r}: it must be a whole number")
         if not isinstance(at_once, int) or at_once < 1: raise KdnbError(f"at_once is {at_once!r}: it must be a whole number of at least 1")
         self.lm, self.ds, self.regime, self.seed, self.transfer, self.free, self.n_others, self.at_once = lm, ds, regime, seed, transfer or {}, free, n_others, at_once

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTED', 'shard_need', 'teach_sharded', 'launch', 'is_shard', 'join']
 
-# %% ../nbs/16d_sharded.ipynb #a08f2fe9
+# %% ../nbs/16d_sharded.ipynb #e78eba32
 import os, subprocess, sys, time
 import torch
 import torch.distributed as dist
@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tqdm.auto import tqdm
 from .entities import KdnbError
-from .lm import LM, blocks_of, memory_peak
+from .lm import LM, blocks_of, memory_peak, uses_bfloat16
 from .edit import Edit
-from .distill import Training, _adapters, _anchor, _anchor_loss, _check_finite, _hold, _inject, _logits, _optimizer, _set_rate, _stand, _steps, make_edit, n_below, precision
+from .distill import Training, _adapters, _anchor, _anchor_loss, _check_finite, _count, _hold, _inject, _logits, _optimizer, _set_rate, _stand, _steps, make_edit, n_below
 
 # %% ../nbs/16d_sharded.ipynb #e8cfcac0
 def shard_need(n_params:float, n_blocks:int, world:int, # processes
@@ -27,7 +27,7 @@ def shard_need(n_params:float, n_blocks:int, world:int, # processes
     need = {'shards': 4*n_params/world/G, 'two blocks': 2*n_params/n_blocks*bits/8/G, 'activations': 34*tokens*width*n_blocks*bits/16/world/G, 'logits': 4*4*vocab*positions/G}
     return {**need, 'in all': sum(need.values())}
 
-# %% ../nbs/16d_sharded.ipynb #29c8ea0b
+# %% ../nbs/16d_sharded.ipynb #f56ba824
 def _shard(lm, low):
     "Spreads the model's parameters over all processes. There is no way back: the processes are for this edit."
     mesh = init_device_mesh(lm.device.type, (dist.get_world_size(),))
@@ -39,23 +39,22 @@ def _part(how, loss, lm, batch, held, n_once):
     rank, world = dist.get_rank(), dist.get_world_size()
     mine, kept = batch[rank::world], held[rank::world]
     logits = _logits(lm, mine + kept or batch[:1], n_once)
-    size = lambda xs: sum(len(x.positions) for x in xs)
     value = logits.sum()*0 # so that every process has a gradient, of zero if it has no text
     told = torch.zeros((), device=logits.device)
     if mine:
-        part = loss(mine, logits[:size(mine)])*size(mine)/size(batch); told += part.detach(); value = value + part
-    if kept: value = value + how.anchor*_anchor_loss([x.teacher for x in kept], logits[size(mine):])*size(kept)/size(held)
+        part = loss(mine, logits[:_count(mine)])*_count(mine)/_count(batch); told += part.detach(); value = value + part
+    if kept: value = value + how.anchor*_anchor_loss([x.teacher for x in kept], logits[_count(mine):])*_count(kept)/_count(held)
     dist.all_reduce(told)
     return value*world, told.item() # gradients are averaged over the processes
 
-# %% ../nbs/16d_sharded.ipynb #e299d10b
+# %% ../nbs/16d_sharded.ipynb #dfd94f65
 def teach_sharded(lm:LM, # whole, in each process, and no longer of use afterwards
                   method:Training, # that trains an adapter
                   entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit: # the same in each process
     "What `method(lm, entities, transfer, seed)` gives, up to rounding, with the model's parameters spread over the processes of torch.distributed."
     if method.trainable != 'lora' or method.batch != 'entity' or method.dropout: raise KdnbError(f"a sharded model is taught by an adapter, with an entity's texts together and without dropout: trainable must be 'lora' and batch 'entity', and they are {method.trainable!r} and {method.batch!r}")
     if method.recompute or method.weight_decay and method.decay_to == 'base': raise KdnbError("a sharded model is taught without recompute, and without weight_decay to 'base': leave them out")
-    start, low, losses, met = time.perf_counter(), precision(method, lm.device) == 'bfloat16', [], set()
+    start, low, losses, met = time.perf_counter(), uses_bfloat16(method.precision, lm.device), [], set()
     lm.sha256 # while the weights are in one piece
     peft, layers = _inject(lm, method.rank, seed, method.relative, method.above)
     _shard(lm, low)
