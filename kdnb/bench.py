@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['SIDES', 'paper_edit', 'paper_answers', 'main', 'Side', 'machine_rates', 'bench']
 
-# %% ../nbs/16b_bench.ipynb #db1f8a73
-import copy, gc, json, os, subprocess, sys, time
+# %% ../nbs/16b_bench.ipynb #f24df879
+import copy, json, os, subprocess, sys, time
 from dataclasses import replace
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from .entities import KdnbError, choose, load_dataset, sample
-from .lm import LM, in_bfloat16, load_lm, memory_peak, release_memory, uses_bfloat16
+from .lm import LM, in_bfloat16, load_lm, memory_peak, uses_bfloat16
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
-from .distill import Distill, example, kl_loss
+from .distill import Distill, example, kl_loss, n_below
 from .context import make_method, protocol_settings
 from .evaluate import answer_probes
 
@@ -63,7 +63,7 @@ def _data(name, n):
     if missing: raise KdnbError(f"{ds.name} has no transfer set for {missing[0].key!r}: bench needs data that come with theirs")
     return ds, sets
 
-# %% ../nbs/16b_bench.ipynb #7f5cd473
+# %% ../nbs/16b_bench.ipynb #01e04fe0
 class _Work:
     "One side's edits and measurements, on entities by number."
     def __init__(self, side, lm, accept_terms, dtype, device, data, protocol, n_entities, n_specificity, settings, measured_in):
@@ -74,13 +74,13 @@ class _Work:
         self.made, self.low = None, uses_bfloat16(measured_in, self.lm.device, 'measured_in')
 
     def edit(self, i, steps=None):
-        self.made = None; gc.collect(); release_memory()
+        self.made = None
         e = self.entities[i]
         if self.side == 'paper': self.made = paper_edit(self.lm, e, self.sets[e.key].continuations, **({'steps': steps} if steps else {}))
         else: self.made = (replace(self.method, steps=steps) if steps else self.method)(self.lm, [e], self.sets)
 
     def answers(self, probes, low):
-        with in_bfloat16(self.lm, low): return [(r['answer'], r['correct']) for r in answer_probes(self.lm, probes)]
+        with in_bfloat16(self.lm, low): return [(r['answer'], r['correct']) for r in answer_probes(self.lm, probes, once=n_below(self.lm, self.method))]
 
     def base_answers(self, low=None): # ours only, and once
         return self.answers([p for e in self.entities for p in e.probes] + list(self.known), self.low if low is None else low)

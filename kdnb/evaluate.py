@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 from .entities import Entity, KdnbError, Probe, load_dataset, sample, says
-from .lm import LM, generate, load_lm, owned, score_candidates, score_spans, token_logprobs
-from .edit import context_of
+from .lm import LM, generate, load_lm, owned, passed_once, score_candidates, score_spans, token_logprobs
+from .edit import context_of, untouched
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
 from .context import make_method
@@ -24,18 +24,22 @@ def _bytes(probe): return len((probe.glue + probe.gold).encode())
 def answer_probes(lm:LM, probes, # of `Probe`
                   about=None, # for each, the key of the new entity it is about, or None
                   shared:bool=True, # as in `score_candidates`
-                  owners:list|None=None # for each, its owner, if several edits are asked side by side
+                  owners:list|None=None, # for each, its owner, if several edits are asked side by side
+                  once:int=0 # blocks that edits will leave as they are: what these make of the probes is kept for the next time
                  ) -> list: # for each: bits and bytes of the gold candidate; with candidates answer and correct, without tokens
     "Answers of `lm`, with the edits that are applied to it."
     probes = list(probes)
     front = [context_of(lm, n, p.left) for n, p in zip(about or [None]*len(probes), probes)]
     lefts, out = [f'{f} {p.left}' if f else p.left for f, p in zip(front, probes)], [None]*len(probes)
     choice, spans = ([i for i, p in enumerate(probes) if bool(p.candidates) == c] for c in (True, False))
-    for i, s in zip(choice, score_candidates(lm, [lefts[i] for i in choice], [probes[i].candidates for i in choice], [probes[i].glue for i in choice], shared=shared, owners=owners and [owners[i] for i in choice])):
+    of, whose = lambda k, some: [getattr(probes[i], k) for i in some], lambda some: owners and [owners[i] for i in some]
+    with passed_once(lm, 0 if owners or not shared else untouched(lm) if lm.edits else once):
+        chosen = score_candidates(lm, [lefts[i] for i in choice], of('candidates', choice), of('glue', choice), shared=shared, owners=whose(choice))
+        likely = score_spans(lm, [lefts[i] for i in spans], of('gold', spans), of('glue', spans), shared, whose(spans))
+    for i, s in zip(choice, chosen):
         p, answer = probes[i], probes[i].candidates[int(np.argmax(s))]
         out[i] = dict(correct=answer == p.gold, answer=answer, bits=-s[p.candidates.index(p.gold)]/math.log(2), bytes=_bytes(p))
-    of = lambda k: [getattr(probes[i], k) for i in spans]
-    for i, (s, n) in zip(spans, score_spans(lm, [lefts[i] for i in spans], of('gold'), of('glue'), shared, owners and [owners[i] for i in spans])):
+    for i, (s, n) in zip(spans, likely):
         out[i] = dict(bits=-s/math.log(2), bytes=_bytes(probes[i]), tokens=n)
     return out
 

@@ -119,10 +119,10 @@ class Sampling:
         for k in ('n', 'max_new_tokens', 'rounds'):
             if (v := getattr(self, k)) is not None and (not isinstance(v, int) or v < 1): raise KdnbError(f"{k} is {v!r}: it must be a whole number of at least 1")
 
-# %% ../nbs/04_generator.ipynb #354cce07
+# %% ../nbs/04_generator.ipynb #d2eadd91
 class LMGenerator:
     "A language model as the generator (paper, section 3; its own sets: bare definition, T 1, top_p 0.9, 32 tokens)."
-    defaults = dict(prompts=('started', 'implications', 'paraphrase'), n=36, temperature=.7, top_p=.9, max_new_tokens=20, rounds=2)
+    defaults = dict(prompts=('started',), n=12, temperature=1., top_p=.9, max_new_tokens=20, rounds=3)
     concurrency, unit = 1, 'samples' # of sets; that are counted
 
     def __init__(self, lm:LM, name:str='self', batch:int=16): # samples of each prompt in a round

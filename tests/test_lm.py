@@ -57,6 +57,35 @@ def test_smollm2_scores_like_a_plain_loop(smollm2, ds):
 
 
 @pytest.mark.parametrize('kind', KINDS)
+def test_what_an_edit_leaves_alone_is_passed_once_and_changes_no_score(tiny_folder, kind):
+    "Probes with and without candidates, before and after edits of an upper block, of a lower one, and of both."
+    from kdnb.edit import Edit, untouched
+    from kdnb.entities import Probe
+    from kdnb.evaluate import answer_probes
+    lm, probes = L.load_lm(str(tiny_folder(kind, 4)), device='cpu'), [Probe(l, c[0], tuple(c), 'known') for l, c in zip(LEFTS, CANDIDATES)] + [Probe(LEFTS[2], 'bridge of old stone', (), 'known')]
+    blocks, named = L.blocks_of(lm.model), dict(lm.model.named_parameters())
+    def edit(i, times=2.):
+        name = next(n for n, p in named.items() if p.ndim == 2 and any(p is q for q in blocks[i].parameters()))
+        return Edit('by hand', (f'{i} {times}',), lm.name, lm.sha256, tensors={name: named[name].detach()*times}, after=tuple(e.id for e in lm.edits))
+    def bits(shared=True): return [r['bits'] for r in answer_probes(lm, probes, shared=shared)]
+    passes = []
+    hook = next(m for m in blocks[0].modules() if isinstance(m, torch.nn.LayerNorm) or 'Norm' in type(m).__name__).register_forward_hook(lambda *a: passes.append(1))
+    answer_probes(lm, probes, once=2)
+    for times in (2., 3.):
+        with edit(2, times).on(lm):
+            assert untouched(lm) == 2
+            passes.clear(); got = bits()
+            assert not passes and got == pytest.approx(bits(shared=False), abs=3e-4)
+            with edit(0).on(lm):
+                assert untouched(lm) == 0 and bits() == pytest.approx(bits(shared=False), abs=3e-4)
+            with edit(1).on(lm):
+                for _ in range(2): assert untouched(lm) == 1 and bits() == pytest.approx(bits(shared=False), abs=3e-4)
+        answer_probes(lm, probes, once=2)
+    hook.remove()
+    assert bits() == pytest.approx(bits(shared=False), abs=3e-4) and not any('forward' in vars(b) for b in blocks)
+
+
+@pytest.mark.parametrize('kind', KINDS)
 def test_logits_only_where_asked(tiny_folder, kind):
     lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
     a, b = lm.encode('The river and the town'), lm.encode('A bridge')
