@@ -38,7 +38,7 @@ def _regime(text): # the regime that is meant, with its spaces and its comma
 def _measured(p):
     "Options of what measures a method."
     p.add_argument('--regime', default='one at a time, reset', help="'one at a time, reset', 'all together' or 'one after another'; hyphens will do for spaces (default: %(default)s)")
-    p.add_argument('--protocol', default='kdnb', help='settings of the method: kdnb (ours), quick (ours, in a quarter of the steps) or paper (default: %(default)s)')
+    p.add_argument('--protocol', default='kdnb', help='settings of the method: kdnb (ours), quick (ours, in a fifth of the steps) or paper (default: %(default)s)')
     p.add_argument('--limit', type=int, default=None, metavar='N', help='teach only N of the entities; a larger N later goes on from there')
     p.add_argument('--transfer', default=None, metavar='FILE', help='transfer sets (default: those that come with the data)')
     p.add_argument('--specificity', default=None, metavar='FILE', help="probes about known things (default: those that belong to the data; for ecbd the file of popular entities)")
