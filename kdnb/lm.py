@@ -185,7 +185,7 @@ def _keeps_apart(model):
     want = _call(model, *_pad([b], device), use_cache=False).logits[0].float()
     return bool((got - want).abs().max() < .05*want.std())
 
-# %% ../nbs/02_lm.ipynb #415c2749
+# %% ../nbs/02_lm.ipynb #dd38d222
 def blocks_of(model) -> list:
     "The blocks that a text passes, one after another."
     lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
@@ -218,6 +218,7 @@ def states_below(lm:LM, seqs:list, # of token ids
         out += [caught[0][r, a:a+len(s)].clone() for (r, a), s in zip(starts, seqs[i:i+per_batch])]
     return out
 
+# %% ../nbs/02_lm.ipynb #103e39da
 @contextmanager
 def _skipping(lm, below, ids, starts):
     "Within this context the first blocks give the states that `below` has for the sequences in these rows."

@@ -34,8 +34,11 @@ def test_every_candidate_is_gold_once_in_its_form(ds):
 
 
 def test_every_entity_has_a_shipped_transfer_set(ds):
+    from kdnb.generator import LMGenerator
     from kdnb.transfer import find_mention, shipped_transfer_sets
-    sets = shipped_transfer_sets()
+    sets, default = shipped_transfer_sets(), LMGenerator.defaults
     for e in ds.entities:
-        assert len(sets[e.name].continuations) >= 20 and sets[e.name].made_by['lm'] == 'smollm2'
+        s = sets[e.name]
+        assert len(s.continuations) == default['n'] and s.definition == e.definition and s.made_by['lm'] == 'smollm2'
+        assert {k: tuple(v) if isinstance(v, list) else v for k, v in s.made_by.items() if k in default} == default # what ships is what the defaults make
         for c in sets[e.name].continuations: assert c.mention == find_mention(c.text, e.names)
