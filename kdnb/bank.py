@@ -118,12 +118,13 @@ def _one(lm, bank, k):
     modules = _linear(lm)
     return {n: Adapter(A.detach()[k].clone(), B.detach()[k]*(scale/2), 2., isinstance(modules[n], Conv1D)) for n, (A, B, scale) in bank.layers.items()}
 
-# %% ../nbs/08b_bank.ipynb #45559974
+# %% ../nbs/08b_bank.ipynb #4f9929b3
 def train_apart(lm:LM, how:Training, groups:list, # for each entity, its examples
                 loss, seed:int=0, progress:bool=False # as in `train`
                ) -> list: # for each entity, the fields of an `Edit`
     "Trains an adapter for each entity, all of them in the same passes."
     if how.trainable != 'lora' or how.batch != 'entity': raise KdnbError(f"side by side only adapters are trained, by the entity's texts together: trainable must be 'lora' and batch 'entity', and they are {how.trainable!r} and {how.batch!r}")
+    if how.compiled: raise KdnbError("compiled is True, and adapters side by side are not compiled: leave it out, or train one entity at a time")
     groups = [[x for x in g if x.positions] for g in groups]
     low_bits, n, done, losses = uses_bfloat16(how.precision, lm.device), len(groups), {}, [[] for _ in groups]
     neutral = _anchor(lm, how, seed)

@@ -9,7 +9,7 @@ __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'SCHEDULE', 'DECAY_TO', 'N
            'token_kl']
 
 # %% ../nbs/08_distill.ipynb #dc231a7e
-import json, math, os, re, time, warnings
+import json, math, os, re, shutil, time, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -185,7 +185,7 @@ SCHEDULE = ('constant', 'linear')
 DECAY_TO = ('zero', 'base')
 NORMS = ('Linf', 'L2')
 
-# %% ../nbs/08_distill.ipynb #6b0c9698
+# %% ../nbs/08_distill.ipynb #08941071
 @dataclass(frozen=True)
 class Training:
     "Settings that every method which trains by gradient has."
@@ -214,6 +214,7 @@ class Training:
     swapped: int = 0 # texts in a step that say of something else what the entity's texts say of the entity, and are held, too
     precision: str = 'auto' # of the matrix products: 'auto' is bfloat16 where the hardware multiplies it fast
     recompute: bool = False # activations are computed again for the gradient, block by block, and not kept: a third more time for much less memory
+    compiled: bool = False # by torch.compile, block by block: the first edit takes longer, and each one after it less
     dropout: bool = False # train in the model's training mode, with the dropout that it has (the paper: True)
 
     def __post_init__(self): _check(self)
@@ -366,7 +367,7 @@ def _mode(lm, dropout, seed):
         try: yield
         finally: lm.model.eval()
 
-# %% ../nbs/08_distill.ipynb #860586cf
+# %% ../nbs/08_distill.ipynb #55ead1ae
 @contextmanager
 def _recomputing(model, on):
     "Within this context blocks keep no activations for the gradient, if that is wanted (activation checkpointing)."
@@ -381,6 +382,17 @@ def _recomputing(model, on):
     finally:
         for m, mode in zip(blocks, modes): m.training = mode
         model.gradient_checkpointing_disable()
+
+@contextmanager
+def _compiled(lm, n, on):
+    "Within this context all blocks but the first n are compiled, once for all lengths of texts, if that is wanted."
+    blocks = blocks_of(lm.model)[n:] if on else []
+    if on and lm.device.type == 'cpu' and not any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'clang++', 'cl'))): raise KdnbError("compiled is True, and torch.compile found no C++ compiler on this machine: install one (g++), or leave it out")
+    try:
+        for b in blocks: b.forward = torch.compile(b.forward, dynamic=True)
+        yield
+    finally:
+        for b in blocks: vars(b).pop('forward', None)
 
 # %% ../nbs/08_distill.ipynb #77f01787
 def _optimizer(how, params):
@@ -507,7 +519,7 @@ def train(lm:LM, how:Training,
     n_once = n_below(lm, how)
     _stand(lm, [x for g in groups for x in g], n_once, low_bits)
     total = how.steps*(sum(x.role != 'held' for g in groups for x in g) if how.batch == 'one by one' else -(-len(groups)//how.together))
-    with (_training_adapter(lm, how.rank, seed, how.relative, how.above) if low else _training_weights(lm, how.trainable, how.block)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed), _recomputing(lm.model, how.recompute):
+    with (_training_adapter(lm, how.rank, seed, how.relative, how.above) if low else _training_weights(lm, how.trainable, how.block)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed), _recomputing(lm.model, how.recompute), _compiled(lm, n_once, how.compiled):
         state = kept.load(params, losses, met) if kept else None
         for _ in losses: neutral() # what was drawn before
         for i, (k, batch, held, new, done) in enumerate(tqdm(_steps(how, groups, seed), total=total, desc='training', disable=not progress, leave=False)):

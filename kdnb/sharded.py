@@ -47,13 +47,13 @@ def _part(how, loss, lm, batch, held, n_once):
     dist.all_reduce(told)
     return value*world, told.item() # gradients are averaged over the processes
 
-# %% ../nbs/16d_sharded.ipynb #dfd94f65
+# %% ../nbs/16d_sharded.ipynb #1be1ce7d
 def teach_sharded(lm:LM, # whole, in each process, and no longer of use afterwards
                   method:Training, # that trains an adapter
                   entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit: # the same in each process
     "What `method(lm, entities, transfer, seed)` gives, up to rounding, with the model's parameters spread over the processes of torch.distributed."
     if method.trainable != 'lora' or method.batch != 'entity' or method.dropout: raise KdnbError(f"a sharded model is taught by an adapter, with an entity's texts together and without dropout: trainable must be 'lora' and batch 'entity', and they are {method.trainable!r} and {method.batch!r}")
-    if method.recompute or method.weight_decay and method.decay_to == 'base': raise KdnbError("a sharded model is taught without recompute, and without weight_decay to 'base': leave them out")
+    if method.recompute or method.compiled or method.weight_decay and method.decay_to == 'base': raise KdnbError("a sharded model is taught without recompute, without compiled, and without weight_decay to 'base': leave them out")
     start, low, losses, met = time.perf_counter(), uses_bfloat16(method.precision, lm.device), [], set()
     lm.sha256 # while the weights are in one piece
     peft, layers = _inject(lm, method.rank, seed, method.relative, method.above)

@@ -287,3 +287,16 @@ def test_a_head_with_something_after_it_is_told(tokenizer):
     torch.manual_seed(0)
     make = lambda **kw: LM('g', transformers.AutoModelForCausalLM.from_config(transformers.Gemma2Config(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, initializer_range=1., **kw)).eval(), tokenizer)
     assert not has_plain_head(make(final_logit_softcapping=2.)) and has_plain_head(make(final_logit_softcapping=None))
+
+
+def test_compiled_blocks_teach_the_same(tiny_folder, monkeypatch):
+    import shutil
+    lm = load_lm(str(tiny_folder('llama', 4)), device='cpu')
+    with monkeypatch.context() as m:
+        m.setattr(shutil, 'which', lambda name: None)
+        with pytest.raises(KdnbError, match='no C.. compiler on this machine'): Distill(compiled=True)(lm, [ENTITY], SETS)
+    if not shutil.which('g++'): pytest.skip('torch.compile needs a C++ compiler, and this machine has none')
+    method = dict(steps=4, rank=4, above=.5, precision='float32')
+    plain, compiled = Distill(**method)(lm, [ENTITY], SETS, 3), Distill(compiled=True, **method)(lm, [ENTITY], SETS, 3)
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-3) and not any('forward' in vars(b) for b in D.blocks_of(lm.model))
+    assert compiled.adapter.keys() == plain.adapter.keys() and all((compiled.adapter[n].delta() - a.delta()).norm() < .1*a.delta().norm() for n, a in plain.adapter.items())
