@@ -239,18 +239,21 @@ def _skipping(lm, below, ids, starts):
     finally:
         for b in blocks: vars(b).pop('forward', None)
 
-# %% ../nbs/02_lm.ipynb #cd3153d2
+# %% ../nbs/02_lm.ipynb #065641ca
 _MOST = 1 << 28 # bytes of states that are kept
 
 def _now(lm): return None if lm.owners is not None or torch.is_grad_enabled() else lm.cache.get(('now',)) # the number of blocks, and the states that are kept
 
+def _keys(texts, lengths=None): return [(length, *t) for t, length in zip(texts, lengths or map(len, texts))] # by a whole text, and how many of its last tokens a row holds
+
+def _all_kept(lm, keys): return (now := _now(lm)) is not None and all(k in now[1] for k in keys)
+
 @contextmanager
-def _once(lm, texts, ids, starts, lengths=None):
-    "Lets a pass over these rows take the states that are kept of texts; where one of them is new, keeps them all. A row holds the whole of a text, or its last tokens."
+def _once(lm, keys, ids, starts, use:bool):
+    "Lets a pass over these rows take the states that are kept, if it may; otherwise keeps them."
     if not (now := _now(lm)) or not starts: yield; return
     n, kept = now
-    keys = [(length, *t) for t, length in zip(texts, lengths or map(len, texts))]
-    if all(k in kept for k in keys):
+    if use:
         with _skipping(lm, (n, [kept[k] for k in keys]), ids, starts): yield
         return
     with _catching(lm, n) as caught: yield
@@ -264,13 +267,13 @@ def _common(seqs, least=8):
     while n < most and len({s[n] for s in seqs}) == 1: n += 1
     return n if n >= least and len(seqs) > 1 else 0
 
-def _cached(lm, seqs, last, cache=None, owners=None):
+def _cached(lm, seqs, last, cache=None, owners=None, use=False):
     "One cached pass over sequences (after what `cache` holds); logits [B, V] at position `last`, the mask, and the cache or None."
     ids, mask, pos = _pad(seqs, lm.device, left=True)
     before, kw = (cache.get_seq_length(), {'cache': cache}) if cache is not None else (0, {})
     mask = torch.cat([mask.new_ones(len(seqs), before), mask], 1)
     starts = [] if before else [(b, ids.shape[1]-len(s)) for b, s in enumerate(seqs)]
-    with _once(lm, seqs, ids, starts), _only_at(lm.model, [(b, last) for b in range(len(seqs))]), owned(lm, owners): res = _call(lm.model, ids, mask, pos + before, use_cache=True, **kw)
+    with _once(lm, _keys(seqs), ids, starts, use), _only_at(lm.model, [(b, last) for b in range(len(seqs))]), owned(lm, owners): res = _call(lm.model, ids, mask, pos + before, use_cache=True, **kw)
     cache = getattr(res, 'past_key_values', None) or getattr(res, 'cache', None)
     return res.logits[0].float(), mask, cache if hasattr(cache, 'batch_select_indices') else None
 
@@ -291,7 +294,7 @@ def logits_at(lm:LM,
     ids, mask, pos, starts = _rows(lm, seqs)
     whose = None if owners is None else torch.zeros_like(ids)
     for o, (r, start), s in zip(owners or [], starts, seqs): whose[r, start:start+len(s)] = o
-    with _skipping(lm, below, ids, starts), _once(lm, seqs, ids, starts), _only_at(lm.model, [(r, start+p) for (r, start), ps in zip(starts, positions) for p in ps]), owned(lm, whose): return _call(lm.model, ids, mask, pos, use_cache=False).logits[0].float()
+    with _skipping(lm, below, ids, starts), _once(lm, keys := _keys(seqs), ids, starts, _all_kept(lm, keys)), _only_at(lm.model, [(r, start+p) for (r, start), ps in zip(starts, positions) for p in ps]), owned(lm, whose): return _call(lm.model, ids, mask, pos, use_cache=False).logits[0].float()
 
 def _logits_after(lm, cache, seqs, positions, owners=None):
     "The same by padded batches, after what `cache` holds, if there is one."
@@ -365,7 +368,7 @@ def _score_full(lm, prefix, tails, owner=None):
     return [lp.double().sum().item() for lp in lps]
 
 # %% ../nbs/02_lm.ipynb #e47b945e
-def _score_tails(lm, cache, mask, first, prefixes, tails, owners=None):
+def _score_tails(lm, cache, mask, first, tails, owners=None, keys=(), use=False):
     "Scores of candidates: `tails[b]` are those of row b; `first` [B, V] are its log-probabilities of the first token."
     out = [[first[b, t[0]].item() for t in ts] for b, ts in enumerate(tails)]
     jobs = [(b, c) for b, ts in enumerate(tails) for c, t in enumerate(ts) if len(t) > 1]
@@ -374,7 +377,7 @@ def _score_tails(lm, cache, mask, first, prefixes, tails, owners=None):
     cache.batch_select_indices(rows)
     ids, m, pos = _pad([tails[b][c][:-1] for b, c in jobs], lm.device)
     n = [len(tails[b][c])-1 for b, c in jobs]
-    with _once(lm, [prefixes[b] + tails[b][c][:-1] for b, c in jobs], ids, [(i, 0) for i in range(len(n))], n), _only_at(lm.model, [(i, p) for i, k in enumerate(n) for p in range(k)]), owned(lm, owners and [owners[b] for b, _ in jobs]):
+    with _once(lm, keys, ids, [(i, 0) for i in range(len(n))], use), _only_at(lm.model, [(i, p) for i, k in enumerate(n) for p in range(k)]), owned(lm, owners and [owners[b] for b, _ in jobs]):
         logits = _call(lm.model, ids, torch.cat([mask[rows], m], 1), mask[rows].sum(1, keepdim=True) + pos, cache=cache).logits[0]
     targets = torch.tensor([t for b, c in jobs for t in tails[b][c][1:]], device=lm.device)
     lp = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu().double()
@@ -406,9 +409,11 @@ def _score_shared(lm, prefixes, tails, begin=None, owners=None):
     "Scores of a batch by one pass over the prefixes, after what `begin` holds of all of them; None if the model has no cache whose rows can be chosen."
     n, cache = (begin.get_seq_length(), deepcopy(begin)) if begin is not None else (0, None)
     if n: cache.batch_repeat_interleave(len(prefixes))
-    rest = [p[n:] for p in prefixes]
-    logits, mask, cache = _cached(lm, rest, max(map(len, rest))-1, cache, owners)
-    return None if cache is None else _score_tails(lm, cache, mask, logits.log_softmax(-1), prefixes, tails, owners)
+    rest, more = [p[n:] for p in prefixes], [(p, t[:-1]) for p, ts in zip(prefixes, tails) for t in ts if len(t) > 1]
+    keys = _keys([p + t for p, t in more], [len(t) for _, t in more])
+    use = _all_kept(lm, _keys(prefixes) + keys) # in both passes or in none: the second goes on from the cache of the first
+    logits, mask, cache = _cached(lm, rest, max(map(len, rest))-1, cache, owners, use)
+    return None if cache is None else _score_tails(lm, cache, mask, logits.log_softmax(-1), tails, owners, keys, use)
 
 # %% ../nbs/02_lm.ipynb #4ff0dd6e
 @contextmanager

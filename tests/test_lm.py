@@ -59,6 +59,7 @@ def test_smollm2_scores_like_a_plain_loop(smollm2, ds):
 @pytest.mark.parametrize('kind', KINDS)
 def test_what_an_edit_leaves_alone_is_passed_once_and_changes_no_score(tiny_folder, kind):
     "Probes with and without candidates, before and after edits of an upper block, of a lower one, and of both."
+    from dataclasses import replace
     from kdnb.edit import Edit, untouched
     from kdnb.entities import Probe
     from kdnb.evaluate import answer_probes
@@ -82,6 +83,9 @@ def test_what_an_edit_leaves_alone_is_passed_once_and_changes_no_score(tiny_fold
                 for _ in range(2): assert untouched(lm) == 1 and bits() == pytest.approx(bits(shared=False), abs=3e-4)
         answer_probes(lm, probes, once=2)
     hook.remove()
+    with edit(2).on(lm): # of what is asked now, a part was asked before: contexts with other candidates, or candidates of several tokens after other contexts
+        for some in (probes[:1], [replace(probes[0], candidates=('Paris', 'the old river'))], [replace(probes[1], candidates=('x', 'y'), gold='x')], [probes[0], replace(probes[1], left='A baby dog')], [replace(probes[0], candidates=('Paris', 'Rome'), gold='Rome'), probes[2]]):
+            for _ in range(2): assert [r['bits'] for r in answer_probes(lm, some)] == pytest.approx([r['bits'] for r in answer_probes(lm, some, shared=False)], abs=3e-4)
     assert bits() == pytest.approx(bits(shared=False), abs=3e-4) and not any('forward' in vars(b) for b in blocks)
 
 
