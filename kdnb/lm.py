@@ -239,12 +239,12 @@ def _skipping(lm, below, ids, starts):
     finally:
         for b in blocks: vars(b).pop('forward', None)
 
-# %% ../nbs/02_lm.ipynb #065641ca
+# %% ../nbs/02_lm.ipynb #5ef4384d
 _MOST = 1 << 28 # bytes of states that are kept
 
 def _now(lm): return None if lm.owners is not None or torch.is_grad_enabled() else lm.cache.get(('now',)) # the number of blocks, and the states that are kept
 
-def _keys(texts, lengths=None): return [(length, *t) for t, length in zip(texts, lengths or map(len, texts))] # by a whole text, and how many of its last tokens a row holds
+def _keys(lm, texts, lengths=None): return [(length, *t) for t, length in zip(texts, lengths or map(len, texts))] if _now(lm) else [] # by a whole text, and how many of its last tokens a row holds
 
 def _all_kept(lm, keys): return (now := _now(lm)) is not None and all(k in now[1] for k in keys)
 
@@ -273,7 +273,7 @@ def _cached(lm, seqs, last, cache=None, owners=None, use=False):
     before, kw = (cache.get_seq_length(), {'cache': cache}) if cache is not None else (0, {})
     mask = torch.cat([mask.new_ones(len(seqs), before), mask], 1)
     starts = [] if before else [(b, ids.shape[1]-len(s)) for b, s in enumerate(seqs)]
-    with _once(lm, _keys(seqs), ids, starts, use), _only_at(lm.model, [(b, last) for b in range(len(seqs))]), owned(lm, owners): res = _call(lm.model, ids, mask, pos + before, use_cache=True, **kw)
+    with _once(lm, _keys(lm, seqs), ids, starts, use), _only_at(lm.model, [(b, last) for b in range(len(seqs))]), owned(lm, owners): res = _call(lm.model, ids, mask, pos + before, use_cache=True, **kw)
     cache = getattr(res, 'past_key_values', None) or getattr(res, 'cache', None)
     return res.logits[0].float(), mask, cache if hasattr(cache, 'batch_select_indices') else None
 
@@ -294,7 +294,7 @@ def logits_at(lm:LM,
     ids, mask, pos, starts = _rows(lm, seqs)
     whose = None if owners is None else torch.zeros_like(ids)
     for o, (r, start), s in zip(owners or [], starts, seqs): whose[r, start:start+len(s)] = o
-    with _skipping(lm, below, ids, starts), _once(lm, keys := _keys(seqs), ids, starts, _all_kept(lm, keys)), _only_at(lm.model, [(r, start+p) for (r, start), ps in zip(starts, positions) for p in ps]), owned(lm, whose): return _call(lm.model, ids, mask, pos, use_cache=False).logits[0].float()
+    with _skipping(lm, below, ids, starts), _once(lm, keys := _keys(lm, seqs), ids, starts, _all_kept(lm, keys)), _only_at(lm.model, [(r, start+p) for (r, start), ps in zip(starts, positions) for p in ps]), owned(lm, whose): return _call(lm.model, ids, mask, pos, use_cache=False).logits[0].float()
 
 def _logits_after(lm, cache, seqs, positions, owners=None):
     "The same by padded batches, after what `cache` holds, if there is one."
@@ -410,8 +410,8 @@ def _score_shared(lm, prefixes, tails, begin=None, owners=None):
     n, cache = (begin.get_seq_length(), deepcopy(begin)) if begin is not None else (0, None)
     if n: cache.batch_repeat_interleave(len(prefixes))
     rest, more = [p[n:] for p in prefixes], [(p, t[:-1]) for p, ts in zip(prefixes, tails) for t in ts if len(t) > 1]
-    keys = _keys([p + t for p, t in more], [len(t) for _, t in more])
-    use = _all_kept(lm, _keys(prefixes) + keys) # in both passes or in none: the second goes on from the cache of the first
+    keys = _keys(lm, [p + t for p, t in more], [len(t) for _, t in more])
+    use = _all_kept(lm, _keys(lm, prefixes) + keys) # in both passes or in none: the second goes on from the cache of the first
     logits, mask, cache = _cached(lm, rest, max(map(len, rest))-1, cache, owners, use)
     return None if cache is None else _score_tails(lm, cache, mask, logits.log_softmax(-1), tails, owners, keys, use)
 
