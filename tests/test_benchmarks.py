@@ -376,6 +376,7 @@ def test_run_resumes_after_kill_9(tiny_folder, ei, tmp_path):
 
 
 @shared
+@pytest.mark.slow
 @pytest.mark.parametrize('name, base, prepend', [('smollm2', 25.3, 54.7), ('gemma3-270m', 32.4, 64.7)])
 def test_base_and_prepend_accuracies_of_the_whole_file(name, base, prepend, tmp_path):
     from kdnb.experiment import Run, collect
