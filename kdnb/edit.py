@@ -14,7 +14,7 @@ from pathlib import Path
 import bm25s, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from .entities import KdnbError
+from .entities import DATA, KdnbError
 from .lm import LM, blocks_of, load_lm
 
 # %% ../nbs/07_edit.ipynb #0de0c395
@@ -159,9 +159,9 @@ Edit.save, Edit.load = save, staticmethod(load_edit)
 # %% ../nbs/07_edit.ipynb #8125f782
 @lru_cache(maxsize=4)
 def _index(texts):
-    "A BM25 index of texts, and how words are told."
+    "A BM25 index of texts, and how words are told. Neutral texts stand in it, too, so that few definitions do not make each of their words look common."
     words = lambda ts: bm25s.tokenize(ts, stopwords='en', show_progress=False, return_ids=False)
-    r = bm25s.BM25(); r.index(words(list(texts)), show_progress=False)
+    r = bm25s.BM25(); r.index(words([*texts, *(DATA/'neutral.txt').read_text(encoding='utf-8').splitlines()]), show_progress=False)
     return r, words
 
 def context_of(lm:LM,
