@@ -132,7 +132,7 @@ def path_of(self, entity): return self._case(key({'entity': entity.key})) # file
 
 def case(self, entity) -> dict:
     "One entity, taught, measured and undone: what its file holds."
-    release_memory()
+    release_memory(self.lm)
     edit = self.method(self.lm, [entity], self.transfer, self.seed)
     with edit.on(self.lm):
         if not isinstance(self.method, Base): return self._measure(edit, [entity], self.specificity)
@@ -141,6 +141,7 @@ def case(self, entity) -> dict:
 
 def cases(self, entities) -> list: # of what `case` gives
     "Several entities, taught and measured side by side."
+    release_memory(self.lm)
     edits, start = teach_apart(self.method, self.lm, entities, self.transfer, self.seed), time.perf_counter()
     with Bank.of(edits, self.lm.device).on(self.lm), in_bfloat16(self.lm, self.low): found = evaluate_apart(self.lm, [([e], self.specificity, self._others([e])) for e in entities], self.free)
     return [self._row(edit, [e], res, (time.perf_counter() - start)/len(edits)) for edit, e, res in zip(edits, entities, found)]
@@ -155,6 +156,7 @@ def _reset(self, bar):
 def _together(self, bar):
     path = self._case('all')
     if not path.exists():
+        release_memory(self.lm)
         keep = {'keep': self.folder/'training.safetensors'} if isinstance(self.method, Training) else {}
         edit = self.method(self.lm, list(self.taught), self.transfer, self.seed, progress=not bar.disable, **keep)
         with edit.on(self.lm): write_json(path, self._measure(edit, list(self.taught), self.specificity))
@@ -190,6 +192,7 @@ def _sequence(self, bar):
     try:
         bar.update(done)
         for i, e in enumerate(self.taught[done:], done):
+            release_memory(self.lm)
             edit = self.method(self.lm, [e], self.transfer, self.seed)
             pile.append(edit.apply(self.lm))
             write_json(self._case(f'{i:04d}'), self._measure(edit, [e], self.specificity, {'stage': 'just taught'}))

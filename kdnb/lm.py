@@ -525,15 +525,19 @@ def memory_free(lm:LM) -> float: # GiB
     return (torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == 'cuda' else psutil.virtual_memory().available) / 2**30
 
 def memory_peak(lm:LM) -> float: # GiB
-    "The most memory that this process held so far (on the GPU: that torch held)."
+    "The most memory that this process held (on the GPU: that torch held) since it began, or since `release_memory`."
     if lm.device.type == 'cuda': return torch.cuda.max_memory_allocated(lm.device) / 2**30
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 2**30
 
-def release_memory():
-    "Gives memory that is no longer used back to the system, which glibc does by itself only in part."
+def release_memory(lm:LM):
+    "Gives memory that is no longer used back to the system, which glibc does by itself only in part. `memory_peak` begins anew, where the system has a way to say so (Linux, CUDA)."
     try: ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass # another C library
+    if lm.device.type == 'cuda': torch.cuda.reset_peak_memory_stats(lm.device)
+    else:
+        try: Path('/proc/self/clear_refs').write_text('5')
+        except OSError: pass # another system
 
 # %% ../nbs/02_lm.ipynb #343e2424
 for k in ('ONEDNN_PRIMITIVE_CACHE_CAPACITY', 'LRU_CACHE_CAPACITY'): os.environ.setdefault(k, '64') # read by torch at its first product
