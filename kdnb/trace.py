@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['Trace', 'ends', 'states', 'trace', 'transplant']
 
-# %% ../nbs/12_trace.ipynb #b38f92c0
+# %% ../nbs/12_trace.ipynb #3e57a68b
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 import torch
 from .entities import KdnbError
 from .lm import LM, _call, _only_at, _pad, load_lm
 from .distill import _tokens
-from .rome import _at, _same_start, layers_of
+from .rome import _same_start, layers_of
 
-# %% ../nbs/12_trace.ipynb #73aa3a38
+# %% ../nbs/12_trace.ipynb #2509b29d
 @dataclass
 class Trace:
     "What putting one state back, or in, does to the probability of an answer."
@@ -31,10 +31,16 @@ def _first(lm, prompt, answer):
     if n == len(whole) or n < len(ids): raise KdnbError(f"the answer {answer!r} does not begin with a token of its own after {prompt!r}: end the prompt with a whole word")
     return ids, [lm.tokenizer.decode([i]) for i in ids], whole[n]
 
+def _stands(lm, prompt, subject):
+    "Indices of the tokens of a subject in a prompt, where it stands first, and the number of all."
+    spans, start = _tokens(lm, prompt)[1], prompt.find(subject)
+    if start < 0: raise KdnbError(f"the subject {subject!r} does not stand in the prompt {prompt!r}: name it there")
+    return [k for k, (a, b) in enumerate(spans) if a < start + len(subject) and b > start], len(spans)
+
 def ends(lm:LM, prompt:str, subject:str) -> list: # of two indices
     "Where the last token of a subject stands in a prompt, and the last one of the prompt: what is asked of many prompts."
-    ids, at = _at(lm, prompt, subject)
-    return [at, len(ids) - 1]
+    where, n = _stands(lm, prompt, subject)
+    return [where[-1], n - 1]
 
 # %% ../nbs/12_trace.ipynb #a9275441
 @contextmanager
@@ -73,7 +79,7 @@ def _put(lm, states, tokens, ids, gold, window, samples=1):
             out[list(tokens), i] = _probability(lm, ids, gold, len(at)).reshape(len(tokens), samples).mean(1)
     return out
 
-# %% ../nbs/12_trace.ipynb #571d8f75
+# %% ../nbs/12_trace.ipynb #5a3cf679
 def trace(lm:LM, prompt:str, # that ends where the answer begins
           subject:str, # in it
           answer:str, noise:float=3., # in standard deviations of the embeddings
@@ -82,9 +88,7 @@ def trace(lm:LM, prompt:str, # that ends where the answer begins
          ) -> Trace:
     "Causal tracing of one fact."
     ids, texts, gold = _first(lm, prompt, answer)
-    start = prompt.find(subject)
-    if start < 0: raise KdnbError(f"the subject {subject!r} does not stand in the prompt {prompt!r}: name it there")
-    where = [k for k, (a, b) in enumerate(_tokens(lm, prompt)[1]) if a < start + len(subject) and b > start]
+    where, _ = _stands(lm, prompt, subject)
     clean, emb = states(lm, ids), lm.model.get_input_embeddings()
     g = torch.Generator().manual_seed(seed)
     spoil = (noise*emb.weight.float().std().item()*torch.randn(samples, len(where), emb.weight.shape[1], generator=g)).to(lm.device)
