@@ -9,7 +9,7 @@ __all__ = ['DTYPES', 'PRECISION', 'LM', 'load_lm', 'owned', 'blocks_of', 'states
            'release_memory', 'versions']
 
 # %% ../nbs/02_lm.ipynb #bfb659aa
-import ctypes, inspect, json, os, platform, sys, warnings
+import ctypes, inspect, json, os, platform, re, sys, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -527,7 +527,8 @@ def memory_free(lm:LM) -> float: # GiB
 def memory_peak(lm:LM) -> float: # GiB
     "The most memory that this process held (on the GPU: that torch held) since it began, or since `release_memory`."
     if lm.device.type == 'cuda': return torch.cuda.max_memory_allocated(lm.device) / 2**30
-    import resource
+    try: return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1]) / 2**20 # ru_maxrss would count what the process that started this one held
+    except (OSError, TypeError): import resource # not Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 2**30
 
 def release_memory(lm:LM):
