@@ -29,6 +29,8 @@ def _data(p):
     p.add_argument('--entities', '--n-entities', type=int, default=None, metavar='N', help='only N of them, of each kind in proportion')
     p.add_argument('--bad-rows', default='stop', help="what a benchmark's row that cannot be read does: stop, or skip, named and counted (default: %(default)s)")
 
+def _method(text): return {'ft': 'finetune-definition'}.get(text, text)
+
 def _regime(text): # the regime that is meant, with its spaces and its comma
     from kdnb.entities import choose
     from kdnb.experiment import REGIMES
@@ -127,7 +129,7 @@ def _parser():
     _shared(e)
     e.add_argument('--name', required=True, help='of the entity'); e.add_argument('--definition', required=True, help='one or two sentences that name it')
     e.add_argument('--alias', action='append', default=[], help='another name; may be given several times')
-    e.add_argument('--method', default='distill', help='distill, finetune-definition, finetune-transfer, rome, memit or mend (default: %(default)s)')
+    e.add_argument('--method', type=_method, default='distill', help='distill, finetune-definition (ft), finetune-transfer, rome, memit or mend (default: %(default)s)')
     e.add_argument('--transfer', default=None, metavar='FILE', help='a transfer set made before (default: one is generated)')
     e.add_argument('--save', required=True, metavar='DIR', help='folder of the edit')
     e.add_argument('--shards', type=int, default=1, metavar='N', help='processes that each hold a part of the model, for one that is too large for a GPU; an adapter is trained (default: %(default)s)')
@@ -142,12 +144,12 @@ def _parser():
     _reports_options(sub.add_parser('reports', help='list the reports, run many of them, look at what came out'))
     v = sub.add_parser('evaluate', help='measure a method, or a saved edit, on target and specificity')
     _shared(v); _data(v)
-    v.add_argument('--method', default=None, help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome, memit or mend')
+    v.add_argument('--method', type=_method, default=None, help='base, prepend, random, retrieve, finetune-definition (ft), finetune-transfer, distill, rome, memit or mend')
     v.add_argument('--edit', default=None, metavar='DIR', help='a saved edit, instead of a method')
     _measured(v)
     r = sub.add_parser('run', help='one method on a data set under a named protocol, with the references that it is measured against')
     _shared(r); _data(r)
-    r.add_argument('--method', default='distill', help='base, prepend, random, retrieve, finetune-definition, finetune-transfer, distill, rome, memit or mend (default: %(default)s)')
+    r.add_argument('--method', type=_method, default='distill', help='base, prepend, random, retrieve, finetune-definition (ft), finetune-transfer, distill, rome, memit or mend (default: %(default)s)')
     _measured(r)
     return p
 
@@ -161,10 +163,13 @@ def _load(args):
 def _dataset(args):
     "Entities and the transfer sets that come with them."
     from kdnb.benchmarks import load_data
-    from kdnb.entities import KdnbError, sample
+    from kdnb.compose import compose
+    from kdnb.entities import sample
     ds, sets = load_data(args.data, getattr(args, 'specificity', None), args.bad_rows)
     if args.split or args.data == 'kdnb': ds = ds.split(args.split or 'test')
-    if args.data == 'kdnb' and args.entities and args.entities > len(ds.entities): raise KdnbError(f"{args.entities} entities asked for, and kdnb has {len(ds.entities)} of this split: --data composed={args.entities} has as many, of the same form (make their transfer sets by kdnb generate)")
+    if args.data == 'kdnb' and args.entities and (more := args.entities - len(ds.entities)) > 0:
+        print(f'our own data has {len(ds.entities)} entities of this split; {more} of the same form are composed', file=sys.stderr)
+        ds = replace(ds, name=f'{ds.name}+composed={more}', entities=(*ds.entities, *compose(more).entities))
     return (ds if args.entities is None else sample(ds, args.entities, args.seed)), sets
 
 def _typed(pairs, cls, what, fixed=()):
@@ -379,14 +384,26 @@ def _go(runs, workers):
     from kdnb.workers import spread
     return spread(runs, workers)
 
+def _sets(lm, method, entities, sets, folder):
+    "The transfer sets, with those that are missing, which the model writes."
+    from kdnb.context import needs_texts
+    from kdnb.generator import make_transfer_sets
+    missing = [e for e in entities if e.key not in sets] if needs_texts(method) else []
+    if not missing: return sets
+    path = Path(folder)/f'transfer_{lm.sha256[:12]}.jsonl'
+    print(f'{len(missing)} of {len(entities)} entities have no transfer set: {lm.name} writes them now, into {path}', file=sys.stderr)
+    return {**sets, **make_transfer_sets(lm, missing, path)}
+
 def _run(args):
     from kdnb.benchmarks import BENCHMARKS
-    from kdnb.experiment import Run, as_json, collect
+    from kdnb.experiment import REGIMES, Run, as_json, collect
     from kdnb.transfer import read_transfer_sets
     args.regime = _regime(args.regime)
     settings, (ds, sets), lm = _settings(args.set, args.method), _dataset(args), _load(args)
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, measured_in=args.measured_in, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
+    tried = Run(lm, ds, args.method, args.regime, args.seed, **how, **settings)
+    how['transfer'] = _sets(lm, tried.method, ds.entities if args.regime == REGIMES[0] else tried.taught, sets, args.runs)
     runs = [Run(lm, ds, m, args.regime, args.seed, **how, **(settings if m == args.method else {}))
             for m in dict.fromkeys((args.method,) if args.method in ('base', 'random', 'prepend', 'retrieve') else ('base', 'prepend', args.method))]
     df = collect(_go(runs, args.workers), [e.key for e in runs[0].taught])

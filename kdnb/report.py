@@ -70,7 +70,7 @@ def run_report(name:str, # of a report
     done, part = out/f'{name}.ipynb', out/f'{name}.part.ipynb'
     try:
         nb = papermill.execute_notebook(str(reports_folder()/f'{name}.ipynb'), str(part), parameters,
-                                        kernel_name='python3', progress_bar=progress, cwd=os.getcwd(), log_output=False)
+                                        kernel_name='python3', progress_bar=progress, cwd=os.getcwd(), log_output=False, extra_arguments=['--IPKernelApp.log_level=ERROR']) # or each kernel warns that it is not encrypted
     except papermill.PapermillExecutionError as e:
         raise KdnbError(f"the report {name} stopped in a cell ({e.ename}: {str(e.evalue)[:300]}); the notebook as far as it came is {part}") from None
     if why := _failure(nb): raise KdnbError(f"the report {name} failed in {why}; the notebook as far as it came is {part}")

@@ -66,7 +66,7 @@ def test_generate_edit_evaluate(kdnb, tiny_folder, tmp_path):
     assert code == 0 and last(out)['entities'] == 2 and KEYS <= set(last(out))
     text = (tmp_path/'sets.jsonl').read_text()
     assert kdnb('generate', *lm, '--limit', 2, '-n', 4, '--out', tmp_path/'sets.jsonl')[0] == 0 and (tmp_path/'sets.jsonl').read_text() == text
-    code, out, _ = kdnb('edit', *lm, '--name', 'Velmora Junction', '--alias', 'Velmora', '--definition', DEFINITION, '--method', 'finetune-definition', '--save', tmp_path/'edit', '--json')
+    code, out, _ = kdnb('edit', *lm, '--name', 'Velmora Junction', '--alias', 'Velmora', '--definition', DEFINITION, '--method', 'ft', '--save', tmp_path/'edit', '--json')
     assert code == 0 and KEYS <= set(last(out)) and last(out)['target'] is None
     code, out, err = kdnb('evaluate', *lm, '--edit', tmp_path/'edit', '--n-specificity', 6, '--json')
     row = last(out)
@@ -90,8 +90,13 @@ def test_regimes_may_have_hyphens_and_more_entities_are_composed(kdnb, tiny_fold
     lm = ['--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 4, '--runs', tmp_path]
     code, out, err = kdnb('run', *lm, '--regime', 'all-together', '--data', 'composed=12', '--n-entities', 3, '--method', 'prepend', '--json')
     assert code == 0 and last(out)['regime'] == 'all together' and last(out)['target']['n'] == 3, err
-    code, _, err = kdnb('run', *lm, '--method', 'prepend', '--n-entities', 150)
-    assert code == 2 and '--data composed=150 has as many' in err
+    code, out, err = kdnb('run', *lm, '--regime', 'all-together', '--method', 'base', '--n-entities', 50, '--json')
+    assert code == 0 and last(out)['target']['n'] == 50 and 'our own data has 48 entities of this split; 2 of the same form are composed' in err
+    args = ['run', *lm, '--data', 'composed=2', '--method', 'distill', '--set', 'steps', 2]
+    code, _, err = kdnb(*args)
+    assert code == 0 and '2 of 2 entities have no transfer set' in err and len((tmp_path/next(tmp_path.glob('transfer_*'))).read_text().splitlines()) == 2
+    code, _, err = kdnb(*args, '--limit', 1)
+    assert code == 0 and len(list(tmp_path.glob('*-distill-*'))) == 1 # the sets are found again, and so is the run
     code, _, err = kdnb('run', *lm, '--method', 'prepend', '--data', 'composed=many')
     assert code == 2 and 'say how many entities are to be composed' in err
     code, _, err = kdnb('run', *lm, '--method', 'prepend', '--regime', 'all-at-once')
