@@ -120,6 +120,7 @@ class APIGenerator:
         self.identity, self.about = dict(generator=self.name, endpoint=endpoint), dict(place=self.place)
         self.replies, self.stop, self.error, self.single = Replies(replies), threading.Event(), None, False # single: one text a call
         self._used, self._free, self._reserved, self._pool, self._limit_name = {}, threading.Condition(), 0., ThreadPoolExecutor(concurrency), 'max_tokens'
+        self._met = False # something has answered at this address
 
     def begin(self, prompts:dict, spend:bool):
         "Before the first set: can it be made?"
@@ -143,7 +144,7 @@ def _send(self, key, text, n, how):
               'seed': int(hashlib.sha256(f'{how.seed} {key} {len(self.replies.by[key])}'.encode()).hexdigest()[:7], 16)}
     if self.chat: r = self._client.chat.completions.create(messages=[dict(role='user', content=text)], **common)
     else: r = self._client.completions.create(prompt=text, **common)
-    choices = getattr(r, 'choices', None)
+    self._met, choices = True, getattr(r, 'choices', None)
     if not choices: raise _Passing('an answer without a text')
     texts, refused = [], []
     for c in choices:
@@ -155,14 +156,19 @@ def _send(self, key, text, n, how):
     tokens = (use.prompt_tokens, use.completion_tokens) if use and use.prompt_tokens is not None else (tokens_about(text), sum(map(tokens_about, texts)))
     return texts, refused, *tokens
 
+def _lasts(self, state): # for tenacity: nobody is there, and nobody ever was
+    nobody = type(state.outcome.exception().__cause__).__name__ == 'ConnectError'
+    self._met |= not nobody
+    return nobody and not self._met and state.attempt_number >= 3
+
 def _wait(self, state): # for tenacity
     again = tenacity.wait_random_exponential(multiplier=self.wait[0], max=self.wait[1])(state)
     return max(_retry_after(state.outcome.exception()), again)
 
-for f in (_clean, _stop, _send, _wait): setattr(APIGenerator, f.__name__, f)
+for f in (_clean, _stop, _send, _lasts, _wait): setattr(APIGenerator, f.__name__, f)
 
 # %% ../nbs/05_api.ipynb #dbb0d582
-def _fatal(self, err):
+def _fatal(self, err, tries):
     "The sentence for a fault that lasts."
     said, status = ' '.join(self._clean(_said(err)).split())[:200], getattr(err, 'status_code', 0)
     if isinstance(err, KdnbError) or self.stop.is_set(): return self.error or KdnbError('stopped')
@@ -170,7 +176,7 @@ def _fatal(self, err):
     if status == 404: return self._stop(f"{self.place} has no model {self.model!r}, or no endpoint for {self.endpoint} ({said}): check the name and the address.")
     if _code(err) == 'insufficient_quota': return self._stop(f"the account at {self.place} is used up ({said}).")
     if _retry_after(err) > _PATIENCE: return self._stop(f"{self.place} asks for a pause of {_retry_after(err):.0f} s ({said}): go on then.")
-    if _passes(err): return self._stop(f"{self.place} failed {self.tries} times one after the other (the last time: {said}): " + ("check the address, and whether the server runs." if said.startswith('no connection') else "try again later, with a lower concurrency or a longer timeout."))
+    if _passes(err): return self._stop(f"{self.place} failed {tries} times one after the other (the last time: {said}): " + ("check the address, and whether the server runs." if said.startswith('no connection') else "try again later, with a lower concurrency or a longer timeout."))
     return self._stop(f"{self.place} does not understand the call ({said}): change the setting it names, or use another model.")
 
 APIGenerator._fatal = _fatal
@@ -189,17 +195,17 @@ def _call(self, key, text, n, how, spent):
         if left() < 0:
             raise self._stop(f"the budget of ${self.budget:g} is used up: ${self.replies.total['cost']:.4f} are spent, and the next call could cost ${worst:.4f}. Give more.")
         self._reserved += worst
-    start, attempt = time.perf_counter(), 0
+    start, again = time.perf_counter(), tenacity.Retrying(stop=tenacity.stop_after_attempt(self.tries) | self._lasts | tenacity.stop_when_event_set(self.stop), wait=self._wait, sleep=self.stop.wait, retry=tenacity.retry_if_exception(_passes), reraise=True)
     try:
-        for attempt in tenacity.Retrying(stop=tenacity.stop_after_attempt(self.tries) | tenacity.stop_when_event_set(self.stop), wait=self._wait, sleep=self.stop.wait, retry=tenacity.retry_if_exception(_passes), reraise=True):
+        for attempt in again:
             with attempt:
                 try: texts, refused, tokens_in, tokens_out = self._send(key, text, n, how)
                 except openai.BadRequestError as err:
                     if _code(err) == 'content_filter': texts, refused, tokens_in, tokens_out = [], ['refused by the generator']*n, tokens_about(text), 0
                     elif self._limit_name == 'max_tokens' and 'max_completion_tokens' in str(err): self._limit_name = 'max_completion_tokens'; raise _Passing('max_tokens has another name') from None
                     else: raise
-    except Exception as err: self._release(worst); raise self._fatal(err) from None
-    n_tries = attempt.retry_state.attempt_number
+    except Exception as err: self._release(worst); raise self._fatal(err, again.statistics['attempt_number']) from None
+    n_tries = again.statistics['attempt_number']
     got = dict(calls=1, tokens_in=tokens_in, tokens_out=tokens_out, cost=cost(self.price, tokens_in, tokens_out))
     self.replies.add(key=key, texts=texts, refused=refused, **got, tries=n_tries, seconds=round(time.perf_counter() - start, 2), when=int(time.time()))
     self._release(worst)

@@ -58,6 +58,15 @@ def test_a_fault_that_lasts_stops_at_once_with_one_sentence(serve, tmp_path, fau
     assert len(server.asked) <= (6 if fault in ('500', 'stall') else 4) # those that were under way, and no more
 
 
+def test_where_nobody_is_it_does_not_wait_long(serve):
+    server = serve(lambda i, q: '')
+    server.shutdown(); server.server_close()
+    began = time.time()
+    with pytest.raises(KdnbError) as e: make_transfer_set(APIGenerator('m', server.url, tries=8, wait=(.2, 60.)), ENTITY, n=2)
+    assert 'failed 3 times one after the other (the last time: no connection (ConnectError' in str(e.value) and 'check the address, and whether the server runs' in str(e.value)
+    assert time.time() - began < 10
+
+
 def test_a_key_is_not_cut_in_half_by_a_long_message(serve):
     server = serve(lambda i, q: '400')
     import api_server
