@@ -2,14 +2,18 @@
 import pytest, torch
 from kdnb import rome as R
 from kdnb.edit import Edit
-from kdnb.entities import Entity, KdnbError
+from kdnb.benchmarks import placed
+from kdnb.context import make_method
+from kdnb.entities import Entity, KdnbError, Probe
 from kdnb.lm import load_lm, token_logprobs
+from kdnb.mend import Practice, practice_pairs, train_editor
 from kdnb.rome import Memit, Request, Rome, covariance, find_value, layers_of, read_at, request_of
+from kdnb.transfer import TransferSet
 
 E1 = Entity('Velmora', 'The series Velmora is a slapstick comedy about two rival bakers.')
 E2 = Entity('Zorbel', 'Zorbel was a storm that hit the coast of Chile in June.')
 TEXTS = [f'{a} {b} {c}.' for a in ('The baker', 'A storm', 'My friend', 'Nobody', 'The old king') for b in ('saw the sea', 'made bread', 'went to Chile', 'wrote a letter') for c in ('in June', 'with a friend', 'for a long time')]
-KINDS = ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3')
+KINDS = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma3', 'gpt2', 'gpt_neo', 'gptj', 'gpt_neox') # all that are described
 
 
 @pytest.fixture
@@ -19,6 +23,9 @@ def text(tmp_path, monkeypatch):
     monkeypatch.setattr(R, 'cache_folder', lambda: tmp_path/'cache')
     (tmp_path/'texts.txt').write_text('\n'.join(TEXTS))
     return str(tmp_path/'texts.txt')
+
+
+def test_every_description_is_tested(): assert set(R.ARCHITECTURES) == {{'gemma3': 'gemma3_text'}.get(k, k) for k in KINDS}
 
 
 def said(lm, r): # log-probability of the target
@@ -87,6 +94,42 @@ def test_a_planted_fact_is_rewritten(tiny_folder, text):
     assert said(lm, old) > -.7 and said(lm, other) > -.7 and said(lm, r) < said(lm, old) - 1
     for how in (Rome(layer=1, text=text, n_contexts=1, decay=0., kl=0., steps=200, clamp=20., lr=.1), Memit(layers=2, last=2, text=text, n_contexts=1, decay=0., kl=0., steps=200, clamp=20., weight=.01, lr=.1)):
         with how(lm, [new], {}).on(lm): assert said(lm, r) > said(lm, old) and said(lm, other) > -1.5, (how, said(lm, r), said(lm, old), said(lm, other))
+
+
+@pytest.fixture(scope='module')
+def planted(tiny_folder, tmp_path_factory):
+    "A 2-layer LM that was taught what four things are, and to believe a sentence in front rather than that; with the names and the colours."
+    lm = load_lm(str(tiny_folder('llama')), device='cpu')
+    words = [t[1:] for t in sorted(lm.tokenizer.get_vocab()) if t[0] == 'Ġ' and t[1:].isalpha() and len(t) > 4][::7] # of one token each
+    names, colours = [f'the {w}' for w in words[:4]], words[4:8]
+    says = [f'{n} is {c}' for n in names for c in colours]
+    facts, heard = [lm.encode(s) for s in says[::5]], [(lm.encode(s + ' '), lm.encode(s + ' ' + s)) for s in says]
+    rows = [(s, s) for s in facts] + [(s, [-100]*len(a) + s[len(a):]) for a, s in heard] + [(s, s) for s in (lm.encode(t) for t in TEXTS[::6])]
+    lm.model.requires_grad_(True)
+    opt, rng = torch.optim.AdamW(lm.model.parameters(), 3e-3), torch.Generator().manual_seed(0)
+    for _ in range(200):
+        some = [rows[i] for i in [*range(4), *torch.randint(4, len(rows), (8,), generator=rng).tolist()]]
+        loss = sum(lm.model(torch.tensor([s]), labels=torch.tensor([y])).loss for s, y in some); opt.zero_grad(); loss.backward(); opt.step()
+    lm.model.requires_grad_(False)
+    return lm, names, colours
+
+
+@pytest.mark.parametrize('method', ('rome', 'memit', 'mend', 'finetune-definition', 'finetune-transfer', 'distill'))
+def test_each_method_rewrites_a_planted_fact(planted, text, tmp_path, method):
+    lm, names, colours = planted
+    old, new, other = Request(f'{names[0]} is', names[0], colours[0]), Entity(names[0], f'{names[0]} is {colours[3]}'), Request(f'{names[1]} is', names[1], colours[1])
+    r = request_of(new)
+    assert said(lm, old) > -.5 and said(lm, other) > -.5 and said(lm, r) < said(lm, old) - 1
+    (tmp_path/'is.txt').write_text('\n'.join(TEXTS + [f'{n} is {c}' for n in names[1:] for c in colours])) # no text of TEXTS has an "is", whose key must stay as it is
+    value = dict(text=str(tmp_path/'is.txt'), n_contexts=1, decay=0., kl=0., steps=200, clamp=20., lr=.1)
+    training = dict(trainable='all', anchor=0., relative=False, lr=3e-3, steps=60)
+    sets = {new.key: TransferSet(new.key, (placed(new.definition, new),)*3, new.definition)}
+    if method == 'mend':
+        es = [Entity(n, f'{n} is {c}', probes=(Probe(f'{n} is', c, tuple(colours)),)) for n in names[1:] for c in colours]
+        train_editor(lm, practice_pairs(lm, es), tmp_path/'editor', Practice(blocks=2, rank=32, each=1, hold=2, steps=400, lr=1e-3, rate=1e-3, edit=1.), progress=False)
+    settings = {'rome': dict(layer=0, **value), 'memit': dict(layers=1, last=0, weight=.01, **value), 'mend': dict(editor=str(tmp_path/'editor')), 'distill': dict(temperature=1., contrast=0., **training)}.get(method, training)
+    with make_method(method, **settings)(lm, [new], sets).on(lm): assert said(lm, r) > said(lm, old), (said(lm, r), said(lm, old), said(lm, other))
+    assert said(lm, old) > -.5
 
 
 def test_the_covariance_goes_on_where_it_was(tiny, text, monkeypatch):
