@@ -286,7 +286,7 @@ def _edit(args):
     print(f'about {training_need(lm, method) if isinstance(method, Training) else memory_need(lm):.1f} GiB of memory needed, {memory_free(lm):.1f} free', file=sys.stderr)
     edit = method(lm, [e], sets, args.seed, progress=True)
     edit.save(args.save)
-    print(f'taught {e.name} in {edit.seconds:.1f} s (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f}); saved in {args.save}')
+    print(f'taught {e.name} in {edit.seconds:.1f} s' + (f' (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f})' if len(edit.losses) > 1 else '') + f'; saved in {args.save}')
     return as_json(dict(method=args.method, lm=lm.name, seed=args.seed, seconds_per_edit=edit.seconds, peak_memory_gib=edit.peak_memory_gib, texts=edit.texts, run=str(args.save)))
 
 # %% ../nbs/19_cli.ipynb #ab3659a3
