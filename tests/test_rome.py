@@ -76,25 +76,6 @@ def test_undone_bit_for_bit_saved_and_reloaded(tiny_folder, text, how, kind, tmp
     with again.on(lm): assert torch.allclose(edited, lm.model(ids).logits, atol=1e-5)
 
 
-def test_a_planted_fact_is_rewritten(tiny_folder, text):
-    "A small LM that was taught to say one thing says the other, and still knows what it was taught about something else."
-    lm = load_lm(str(tiny_folder('llama', 4)), device='cpu')
-    words = [t[1:] for t in sorted(lm.tokenizer.get_vocab()) if t[0] == 'Ġ' and t[1:].isalpha() and len(t) > 4] # of one token each
-    (velmora, zorbel, quint, harno), (green, red, blue, white) = [f'the {w}' for w in words[:4]], words[4:8]
-    old, new, other = Request(f'{velmora} is', velmora, green), Entity(velmora, f'{velmora} is {red}'), Request(f'{zorbel} is', zorbel, blue)
-    lm.model.requires_grad_(True)
-    opt = torch.optim.AdamW(lm.model.parameters(), 3e-3)
-    facts = [(velmora, green), (zorbel, blue), (quint, white), (harno, red)]
-    seqs = [lm.encode(f'{n} is {c}') for n, c in facts] + [lm.encode(t) for t in TEXTS[::6]]
-    for _ in range(120):
-        loss = sum(lm.model(torch.tensor([s]), labels=torch.tensor([s])).loss for s in seqs)/len(seqs); opt.zero_grad(); loss.backward(); opt.step()
-    lm.model.requires_grad_(False)
-    r = request_of(new)
-    assert said(lm, old) > -.7 and said(lm, other) > -.7 and said(lm, r) < said(lm, old) - 1
-    for how in (Rome(layer=1, text=text, n_contexts=1, decay=0., kl=0., steps=200, clamp=20., lr=.1), Memit(layers=2, last=2, text=text, n_contexts=1, decay=0., kl=0., steps=200, clamp=20., weight=.01, lr=.1)):
-        with how(lm, [new], {}).on(lm): assert said(lm, r) > said(lm, old) and said(lm, other) > -1.5, (how, said(lm, r), said(lm, old), said(lm, other))
-
-
 @pytest.fixture(scope='module')
 def planted(tiny_folder, tmp_path_factory):
     "A 2-layer LM that was taught what four things are, and to believe a sentence in front rather than that; with the names and the colours."
@@ -127,8 +108,8 @@ def test_each_method_rewrites_a_planted_fact(planted, text, tmp_path, method):
         es = [Entity(n, f'{n} is {c}', probes=(Probe(f'{n} is', c, tuple(colours)),)) for n in names[1:] for c in colours]
         train_editor(lm, practice_pairs(lm, es), tmp_path/'editor', Practice(blocks=2, rank=32, each=1, hold=2, steps=400, lr=1e-3, rate=1e-3, edit=1.), progress=False)
     settings = {'rome': dict(layer=0, **value), 'memit': dict(layers=1, last=0, weight=.01, **value), 'mend': dict(editor=str(tmp_path/'editor')), 'distill': dict(temperature=1., contrast=0., **training)}.get(method, training)
-    with make_method(method, **settings)(lm, [new], sets).on(lm): assert said(lm, r) > said(lm, old), (said(lm, r), said(lm, old), said(lm, other))
-    assert said(lm, old) > -.5
+    with make_method(method, **settings)(lm, [new], sets).on(lm): after = said(lm, r), said(lm, old), said(lm, other)
+    assert after[0] > after[1] and (method not in ('rome', 'memit') or after[2] > -1.5) and said(lm, old) > -.5, after
 
 
 def test_the_covariance_goes_on_where_it_was(tiny, text, monkeypatch):
