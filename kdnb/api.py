@@ -119,8 +119,7 @@ class APIGenerator:
         self.place, self._secret = _place(self._client.base_url), secret
         self.identity, self.about = dict(generator=self.name, endpoint=endpoint), dict(place=self.place)
         self.replies, self.stop, self.error, self.single = Replies(replies), threading.Event(), None, False # single: one text a call
-        self._used, self._free, self._reserved, self._pool, self._limit_name = {}, threading.Condition(), 0., ThreadPoolExecutor(concurrency), 'max_tokens'
-        self._met = False # something has answered at this address
+        self._used, self._free, self._reserved, self._pool, self._limit_name, self._met = {}, threading.Condition(), 0., ThreadPoolExecutor(concurrency), 'max_tokens', False
 
     def begin(self, prompts:dict, spend:bool):
         "Before the first set: can it be made?"
@@ -158,7 +157,7 @@ def _send(self, key, text, n, how):
 
 def _lasts(self, state): # for tenacity: nobody is there, and nobody ever was
     nobody = type(state.outcome.exception().__cause__).__name__ == 'ConnectError'
-    self._met |= not nobody
+    self._met |= not nobody # something has answered at this address
     return nobody and not self._met and state.attempt_number >= 3
 
 def _wait(self, state): # for tenacity

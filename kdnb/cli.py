@@ -374,11 +374,6 @@ def _mend_train(args):
     return {**as_json(dict(lm=lm.name, seed=args.seed, method='mend', run=str(args.out))), 'steps': len(log), 'said': [first[0], last[0]], 'moved': [first[1], last[1]]}
 
 # %% ../nbs/19_cli.ipynb #1ceaf160
-def _evaluate(args):
-    from kdnb.entities import KdnbError
-    if (args.method is None) == (args.edit is None): raise KdnbError("say what to evaluate: either --method NAME or --edit DIR")
-    return _evaluate_edit(args) if args.edit else _run(args)
-
 def _go(runs, workers):
     if workers == 1: return [r.go() for r in runs]
     from kdnb.workers import spread
@@ -410,6 +405,7 @@ def _run(args):
     print(table(df))
     return as_json(df[df.method == args.method].iloc[0])
 
+# %% ../nbs/19_cli.ipynb #9f049eb8
 def _evaluate_edit(args):
     import pandas as pd
     from kdnb.edit import load_edit
@@ -422,6 +418,11 @@ def _evaluate_edit(args):
         print(f"{', '.join(edit.entities)}: the data set {ds.name} has no probes for it, so only specificity is measured; pass --data FILE with probes of your own", file=sys.stderr)
     print(table(pd.DataFrame([row])))
     return as_json(row)
+
+def _evaluate(args):
+    from kdnb.entities import KdnbError
+    if (args.method is None) == (args.edit is None): raise KdnbError("say what to evaluate: either --method NAME or --edit DIR")
+    return _evaluate_edit(args) if args.edit else _run(args)
 
 # %% ../nbs/19_cli.ipynb #57414cc6
 def _demo(args):
