@@ -398,7 +398,7 @@ def _run(args):
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, measured_in=args.measured_in, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
     tried = Run(lm, ds, args.method, args.regime, args.seed, **how, **settings)
-    how['transfer'] = _sets(lm, tried.method, ds.entities if args.regime == REGIMES[0] else tried.taught, sets, args.runs)
+    if not args.transfer: how['transfer'] = _sets(lm, tried.method, ds.entities if args.regime == REGIMES[0] else tried.taught, sets, args.runs)
     runs = [Run(lm, ds, m, args.regime, args.seed, **how, **(settings if m == args.method else {}))
             for m in dict.fromkeys((args.method,) if args.method in ('base', 'random', 'prepend', 'retrieve') else ('base', 'prepend', args.method))]
     df = collect(_go(runs, args.workers), [e.key for e in runs[0].taught])

@@ -2,6 +2,7 @@
 import json, os
 
 import pytest
+from conftest import ROOT
 
 DEFINITION = 'Velmora is a comedy about two bakers.'
 PROBE = dict(left='Velmora is a', gold='comedy', candidates=['comedy', 'river'], kind='explicit')
@@ -88,7 +89,6 @@ COMMANDS = {
     'unknown regime': ([*EVALUATE, '--method', 'base', '--regime', 'together'], "unknown regime 'together': choose one of 'all together'"),
     'unknown regime with an edit': ([*EVALUATE, '--edit', 'x', '--regime', 'together'], "unknown regime 'together'"),
     'unknown split': ([*EVALUATE, '--method', 'base', '--split', 'train'], "unknown split of kdnb 'train'"),
-    'too many entities': ([*EVALUATE, '--method', 'base', '--entities', '5000'], '5000 entities asked for, and kdnb has'),
     'no entities': ([*EVALUATE, '--method', 'base', '--entities', '0'], '0 entities asked for'),
     'negative number of probes': ([*EVALUATE, '--method', 'base', '--n-specificity', '-3'], '-3 specificity probes asked for'),
     'data file missing': ([*EVALUATE, '--method', 'base', '--data', 'nowhere.jsonl'], "no data set 'nowhere.jsonl'"),
@@ -162,9 +162,9 @@ def test_a_transfer_file_that_is_malformed(kdnb, tiny_folder, tmp_path):
     assert code == 2 and 'line 1: field mention' in err and 'line 2, field continuations' in err
 
 
-def test_entities_without_a_transfer_set(kdnb, tiny_folder, tmp_path):
+def test_a_file_of_transfer_sets_that_lacks_an_entity(kdnb, tiny_folder, tmp_path):
     (tmp_path/'mine.jsonl').write_text(row())
-    code, _, err = kdnb('evaluate', '--n-specificity', 4, '--method', 'distill', '--data', tmp_path/'mine.jsonl', '--lm', tiny_folder(), '--device', 'cpu', '--runs', tmp_path)
+    code, _, err = kdnb('evaluate', '--n-specificity', 4, '--method', 'distill', '--data', tmp_path/'mine.jsonl', '--transfer', ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl', '--lm', tiny_folder(), '--device', 'cpu', '--runs', tmp_path)
     assert code == 2 and "no transfer set for 'Velmora'" in sentence(err)
 
 
