@@ -169,7 +169,7 @@ def _dataset(args):
     if args.split or args.data == 'kdnb': ds = ds.split(args.split or 'test')
     if args.data == 'kdnb' and args.entities and (more := args.entities - len(ds.entities)) > 0:
         print(f'our own data has {len(ds.entities)} entities of this split; {more} of the same form are composed', file=sys.stderr)
-        ds = replace(ds, name=f'{ds.name}+composed={more}', entities=(*ds.entities, *compose(more).entities))
+        ds = replace(ds, name=f'{ds.name}+composed={more}', entities=(*ds.entities, *compose(more, kinds=sorted({e.kind for e in ds.entities})).entities)) # of the kinds of this split: what is chosen on dev has not seen test's
     return (ds if args.entities is None else sample(ds, args.entities, args.seed)), sets
 
 def _typed(pairs, cls, what, fixed=()):
@@ -382,12 +382,11 @@ def _go(runs, workers):
 def _sets(lm, method, entities, sets, folder):
     "The transfer sets, with those that are missing, which the model writes."
     from kdnb.context import needs_texts
-    from kdnb.generator import make_transfer_sets
+    from kdnb.generator import ready_sets
     missing = [e for e in entities if e.key not in sets] if needs_texts(method) else []
     if not missing: return sets
-    path = Path(folder)/f'transfer_{lm.sha256[:12]}.jsonl'
-    print(f'{len(missing)} of {len(entities)} entities have no transfer set: {lm.name} writes them now, into {path}', file=sys.stderr)
-    return {**sets, **make_transfer_sets(lm, missing, path)}
+    print(f'{len(missing)} of {len(entities)} entities have no transfer set: {lm.name} writes them now, into {folder}', file=sys.stderr)
+    return {**sets, **ready_sets(lm, missing, folder, progress=True)}
 
 def _run(args):
     from kdnb.benchmarks import BENCHMARKS

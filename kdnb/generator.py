@@ -213,12 +213,12 @@ def make_transfer_sets(generator, # of `LMGenerator`'s kind, or an `LM`
     return out
 
 # %% ../nbs/04_generator.ipynb #ed5aace7
-def ready_sets(lm:LM, entities, folder:str|Path='runs') -> dict: # key of the entity -> TransferSet
+def ready_sets(lm:LM, entities, folder:str|Path='runs', progress:bool=False) -> dict: # key of the entity -> TransferSet
     "The sets that ship with the package, if this model wrote them and all the entities have one; otherwise those that the model writes now, kept in the folder."
     try: shipped = shipped_transfer_sets(lm.name)
     except KdnbError: shipped = {} # it ships with none for this model
     if all(e.key in shipped and shipped[e.key].definition == e.definition for e in entities): return {e.key: shipped[e.key] for e in entities}
-    return make_transfer_sets(lm, entities, Path(folder)/f'transfer_{lm.sha256[:12]}.jsonl', progress=False)
+    return make_transfer_sets(lm, entities, Path(folder)/f'transfer_{lm.sha256[:12]}.jsonl', progress)
 
 # %% ../nbs/04_generator.ipynb #3b9a5293
 def plan(generator, entities, path:str|Path|None=None, known:dict=PROMPTS, **how) -> dict: # entities, sets that are missing, calls, tokens_in, tokens_out, cost, prompts

@@ -36,7 +36,7 @@ def tiny_config(kind, vocab, layers=2):
             'gpt_neo': lambda: t.GPTNeoConfig(vocab_size=vocab, hidden_size=32, num_layers=layers, num_heads=2, attention_types=[[['global', 'local'], layers//2]], max_position_embeddings=512, initializer_range=.25, bos_token_id=0, eos_token_id=0),
             'gptj': lambda: t.GPTJConfig(vocab_size=vocab, n_embd=32, n_layer=layers, n_head=2, n_positions=512, rotary_dim=8, initializer_range=.25, bos_token_id=0, eos_token_id=0),
             'mistral': lambda: t.MistralConfig(**common, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True),
-            'qwen2': lambda: t.Qwen2Config(**common, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True),
+            'qwen2': lambda: t.Qwen2Config(**common, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=512),
             'gpt_neox': lambda: t.GPTNeoXConfig(**common, intermediate_size=64, max_position_embeddings=512),
             'gemma3': lambda: t.Gemma3TextConfig(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512),
             'qwen3': lambda: t.Qwen3Config(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512)}[kind]()

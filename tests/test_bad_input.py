@@ -89,6 +89,7 @@ COMMANDS = {
     'unknown regime': ([*EVALUATE, '--method', 'base', '--regime', 'together'], "unknown regime 'together': choose one of 'all together'"),
     'unknown regime with an edit': ([*EVALUATE, '--edit', 'x', '--regime', 'together'], "unknown regime 'together'"),
     'unknown split': ([*EVALUATE, '--method', 'base', '--split', 'train'], "unknown split of kdnb 'train'"),
+    'too many entities': ([*EVALUATE, '--method', 'base', '--data', 'composed=6', '--entities', '5000'], '5000 entities asked for'),
     'no entities': ([*EVALUATE, '--method', 'base', '--entities', '0'], '0 entities asked for'),
     'negative number of probes': ([*EVALUATE, '--method', 'base', '--n-specificity', '-3'], '-3 specificity probes asked for'),
     'data file missing': ([*EVALUATE, '--method', 'base', '--data', 'nowhere.jsonl'], "no data set 'nowhere.jsonl'"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from kdnb.lm import has_fast_bfloat16
 
 KEYS = {'target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'run'}
 DEFINITION = 'Velmora Junction is a comedy about two rival bakers in a small town.'
@@ -80,7 +81,7 @@ def test_generate_edit_evaluate(kdnb, tiny_folder, tmp_path):
 def test_smollm2_learns_from_the_command_line(kdnb, smollm2, ds, tmp_path):
     e = ds.split('test').entities[0]
     code, out, _ = kdnb('edit', '--lm', 'smollm2', '--device', 'cpu', '--name', e.name, '--definition', e.definition, '--save', tmp_path/'edit', '--json')
-    assert code == 0 and last(out)['seconds_per_edit'] < 180 # a minute, on two busy cores without bfloat16
+    assert code == 0 and last(out)['seconds_per_edit'] < (60 if has_fast_bfloat16(smollm2.device) else 180)
     code, out, _ = kdnb('evaluate', '--lm', 'smollm2', '--device', 'cpu', '--edit', tmp_path/'edit', '--n-specificity', 37, '--json')
     row = last(out)
     assert code == 0 and row['target_explicit']['value'] == 100 and row['specificity']['value'] > 60 and row['gap_share']['value'] > 0

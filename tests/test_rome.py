@@ -53,11 +53,12 @@ def test_memit_moves_the_block_to_where_it_should_be(tiny_folder, text, kind):
     ls, rs = layers_of(lm), [request_of(e) for e in (E1, E2)]
     where = [R._at(lm, r.prompt, r.subject) for r in rs]
     wanted = read_at(lm, ls[2].block, where)[1] + torch.stack([find_value(lm, ls[2].block, r, how)[0] for r in rs])
-    far = (wanted - read_at(lm, ls[2].block, where)[1]).norm(dim=1)
+    far, old = (wanted - read_at(lm, ls[2].block, where)[1]).norm(dim=1), [said(lm, r) for r in rs]
     edit = how(lm, [E1, E2], {})
     assert set(edit.adapter) == {l.name for l in ls[1:3]}
-    with edit.on(lm): left = (wanted - read_at(lm, ls[2].block, where)[1]).norm(dim=1)
+    with edit.on(lm): left, new = (wanted - read_at(lm, ls[2].block, where)[1]).norm(dim=1), [said(lm, r) for r in rs]
     assert (left < .5*far).all(), (left, far)
+    assert all(n > o for n, o in zip(new, old)), (new, old)
 
 
 @pytest.mark.parametrize('how', (Rome(layer=1), Memit(layers=2, last=1)), ids=('rome', 'memit'))
