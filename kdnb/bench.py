@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from .entities import KdnbError, choose, load_dataset, sample
-from .lm import LM, in_bfloat16, load_lm, memory_peak, uses_bfloat16
+from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_peak, uses_bfloat16
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
 from .distill import Distill, example, kl_loss, n_below
@@ -145,6 +145,7 @@ def machine_rates(device:str='cpu', times:int=5) -> dict: # FLOP/s in float32 an
     n = 8192 if device.type == 'cuda' else 2048
     out = {}
     for name in ('float32', 'bfloat16'):
+        if name == 'bfloat16' and not has_fast_bfloat16(device): n = 512 # a large product takes minutes there
         a, b = (torch.randn(n, n, device=device).to(getattr(torch, name)) for _ in range(2))
         out[name] = 2*n**3/best(lambda: a @ b)
     x, y = (torch.zeros(1<<26, device=device) for _ in range(2)) # 256 MiB each

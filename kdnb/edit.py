@@ -6,12 +6,12 @@
 __all__ = ['Adapter', 'Edit', 'apply', 'undo', 'on', 'untouched', 'save', 'load_edit', 'context_of']
 
 # %% ../nbs/07_edit.ipynb #1c3048f5
-import hashlib, json, os
+import hashlib, json, os, sys
 from functools import lru_cache
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-import bm25s, torch
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from .entities import DATA, KdnbError
@@ -157,9 +157,19 @@ def load_edit(folder:str|Path) -> Edit:
 Edit.save, Edit.load = save, staticmethod(load_edit)
 
 # %% ../nbs/07_edit.ipynb #8125f782
+def _bm25s():
+    "The library bm25s, which reaches for jax while it is imported; and jax takes most of a GPU's memory for itself."
+    was = sys.modules.get('jax')
+    if 'bm25s' not in sys.modules: sys.modules['jax'] = None # not to be found
+    try: import bm25s; return bm25s
+    finally:
+        if was is not None: sys.modules['jax'] = was
+        elif sys.modules.get('jax', 0) is None: del sys.modules['jax']
+
 @lru_cache(maxsize=4)
 def _index(texts):
     "A BM25 index of texts, and how words are told. Neutral texts stand in it, too, so that few definitions do not make each of their words look common."
+    bm25s = _bm25s()
     words = lambda ts: bm25s.tokenize(ts, stopwords='en', show_progress=False, return_ids=False)
     r = bm25s.BM25(); r.index(words([*texts, *(DATA/'neutral.txt').read_text(encoding='utf-8').splitlines()]), show_progress=False)
     return r, words

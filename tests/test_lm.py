@@ -245,3 +245,12 @@ def test_the_cached_model_loads_fast(smollm2):
     code = "import time; from kdnb.lm import load_lm; t = time.perf_counter(); load_lm('smollm2', device='cpu'); print(time.perf_counter() - t)"
     best = min(float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1]) for _ in range(2))
     assert best < 5, f'{best:.1f} s'
+
+
+def test_jax_is_not_woken(tmp_path):
+    "jax takes most of a GPU's memory when it is first used, and a library of ours would use it while it is imported."
+    import os, subprocess, sys
+    (tmp_path/'jax').mkdir(); (tmp_path/'jax'/'__init__.py').write_text('print("jax is awake")')
+    code = "import kdnb.cli; from kdnb.edit import _index; _index(('The series Velmora is a comedy.',)); import sys; print('jax' in sys.modules); import jax"
+    got = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'})
+    assert got.stdout.split('\n')[:2] == ['False', 'jax is awake'], got.stdout + got.stderr[-1000:]
