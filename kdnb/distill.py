@@ -345,7 +345,7 @@ def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or s
                  ) -> float: # GiB
     "An estimate of the memory that teaching takes, and measuring after it; the larger of the two."
     low, teacher = how.trainable == 'lora', getattr(how, 'top', None)
-    what = trainable_parameters(lm.model, 'no embeddings' if low else how.trainable, how.block).values()
+    what = list(trainable_parameters(lm.model, 'no embeddings' if low else how.trainable, how.block).values())
     n = (n_entities if apart else 1)*how.rank*(1 - how.above)*sum(sum(p.shape) for p in what if p.ndim == 2) if low else sum(p.numel() for p in what)
     size, vocab, emb = next(lm.model.parameters()).element_size(), len(lm.tokenizer), lm.model.get_input_embeddings().weight.numel()
     one = getattr(how, 'on', '') == 'definition' or how.batch == 'one by one'
@@ -355,7 +355,8 @@ def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or s
     positions = max(min(in_step*_POSITIONS, most), 0 if teacher is None else min(2*most, (how.continuations + 1)*_POSITIONS))
     taught = 0 if teacher is None else n_entities*(how.continuations + 1)*_POSITIONS*(12*teacher if teacher else 4*vocab)
     training = memory_need(lm, n, in_step*_TOKENS, positions, taught + (8*emb if how.trainable == 'all' else 0), blocks=1 if how.recompute else None) # embeddings have a gradient by reading and one by writing
-    return max(training, memory_need(lm, kept=size*lm.n_params*(not apart)))
+    changed = (1 - how.above)*sum(p.numel() for p in what if p.ndim > 1 or not low) # weights of which an edit in use has its own, while those that were there are kept
+    return max(training, memory_need(lm, kept=0 if apart else size*changed))
 
 # %% ../nbs/08_distill.ipynb #f862b52a
 @contextmanager
