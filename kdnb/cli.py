@@ -154,9 +154,10 @@ def _parser():
     return p
 
 # %% ../nbs/19_cli.ipynb #da544f71
-def _load(args):
+def _load(args, method=None): # that will train it
+    from kdnb.distill import Training, training_need
     from kdnb.lm import load_lm
-    lm = load_lm(args.lm, args.dtype, args.device, args.accept_terms)
+    lm = load_lm(args.lm, args.dtype, args.device, args.accept_terms, need=(lambda lm: training_need(lm, method)) if isinstance(method, Training) and getattr(args, 'shards', 1) < 2 else None)
     print(f'{lm.name}: {lm.n_params/1e6:.0f} M parameters on {lm.device}', file=sys.stderr)
     return lm
 
@@ -275,7 +276,7 @@ def _edit(args):
         if status: raise KdnbError(f"one of the {args.shards} processes ended with status {status}; its message stands above")
         return {}
     if args.shards > 1: args.device = join(args.device)
-    lm = _load(args)
+    lm = _load(args, method)
     if args.shards > 1:
         edit = teach_sharded(lm, method, [e], sets, args.seed, progress=True)
         if int(os.environ['RANK']) == 0: edit.save(args.save); print(f'taught {e.name} in {edit.seconds:.1f} s by {args.shards} processes (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f}); saved in {args.save}')
@@ -303,10 +304,10 @@ def _teach(args):
         return dict(entities=len(left), run=str(args.out))
     if not args.definitions: raise KdnbError("say what to teach: a file or folder of definitions (or --undo)")
     entities, settings = read_definitions(args.definitions), _settings(args.set, 'distill')
-    lm = _load(args)
+    method = Distill(**{'together': min(4, len(entities)), 'top': 256, **settings})
+    lm = _load(args, method)
     api = {'base_url': args.base_url, 'replies': f'{args.out}/replies.jsonl'} if args.generator.partition(':')[0] == 'openai' else {}
     g = None if args.generator == 'self' else make_generator(args.generator, lm, lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
-    method = Distill(**{'together': min(4, len(entities)), 'top': 256, **settings})
     out = teach(lm, entities, args.out, g, args.n, method=method, merge=args.merge, n_specificity=args.n_specificity, seed=args.seed)
     s = summary(out)
     print(f"{s['entities']} entities. Of {s['probes']} probes right before {s['before']}, now {s['after']} (with the definition in front {s['with_definition']}). Of {s['known_before']} known things {s['lost']} are lost.")
@@ -390,10 +391,12 @@ def _sets(lm, method, entities, sets, folder):
 
 def _run(args):
     from kdnb.benchmarks import BENCHMARKS
+    from kdnb.context import make_method, protocol_settings
     from kdnb.experiment import REGIMES, Run, as_json, collect
     from kdnb.transfer import read_transfer_sets
     args.regime = _regime(args.regime)
-    settings, (ds, sets), lm = _settings(args.set, args.method), _dataset(args), _load(args)
+    settings, (ds, sets) = _settings(args.set, args.method), _dataset(args)
+    lm = _load(args, make_method(args.method, **{**protocol_settings(args.protocol, args.method, ds.unit, ds.name), **settings}))
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, measured_in=args.measured_in, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
     tried = Run(lm, ds, args.method, args.regime, args.seed, **how, **settings)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Dataset, KdnbError, choose, load_dataset, sample
 from .fetch import pin_of
-from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_need, memory_peak, release_memory, uses_bfloat16, versions
+from .lm import LM, check_memory, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_need, memory_peak, release_memory, uses_bfloat16, versions
 from .edit import Edit
 from .transfer import shipped_transfer_sets
 from .distill import Training, training_need
@@ -224,8 +224,7 @@ def go(self:Run, progress:bool=True) -> Path: # the folder with the results
     need, free = training_need(self.lm, self.method, many, self.regime == REGIMES[0] and many > 1) if isinstance(self.method, Training) else memory_need(self.lm), memory_free(self.lm)
     if progress:
         print(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}', file=sys.stderr)
-    if need > free:
-        raise KdnbError(f"{self.method_name} on {self.lm.name} needs about {need:.1f} GiB of memory, and {free:.1f} are free: train an adapter (trainable='lora'), keep less of a teacher (top=256), compute activations again (recompute=True), put fewer texts or entities in a step (per_step, together, at_once), use bfloat16 weights, or a smaller model")
+    check_memory(f'{self.method_name} on {self.lm.name}', need, free)
     with tqdm(total=len(self.taught), desc=self.method_name, unit='entity', disable=not progress) as bar:
         {REGIMES[0]: self._reset, REGIMES[1]: self._together, REGIMES[2]: self._sequence}[self.regime](bar)
     cases = [read_json(p) for p in self.done()]

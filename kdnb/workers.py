@@ -52,7 +52,7 @@ def spread(runs:list, # of `Run`, each one at a time with reset, on the same mod
     if todo:
         if not lm.loaded: raise KdnbError(f"{lm.name} was not loaded by load_lm, so a worker does not know how to")
         need = workers*max(training_need(lm, r.method) if isinstance(r.method, Training) else memory_need(lm) for r in runs)
-        if address is None and need > memory_free(lm): raise KdnbError(f"{workers} workers need about {need:.1f} GiB of memory, and {memory_free(lm):.1f} are free: use fewer")
+        if address is None and need > (free := memory_free(lm, own=False)): raise KdnbError(f"{workers} workers need about {need:.1f} GiB of memory, and {free:.1f} are free: use fewer")
         _hand_out(_ray(), runs, todo, min(workers, len(todo)), address, progress)
     return [r.go(progress=False) for r in runs]
 
