@@ -108,7 +108,9 @@ def _outline(config, dtype):
 
 def _fits(lm, need):
     "Refuses a model, before its weights are read, with which work would take more memory than there is."
-    if lm.model is None or not list(lm.model.parameters()) or (lm.device.type == 'cuda' and not torch.cuda.is_available()): return
+    try:
+        if lm.model is None or not list(lm.model.parameters()) or lm.device.type == 'cuda' and not torch.cuda.is_available(): return
+    except RuntimeError: return # there is no such device, which is said when the model shall be put on it
     check_memory(f'{lm.name} ({lm.n_params/1e6:,.0f} M parameters in {str(next(lm.model.parameters()).dtype)[6:]})', need(lm), memory_free(lm, own=False))
 
 # %% ../nbs/02_lm.ipynb #7ad12ffb
