@@ -54,10 +54,7 @@ class LM:
     @cached_property
     def tuples(self) -> bool:
         "Whether a block gives a tuple, with the states first."
-        found = []
-        hook = blocks_of(self.model)[0].register_forward_hook(lambda m, args, res: found.append(isinstance(res, tuple)))
-        with torch.no_grad(): _call(self.model, *_pad([[1, 2]], self.device), use_cache=False)
-        hook.remove(); return found[0]
+        return _gives_tuple(self.model, self.device)
     def encode(self, text:str) -> list:
         "Token ids of `text`, with the special tokens that the model wants at the start of a text."
         return self.tokenizer(text).input_ids
@@ -270,6 +267,15 @@ def states_below(lm:LM, seqs:list, # of token ids
     return out
 
 # %% ../nbs/02_lm.ipynb #103e39da
+@torch.no_grad()
+def _gives_tuple(model, device):
+    "Whether a block gives a tuple, with the states first."
+    found = []
+    hook = blocks_of(model)[0].register_forward_hook(lambda m, args, res: found.append(isinstance(res, tuple)))
+    try: _call(model, *_pad([[1, 2]], device), use_cache=False)
+    finally: hook.remove()
+    return found[0]
+
 @contextmanager
 def _skipping(lm, below, ids, starts):
     "Within this context the first blocks give the states that `below` has for the sequences in these rows."
