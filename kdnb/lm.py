@@ -39,7 +39,7 @@ class LM:
     @property
     def device(self):
         d = next(self.model.parameters()).device
-        return torch.device(self.loaded['device']) if d.type == 'meta' else d # where weights shall be that are not there yet
+        return torch.device(self.loaded['device']) if d.type == 'meta' and self.loaded else d # where weights shall be that are not there yet
     @property
     def n_params(self) -> int: return sum(p.numel() for p in self.model.parameters())
     @cached_property

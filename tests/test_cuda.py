@@ -1,6 +1,6 @@
 """On a GPU: what is learned there is what is learned here, to rounding; and bfloat16, attention and memory are those of the GPU."""
 import pytest, torch
-from kdnb import rome as R
+from test_rome import text
 from kdnb.bank import teach_apart
 from kdnb.context import make_method
 from kdnb.edit import Edit
@@ -12,7 +12,6 @@ from kdnb.trace import trace
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='this machine has no GPU that torch can use')
 KINDS = ('llama', 'gpt2', 'gpt_neo', 'gemma3')
-TEXTS = [f'{a} {b} {c}.' for a in ('The baker', 'A storm', 'My friend') for b in ('saw the sea', 'made bread', 'went to Chile') for c in ('in June', 'with a friend')]
 PLAIN = dict(steps=4, precision='float32')
 # a text in front, which ROME has the model write, would be another one there: random numbers are those of the device
 METHODS = {'distill': dict(PLAIN), 'distill, all weights': dict(PLAIN, trainable='all'), 'distill, top': dict(PLAIN, top=50), 'distill, above': dict(PLAIN, above=.5), 'distill, recompute': dict(PLAIN, recompute=True), 'distill, compiled': dict(PLAIN, compiled=True),
@@ -23,12 +22,6 @@ METHODS = {'distill': dict(PLAIN), 'distill, all weights': dict(PLAIN, trainable
 def both(tiny_folder):
     "Function of an architecture's name: the same tiny LM here and on the GPU."
     return lambda kind, **how: [load_lm(str(tiny_folder(kind, 4)), device=d, **how) for d in ('cpu', 'cuda')]
-
-
-@pytest.fixture
-def text(tmp_path, monkeypatch):
-    monkeypatch.setattr(R, 'cache_folder', lambda: tmp_path/'cache')
-    (tmp_path/'texts.txt').write_text('\n'.join(TEXTS)); return str(tmp_path/'texts.txt')
 
 
 def change(edit): return {n: a.delta().cpu() for n, a in edit.adapter.items()} | {n: t.cpu() for n, t in edit.tensors.items()}
@@ -86,7 +79,7 @@ def test_memory_writing_tracing(both, ds):
     assert generate(here, ['The sea'], temperature=0, max_new_tokens=5) == generate(there, ['The sea'], temperature=0, max_new_tokens=5)
     p = 'The baker went to'
     a, b = (trace(lm, p, 'The baker', 'Chile', samples=1) for lm in (here, there))
-    assert type(a) is type(b)
+    assert (a.tokens, a.low, a.high) == (b.tokens, pytest.approx(b.low, rel=1e-3), pytest.approx(b.high, rel=1e-3)) and torch.allclose(a.effects, b.effects.cpu(), atol=1e-4)
 
 
 def test_a_process_for_a_gpu(tiny_folder, ds, tmp_path):
