@@ -16,7 +16,7 @@ from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_peak, uses_b
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
 from .distill import Distill, example, kl_loss, n_below
-from .context import make_method, protocol_settings
+from .context import method_under, protocol_settings
 from .evaluate import answer_probes
 
 # %% ../nbs/16b_bench.ipynb #a2bd8274
@@ -70,7 +70,7 @@ class _Work:
         self.side, self.lm = choose(side, SIDES, 'side'), load_lm(lm, dtype, device, accept_terms, quiet=True)
         ds, sets = _data(data, n_entities)
         self.entities, self.known, self.sets = ds.entities, ds.specificity[:n_specificity], sets
-        self.method = make_method('distill', **{**protocol_settings(protocol, 'distill', ds.unit, ds.name), **settings})
+        self.method = method_under(protocol, 'distill', ds, **settings)
         self.made, self.low = None, uses_bfloat16(measured_in, self.lm.device, 'measured_in')
 
     def edit(self, i, steps=None):

@@ -391,12 +391,12 @@ def _sets(lm, method, entities, sets, folder):
 
 def _run(args):
     from kdnb.benchmarks import BENCHMARKS
-    from kdnb.context import make_method, protocol_settings
+    from kdnb.context import method_under
     from kdnb.experiment import REGIMES, Run, as_json, collect
     from kdnb.transfer import read_transfer_sets
     args.regime = _regime(args.regime)
     settings, (ds, sets) = _settings(args.set, args.method), _dataset(args)
-    lm = _load(args, make_method(args.method, **{**protocol_settings(args.protocol, args.method, ds.unit, ds.name), **settings}))
+    lm = _load(args, method_under(args.protocol, args.method, ds, **settings))
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, measured_in=args.measured_in, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
     tried = Run(lm, ds, args.method, args.regime, args.seed, **how, **settings)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PROTOCOLS', 'Base', 'Prepend', 'PrependRandom', 'Retrieve', 'needs_texts', 'make_method',
-           'protocol_settings']
+           'protocol_settings', 'method_under']
 
 # %% ../nbs/14_context.ipynb #f3e55d4f
 import json
@@ -85,3 +85,9 @@ def protocol_settings(protocol:str, # a key of `PROTOCOLS`
     s = dict(PROTOCOLS[choose(protocol, PROTOCOLS, 'protocol')].get(method, {}))
     apart = {k: s.pop(k, {}) for k in (*UNITS, *BENCHMARKS)}
     return {**s, **apart[unit], **apart.get(data, {})}
+
+def method_under(protocol:str, name:str, ds:Dataset, # that it is for
+                 **settings # that differ from the protocol's
+                ):
+    "A method by name, with the settings that a protocol has for a data set."
+    return make_method(name, **{**protocol_settings(protocol, name, ds.unit, ds.name), **settings})
