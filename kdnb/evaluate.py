@@ -152,11 +152,14 @@ def interval_crossed(table, # [edits, probes]; NaN where an edit was not asked a
     "Mean of a table, with its bootstrap interval over rows and columns."
     t = np.asarray(table, float)
     if not t.size or np.isnan(t).all(): return None
-    rows, cols = _draws(t.shape[0], seed), _draws(t.shape[1], seed+1)
-    tables = [t] if base is None else [t, np.where(np.isnan(t), np.nan, base)]
-    one = lambda r, c: float(np.subtract.reduce([final(np.nanmean(x[np.ix_(r, c)])) for x in tables]))
-    low, high = np.nanquantile([one(r, c) for r, c in zip(rows, cols) if not np.isnan(t[np.ix_(r, c)]).all()], [.025, .975])
-    return Interval(one(range(t.shape[0]), range(t.shape[1])), float(low), float(high), t.shape[1])
+    rows, cols = (np.stack([np.bincount(d, minlength=n) for d in _draws(n, s)]) for n, s in zip(t.shape, (seed, seed+1))) # how often each was drawn
+    asked = ~np.isnan(t)
+    total = lambda r, c, x: ((r @ np.where(asked, x, 0)) * c).sum(-1) # over the rows and columns that were drawn
+    def one(r, c):
+        count = total(r, c, 1.)
+        return np.subtract.reduce([final(total(r, c, x)/count) for x in ([t] if base is None else [t, base])])
+    with np.errstate(invalid='ignore', divide='ignore'): low, high = np.nanquantile(one(rows, cols), [.025, .975]) # a draw of nothing that was asked is none
+    return Interval(float(one(np.ones(t.shape[0]), np.ones(t.shape[1]))), float(low), float(high), t.shape[1])
 
 # %% ../nbs/15_evaluate.ipynb #0aa504a0
 _UNIT = {'accuracy': (lambda r: 100*r['correct'], _same, 1), # value of a probe, what is done to a mean, which way is better
