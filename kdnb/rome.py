@@ -73,8 +73,9 @@ def request_of(entity:Entity, span:tuple|None=None # (start, end) of the masked 
     (start, end), _ = m
     verb = re.match(_VERBS, text[end:]); cut = end + (verb.end() if verb else 0)
     target = re.split(r'(?<=[.!?])\s', text[cut:].strip(), maxsplit=1)[0]
-    if not re.search(r'\w', target): raise KdnbError(f"the definition of {entity.key!r} says nothing after its name: nothing can be made of it that shall follow the name")
-    return Request(text[:cut], text[start:end], target)
+    if re.search(r'\w', target): return Request(text[:cut], text[start:end], target)
+    if len(re.findall(r'\w+', text[:start])) > 3: return Request(f'{entity.name}:', entity.name, text)
+    raise KdnbError(f"the definition of {entity.key!r} says nothing after its name: nothing can be made of it that shall follow the name")
 
 # %% ../nbs/11_rome.ipynb #e80621b0
 def _at(lm, text, subject):
@@ -188,6 +189,7 @@ def covariance(lm:LM, layers:list, # indices of blocks
 # %% ../nbs/11_rome.ipynb #2ac51c66
 def _solve(C, K, tokens, name):
     "C⁻¹ K, or a sentence if there is no C⁻¹."
+    if not K.isfinite().all(): raise KdnbError(f"a key of {name} is not a finite number: the model, or an edit that is applied to it, is broken")
     try: X = torch.cholesky_solve(K, torch.linalg.cholesky(C))
     except RuntimeError: X = None
     if X is None or tokens <= C.shape[0] or not (C @ X - K).norm() <= 1e-4*K.norm():
@@ -298,15 +300,23 @@ def least_squares(C:torch.Tensor, K:torch.Tensor, # [d_ff, d_ff], [d_ff, n], in 
     "Kᵀ(λC + KKᵀ)⁻¹, of MEMIT's change (equation 14)."
     return _solve(weight*C + K @ K.T, K, tokens, name).T
 
-# %% ../nbs/11_rome.ipynb #537bf0de
+# %% ../nbs/11_rome.ipynb #0dc7e605
 def _through(norm, x, r):
-    "What the projection must give besides `x`, such that `r` is added to what comes through the norm after it (RMS norms are the same for all lengths of x)."
+    "What the projection must give besides `x`, such that what comes through the RMS norm after it grows by `r`, or by what is nearest to that: the norm gives g·u with |u|² = d, and lets little of some directions through, or nothing."
     if norm is None: return r
-    y = norm(x.to(next(norm.parameters()).dtype)).float()
-    gain = norm(torch.ones_like(x)).float()
-    want = (y + r)/gain
-    return want*(x.norm(dim=-1, keepdim=True)/want.norm(dim=-1, keepdim=True)) - x
+    as_norm = lambda t: norm(t.to(next(norm.parameters()).dtype)).double()
+    g, d = as_norm(torch.ones_like(x[:1])), x.shape[-1]
+    a, low = g*(as_norm(x) + r.double()), -g.square().min()
+    u = lambda mu: a/(g.square() + mu) # where the distance to y + r is least for a length of u (Lagrange)
+    lo, hi = low.expand(len(x), 1), low + 1 + a.norm(dim=-1, keepdim=True)
+    for _ in range(80):
+        mid = (lo + hi)/2; long = u(mid).norm(dim=-1, keepdim=True) > d**.5
+        lo, hi = torch.where(long, mid, lo), torch.where(long, hi, mid)
+    best = u(hi)
+    rest = (d - best.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()*torch.sign(x)*(g.square() == -low) # length that is left goes where the least comes through
+    return ((best + rest/(g.square() == -low).sum()**.5)*(x.double().norm(dim=-1, keepdim=True)/d**.5) - x.double()).to(x.dtype)
 
+# %% ../nbs/11_rome.ipynb #537bf0de
 @dataclass(frozen=True)
 class Memit(Locate):
     "MEMIT (arXiv 2210.07229)."

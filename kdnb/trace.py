@@ -91,7 +91,9 @@ def trace(lm:LM, prompt:str, # that ends where the answer begins
     where, _ = _stands(lm, prompt, subject)
     clean, emb = states(lm, ids), lm.model.get_input_embeddings()
     g = torch.Generator().manual_seed(seed)
-    spoil = (noise*emb.weight.float().std().item()*torch.randn(samples, len(where), emb.weight.shape[1], generator=g)).to(lm.device)
+    there = torch.tensor([ids[t] for t in where], device=lm.device)
+    size = (emb(there).float().norm()/emb.weight[there].float().norm()).item() # Gemma's embeddings leave their module larger than they are kept
+    spoil = (noise*size*emb.weight.float().std().item()*torch.randn(samples, len(where), emb.weight.shape[1], generator=g)).to(lm.device)
     def spoiled(m, args, out):
         out = out.clone(); out[:, where] = (out[:, where].float() + spoil.repeat(len(out)//samples, 1, 1)).to(out.dtype)
         return out
