@@ -529,6 +529,16 @@ def in_bfloat16(lm:LM, on:bool=True):
     with bfloat16_weights(lm.model, on), torch.autocast(lm.device.type, torch.bfloat16, enabled=on): yield
 
 # %% ../nbs/02_lm.ipynb #0b455a59-1
+def _begun(lm, seqs, n):
+    "n rows of each sequence, left-padded, and their mask. What all begin with has been passed once then, and its states are there for each row."
+    rows, cache = [s for s in seqs for _ in range(n)], None
+    k = _common(rows) if lm.owners is None and not _now(lm) else 0
+    if k: *_, cache = _cached(lm, [rows[0][:k]], k-1)
+    if cache is None: return *_pad(rows, lm.device, left=True)[:2], {}
+    cache.batch_repeat_interleave(len(rows))
+    ids, mask, _ = _pad([s[k:] for s in rows], lm.device, left=True)
+    return torch.cat([ids.new_tensor(rows[0][:k]).expand(len(rows), -1), ids], 1), torch.cat([mask.new_ones(len(rows), k), mask], 1), {'cache': cache}
+
 @torch.no_grad()
 def generate(lm:LM,
              prompts:list, # texts, or lists of token ids
@@ -539,18 +549,18 @@ def generate(lm:LM,
              seed:int=0,
              fast:bool=False # matrix products in bfloat16, where the hardware is fast at it
             ) -> list: # for each prompt, a list of n texts: what was written, without the prompt
-    "Continuations of prompts, in one left-padded batch."
+    "Continuations of prompts, in one left-padded batch. What all of them begin with is passed once."
     if temperature < 0 or not 0 < top_p <= 1: raise KdnbError(f"temperature {temperature} and top_p {top_p}: the first must be at least 0, the second above 0 and at most 1")
     seqs = [lm.encode(p) if isinstance(p, str) else p for p in prompts]
-    ids, mask, _ = _pad(seqs, lm.device, left=True)
-    how = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0, num_return_sequences=n) if temperature else dict(do_sample=False)
+    how = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else dict(do_sample=False)
     eos = lm.tokenizer.eos_token_id
     fast = fast and has_fast_bfloat16(lm.device)
     with (torch.random.fork_rng(devices=[lm.device] if lm.device.type == 'cuda' else []), warnings.catch_warnings(),
           in_bfloat16(lm, fast)):
         warnings.simplefilter('ignore')
+        ids, mask, kw = _begun(lm, seqs, n)
         torch.manual_seed(seed)
-        out = lm.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=lm.tokenizer.pad_token_id or eos or 0, **how)
+        out = lm.model.generate(input_ids=ids, attention_mask=mask, **kw, max_new_tokens=max_new_tokens, pad_token_id=lm.tokenizer.pad_token_id or eos or 0, **how)
     texts = lm.tokenizer.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)
     return [texts[i:i+n] for i in range(0, len(texts), n)]
 
