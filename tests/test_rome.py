@@ -5,9 +5,9 @@ from kdnb.edit import Edit
 from kdnb.benchmarks import placed
 from kdnb.context import make_method
 from kdnb.entities import Entity, KdnbError, Probe
-from kdnb.lm import load_lm, token_logprobs
+from kdnb.lm import blocks_of, load_lm, token_logprobs
 from kdnb.mend import Practice, practice_pairs, train_editor
-from kdnb.rome import Memit, Request, Rome, covariance, find_value, layers_of, read_at, request_of
+from kdnb.rome import Memit, Request, Rome, covariance, find_value, layers_of, rank_one, read_at, request_of
 from kdnb.transfer import TransferSet
 
 E1 = Entity('Velmora', 'The series Velmora is a slapstick comedy about two rival bakers.')
@@ -154,3 +154,30 @@ def test_transplanting_every_state_gives_the_edited_answer(tiny_folder, text, ki
     assert t.effects[:, 0].abs().max() < 1e-5 and abs(t.effects[-1, -1] - (t.high - t.low)) < 1e-5 and not lm.edits
     c = trace(lm, 'The series Velmora is', 'Velmora', 'a', samples=2)
     assert abs(c.effects[-1, -1] - (c.high - c.low)) < 1e-5 and c.effects[0].abs().max() == 0
+
+
+@pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gemma3'))
+def test_tracing_spoils_as_much_as_embeddings_are(tiny_folder, kind):
+    "Gemma's embeddings leave their module larger than they are kept, and noise of the size in which they are kept spoils nothing."
+    from kdnb.trace import trace
+    lm, seen = load_lm(str(tiny_folder(kind, 4)), device='cpu'), []
+    hook = blocks_of(lm.model)[0].register_forward_pre_hook(lambda m, args, kw: seen.append((args[0] if args else kw['hidden_states']).detach().clone()), with_kwargs=True)
+    trace(lm, 'The series Velmora is', 'Velmora', 'a', samples=64)
+    hook.remove()
+    clean, spoiled = seen[0], next(x for x in seen if len(x) == 64) # before a state is put back
+    noise = (spoiled - clean).std(dim=0).mean(-1)
+    every = lm.model.get_input_embeddings()(torch.arange(len(lm.tokenizer))).float().std()
+    assert noise[0] == 0 and noise.max() == pytest.approx(3*every.item(), rel=.35)
+
+
+def test_memit_where_a_norm_lets_a_direction_through_not_at_all(tiny_folder, text):
+    "As in a block of gemma3-270m."
+    lm = load_lm(str(tiny_folder('gemma3', 4)), device='cpu')
+    for b in blocks_of(lm.model): b.post_feedforward_layernorm.weight.data[3] = -1. # its gain is 1 + weight
+    edit = Memit(text=text, n_contexts=1, layers=2, last=2, steps=5)(lm, [E1], {})
+    assert all(torch.isfinite(a.delta()).all() and a.delta().abs().max() > 0 for a in edit.adapter.values())
+
+
+def test_a_key_that_is_no_number():
+    C = torch.eye(4, dtype=torch.float64)
+    with pytest.raises(KdnbError, match='a key of a layer is not a finite number'): rank_one(C, torch.full((4,), float('nan'), dtype=torch.float64), torch.ones(4, dtype=torch.float64), 100)
