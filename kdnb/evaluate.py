@@ -145,6 +145,7 @@ def interval(values, # numbers, one per observation
     low, high = np.quantile(final(total[idx].sum(1)/count[idx].sum(1)), [.025, .975])
     return Interval(float(final(values.mean())), float(low), float(high), len(names))
 
+# %% ../nbs/15_evaluate.ipynb #76ff7263
 def interval_crossed(table, # [edits, probes]; NaN where an edit was not asked a probe
                      seed:int=0, final=_same,
                      base=None # [edits, probes]: the difference to it, after `final`
