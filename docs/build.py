@@ -144,12 +144,23 @@ def gallery(found, site):
     return '\n'.join([*lines, ':::{toctree}', ':hidden:', '', *(f"{r['report']}-{r['label']}.ipynb" for r in found), ':::', ''])
 
 def claims(found):
-    "The paper's claims, with what the reports found."
-    rows = ['# What was claimed, and what was found', '', (HERE/'pages'/'claims_head.txt').read_text(encoding='utf-8'), '']
-    for c in json.loads((HERE/'claims.json').read_text(encoding='utf-8')):
-        rows += [f"## {c['claim']}", '', f"*{c['where']}.* {c.get('note', '')}".strip(), '']
-        lines = [f"| [{about(r['report'])[0]}, {r['label']}](../reports/{r['report']}-{r['label']}.ipynb) | {ok} | {claim} | {figures} |" for r in found for claim, ok, figures in verdicts(r) if r['report'] == c['report'] and re.search(c['verdict'], claim)]
-        rows += (['| report | verdict | of what | figures |', '|---|---|---|---|', *lines] if lines else [f"No run of the report `{c['report']}` is committed yet: open."]) + ['']
+    "The paper's claims, with what the reports found, and what nobody had asked or answered: first a table, then line by line."
+    asked, lines = json.loads((HERE/'claims.json').read_text(encoding='utf-8')), {}
+    link = lambda r, below='..': f"[{r['label']}]({below}/reports/{r['report']}-{r['label']}.ipynb)"
+    for c in asked: lines[c['claim']] = [(r, *v) for r in found for v in verdicts(r) if r['report'] == c['report'] and re.search(c['verdict'], v[0])]
+    def found_of(c):
+        ok = [v[2] == 'confirmed' for v in lines[c['claim']]]
+        return 'open' if not ok else f"{'confirmed' if all(ok) else 'unclear' if any(ok) else 'not confirmed'} ({sum(ok)} of {len(ok)})"
+    def row(c):
+        runs = [r for r in found if r['report'] == c['report']]
+        first = {r['label']: figures for r, _, _, figures in reversed(lines[c['claim']])}
+        return f"| [{c['claim']}](#{anchor(c['claim'])}){'. ' + c['note'] if 'note' in c else ''} | {about(c['report'])[0]}: {', '.join(map(link, runs)) or 'no run yet'} | {found_of(c)} | {'<br>'.join(f'{k}: {v}' for k, v in reversed(first.items()))} |"
+    table = lambda cs, what: [f'| {what} | tested by | found | figures, of the first line of each run |', '|---|---|---|---|', *map(row, cs), '']
+    claimed, open_ = [c for c in asked if not c.get('open')], [c for c in asked if c.get('open')]
+    rows = ['# What was claimed, and what was found', '', (HERE/'pages'/'claims_head.txt').read_text(encoding='utf-8'), '', *table(claimed, 'what is claimed'), '## Open questions', '', 'What readers of the paper asked, or what came up here, with what is known by now.', '', *table(open_, 'what is asked')]
+    for c in asked:
+        some = [f"| {about(r['report'])[0]}, {link(r)} | {ok} | {claim} | {figures} |" for r, claim, ok, figures in lines[c['claim']]]
+        rows += [f"## {c['claim']}", '', f"*{c['where']}.* {c.get('note', '')}".strip(), '', *(['| report | verdict | of what | figures |', '|---|---|---|---|', *some] if some else [f"No run of the report `{c['report']}` that says so is committed yet: open."]), '']
     return '\n'.join(rows)
 
 def api(pages):
