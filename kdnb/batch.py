@@ -158,11 +158,11 @@ def results(out:str|Path='outputs' # folder of the results
     return found
 
 def verdicts(result:dict # of `results`
-            ) -> list: # of (claim, 'confirmed' or 'not confirmed', figures)
+            ) -> list: # of (claim, 'confirmed', 'not confirmed' or 'unclear', figures)
     "What a report found, as it was printed by its cells (see `kdnb.report.verdict`)."
     nb = nbformat.read(result['folder']/f"{result['report']}.ipynb", 4)
     text = '\n'.join(o.get('data', {}).get('text/markdown', '') for c in nb.cells if c.cell_type == 'code' for o in c.get('outputs', []))
-    return [(claim, ok, figures) for ok, claim, figures in re.findall(r'^- \*\*((?:not )?confirmed)\*\*: (.*?) \((.*)\)$', text, re.M)]
+    return [(claim, ok, figures) for ok, claim, figures in re.findall(r'^- \*\*((?:not )?confirmed|unclear)\*\*: (.*?) \((.*)\)$', text, re.M)]
 
 # %% ../nbs/18c_batch.ipynb #f285d367
 STYLE = """:root { color-scheme: light dark; } body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }

@@ -132,6 +132,8 @@ def tables(runs:dict, # label -> `Run`
     groups = [(part, es) for part, found in ((runs, taught), (more, ds.entities)) for es in (found, unseen(found)) if part and es]
     return {f"{len(es)} of {len(ds.entities)} {what}{'' if len(unseen(es)) < len(es) else ', on which nothing was chosen'}": numbers(part, [e.key for e in es]) for part, es in groups}
 
-def verdict(claim:str, ok:bool, figures:str) -> str:
-    "A line of Markdown that says whether a claim was confirmed, and by which figures."
-    return f"- {'**confirmed**' if ok else '**not confirmed**'}: {claim} ({figures})"
+def verdict(claim:str, ok:bool|Interval, # whether it is so, or the interval of what is above zero where it is so
+            figures:str) -> str:
+    "A line of Markdown that says whether a claim was confirmed, and by which figures. An interval with zero in it leaves it unclear."
+    if isinstance(ok, Interval): ok = True if ok.low > 0 else False if ok.high < 0 else None
+    return f"- **{'unclear' if ok is None else 'confirmed' if ok else 'not confirmed'}**: {claim} ({figures})"
