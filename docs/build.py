@@ -149,8 +149,8 @@ def claims(found):
     link = lambda r, below='..': f"[{r['label']}]({below}/reports/{r['report']}-{r['label']}.ipynb)"
     for c in asked: lines[c['claim']] = [(r, *v) for r in found for v in verdicts(r) if r['report'] == c['report'] and re.search(c['verdict'], v[0])]
     def found_of(c):
-        ok = [v[2] == 'confirmed' for v in lines[c['claim']]]
-        return 'open' if not ok else f"{'confirmed' if all(ok) else 'unclear' if any(ok) else 'not confirmed'} ({sum(ok)} of {len(ok)})"
+        said = [v[2] for v in lines[c['claim']]]
+        return f"{said[0] if len({*said}) == 1 else 'unclear'} ({said.count('confirmed')} of {len(said)} confirmed)" if said else 'open'
     def row(c):
         runs = [r for r in found if r['report'] == c['report']]
         first = {r['label']: figures for r, _, _, figures in reversed(lines[c['claim']])}
