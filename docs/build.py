@@ -145,16 +145,17 @@ def gallery(found, site):
 
 def claims(found):
     "The paper's claims, with what the reports found, and what nobody had asked or answered: first a table, then line by line."
-    asked, lines = json.loads((HERE/'claims.json').read_text(encoding='utf-8')), {}
-    link = lambda r, below='..': f"[{r['label']}]({below}/reports/{r['report']}-{r['label']}.ipynb)"
-    for c in asked: lines[c['claim']] = [(r, *v) for r in found for v in verdicts(r) if r['report'] == c['report'] and re.search(c['verdict'], v[0])]
+    asked, said_by, lines = json.loads((HERE/'claims.json').read_text(encoding='utf-8')), [(r, verdicts(r)) for r in found], {}
+    link = lambda r: f"[{r['label']}](../reports/{r['report']}-{r['label']}.ipynb)"
+    for c in asked: lines[c['claim']] = [(r, *v) for r, vs in said_by if r['report'] == c['report'] for v in vs if re.search(c['verdict'], v[0])]
     def found_of(c):
         said = [v[2] for v in lines[c['claim']]]
         return f"{said[0] if len({*said}) == 1 else 'unclear'} ({said.count('confirmed')} of {len(said)} confirmed)" if said else 'open'
     def row(c):
         runs = [r for r in found if r['report'] == c['report']]
-        first = {r['label']: figures for r, _, _, figures in reversed(lines[c['claim']])}
-        return f"| [{c['claim']}](#{anchor(c['claim'])}){'. ' + c['note'] if 'note' in c else ''} | {about(c['report'])[0]}: {', '.join(map(link, runs)) or 'no run yet'} | {found_of(c)} | {'<br>'.join(f'{k}: {v}' for k, v in reversed(first.items()))} |"
+        first = {}
+        for r, _, _, figures in lines[c['claim']]: first.setdefault(r['label'], figures)
+        return f"| [{c['claim']}](#{anchor(c['claim'])}){'. ' + c['note'] if 'note' in c else ''} | {about(c['report'])[0]}: {', '.join(map(link, runs)) or 'no run yet'} | {found_of(c)} | {'<br>'.join(f'{k}: {v}' for k, v in first.items())} |"
     table = lambda cs, what: [f'| {what} | tested by | found | figures, of the first line of each run |', '|---|---|---|---|', *map(row, cs), '']
     claimed, open_ = [c for c in asked if not c.get('open')], [c for c in asked if c.get('open')]
     rows = ['# What was claimed, and what was found', '', (HERE/'pages'/'claims_head.txt').read_text(encoding='utf-8'), '', *table(claimed, 'what is claimed'), '## Open questions', '', 'What readers of the paper asked, or what came up here, with what is known by now.', '', *table(open_, 'what is asked')]
