@@ -396,7 +396,7 @@ def _run(args):
     from kdnb.transfer import read_transfer_sets
     args.regime = _regime(args.regime)
     settings, (ds, sets) = _settings(args.set, args.method), _dataset(args)
-    lm = _load(args, method_under(args.protocol, args.method, ds, **settings))
+    lm = _load(args, method_under(args.protocol, args.method, ds, args.regime, **settings))
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, measured_in=args.measured_in, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
     tried = Run(lm, ds, args.method, args.regime, args.seed, **how, **settings)

@@ -9,8 +9,8 @@ __all__ = ['METHODS', 'PROTOCOLS', 'Base', 'Prepend', 'PrependRandom', 'Retrieve
 # %% ../nbs/14_context.ipynb #f3e55d4f
 import json
 from dataclasses import dataclass
-from .entities import DATA, UNITS, Dataset, choose, load_dataset, random_definitions
-from .benchmarks import BENCHMARKS, load_data
+from .entities import DATA, Dataset, choose, load_dataset, random_definitions
+from .benchmarks import load_data
 from .lm import LM, load_lm
 from .edit import Edit, context_of
 from .distill import Distill, Training, make_edit
@@ -75,19 +75,24 @@ def make_method(name:str, # a key of `METHODS`
     return cls(**fixed, **{**defaults, **settings})
 
 # %% ../nbs/14_context.ipynb #24a15da2
-PROTOCOLS = json.loads((DATA/'protocols.json').read_text(encoding='utf-8')) # name -> method -> settings; apart, what differs for a unit of the data, or for a benchmark
+PROTOCOLS = json.loads((DATA/'protocols.json').read_text(encoding='utf-8')) # name -> method -> settings; apart, what differs for a unit of the data, for a benchmark, or for a regime
 
 def protocol_settings(protocol:str, # a key of `PROTOCOLS`
                       method:str, # a key of `METHODS`
-                      unit:str='accuracy', data:str='' # of the data: its unit and its name
+                      unit:str='accuracy', data:str='', # of the data: its unit and its name
+                      regime:str='' # in which it is used
                      ) -> dict:
     "The settings of a method under a protocol."
     s = dict(PROTOCOLS[choose(protocol, PROTOCOLS, 'protocol')].get(method, {}))
-    apart = {k: s.pop(k, {}) for k in (*UNITS, *BENCHMARKS)}
-    return {**s, **apart[unit], **apart.get(data, {})}
+    apart = {k: s.pop(k) for k in [*s] if isinstance(s[k], dict)}
+    return {**s, **apart.get(unit, {}), **apart.get(data, {}), **apart.get(regime, {})}
 
 def method_under(protocol:str, name:str, ds:Dataset, # that it is for
-                 **settings # that differ from the protocol's
+                 regime:str='', **settings # that differ from the protocol's
                 ):
-    "A method by name, with the settings that a protocol has for a data set."
-    return make_method(name, **{**protocol_settings(protocol, name, ds.unit, ds.name), **settings})
+    "A method by name, with the settings that a protocol has for a data set and a regime; those that would contradict `settings` are left out."
+    s = protocol_settings(protocol, name, ds.unit, ds.name, regime)
+    if 'trainable' in settings and settings['trainable'] != getattr(make_method(name, **s), 'trainable', None): s = {k: v for k, v in s.items() if k not in ('lr', 'above')} # which are for what the protocol trains
+    if settings.get('anchor') == 0: s.pop('swapped', None)
+    if settings.get('enough') or settings.get('batch') == 'one by one': s.pop('together', None)
+    return make_method(name, **{**s, **settings})

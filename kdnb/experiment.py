@@ -83,7 +83,7 @@ class Run:
         if not isinstance(seed, int): raise KdnbError(f"seed is {seed!r}: it must be a whole number")
         if not isinstance(at_once, int) or at_once < 1: raise KdnbError(f"at_once is {at_once!r}: it must be a whole number of at least 1")
         self.lm, self.ds, self.regime, self.seed, self.transfer, self.free, self.n_others, self.at_once = lm, ds, regime, seed, transfer or {}, free, n_others, at_once
-        self.method_name, self.method = method, method_under(protocol, method, ds, **settings)
+        self.method_name, self.method = method, method_under(protocol, method, ds, regime, **settings)
         self.taught = ds.entities if limit is None or limit >= len(ds.entities) else sample(ds, limit).entities
         whole = ds.entities if regime == REGIMES[0] else self.taught # where each case stands for itself, the limit is no part of what made it
         self.specificity = _thin(ds.specificity, n_specificity, seed)
