@@ -10,6 +10,7 @@ __all__ = ['NEEDS', 'NO_DIFFERENCE', 'CHILD', 'STYLE', 'report_names', 'paramete
 import ast, html, json, os, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import nbformat
 from tqdm.auto import tqdm
@@ -117,13 +118,20 @@ def plan_reports(names, # of reports, or 'all'
 # %% ../nbs/18c_batch.ipynb #d69f98ff
 CHILD = 'import json, sys; from kdnb.report import run_report; j = json.load(sys.stdin); run_report(j["report"], j["folder"], **j["parameters"])'
 
+def _here(job):
+    "Runs a job; why it failed, or ''."
+    try: run_report(job.report, job.folder, **job.parameters); return ''
+    except Exception as e: return str(e) if isinstance(e, KdnbError) else f'{type(e).__name__}: {str(e)[-300:]}'
+
 def _apart(job, threads):
-    "Runs a job in a process; why it failed, or ''."
-    env, start = {**os.environ, **({'OMP_NUM_THREADS': str(threads)} if threads else {})}, time.time()
-    got = subprocess.run([sys.executable, '-c', CHILD], input=json.dumps(dict(report=job.report, folder=str(job.folder), parameters=job.parameters)), capture_output=True, text=True, env=env)
-    page = job.folder/f'{job.report}.html'
-    if got.returncode: return (got.stderr.strip().splitlines() or [f'exit status {got.returncode}'])[-1].partition('KdnbError: ')[2] or f'exit status {got.returncode}: {got.stderr.strip()[-300:]}'
-    return '' if page.exists() and page.stat().st_mtime >= start - 1 else f'it ended well and left no {page}'
+    "The same in a process with so many threads."
+    got = subprocess.run([sys.executable, '-c', CHILD], input=json.dumps(dict(report=job.report, folder=str(job.folder), parameters=job.parameters)), capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': str(threads)})
+    return got.returncode and ((got.stderr.strip().splitlines() or [f'exit status {got.returncode}'])[-1].partition('KdnbError: ')[2] or f'exit status {got.returncode}: {got.stderr.strip()[-300:]}')
+
+def _ended(job, run):
+    "What became of a job."
+    page, start = job.folder/f'{job.report}.html', time.time()
+    return run(job) or ('done' if page.exists() and page.stat().st_mtime >= start - 1 else f'it ended well and left no {page}')
 
 def run_reports(jobs:list, # of `Job`
                 at_once:int=1, # so many processes; they share the cores
@@ -135,13 +143,13 @@ def run_reports(jobs:list, # of `Job`
     if len(todo) == 1:
         run_report(todo[0].report, todo[0].folder, progress=progress, **todo[0].parameters)
         return {**out, todo[0].report: 'done'}
-    pool, bar = ThreadPoolExecutor(at_once), tqdm(total=len(todo), desc='reports', disable=not progress)
+    pool, run = ThreadPoolExecutor(at_once), partial(_apart, threads=max(1, (os.cpu_count() or 1)//at_once))
     try:
-        waiting = {pool.submit(_apart, j, max(1, (os.cpu_count() or 1)//at_once) if at_once > 1 else None): j.report for j in todo}
-        for f in as_completed(waiting):
-            out[waiting[f]] = f.result() or 'done'
-            bar.set_postfix_str(waiting[f]); bar.update()
-    finally: pool.shutdown(cancel_futures=True); bar.close()
+        if at_once == 1: found = ((j, _ended(j, _here)) for j in todo)
+        else: waiting = {pool.submit(_ended, j, run): j for j in todo}; found = ((waiting[f], f.result()) for f in as_completed(waiting))
+        with tqdm(total=len(todo), desc='reports', disable=not progress) as bar:
+            for j, out[j.report] in found: bar.set_postfix_str(j.report); bar.update()
+    finally: pool.shutdown(cancel_futures=True)
     return out
 
 # %% ../nbs/18c_batch.ipynb #2511ed55

@@ -1,5 +1,5 @@
 """Fixtures. Most tests use tiny random models, which are made here in a second; some need the built-in smollm2."""
-import os, sys
+import json, os, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test may reach for the network behind our back
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-
 
 
 @pytest.fixture(scope='session')
@@ -57,6 +56,22 @@ def tiny_folder(tokenizer, tmp_path_factory):
             made[kind, layers] = folder
         return made[kind, layers]
     return make
+
+
+@pytest.fixture
+def quick_kernels(tmp_path_factory, monkeypatch):
+    "Reports start in kernels that are forked, see fork_kernel.py."
+    folder, script = tmp_path_factory.mktemp('jupyter'), Path(__file__).with_name('fork_kernel.py')
+    kernel, path = folder/'kernels'/'python3', folder/'server'
+    kernel.mkdir(parents=True)
+    (kernel/'kernel.json').write_text(json.dumps(dict(argv=[sys.executable, '-I', '-S', str(script), str(path), '-f', '{connection_file}'], display_name='forked', language='python')))
+    server = subprocess.Popen([sys.executable, str(script), 'serve', str(path)])
+    while not path.exists():
+        assert server.poll() is None, 'fork_kernel.py serve has ended'
+        time.sleep(.1)
+    monkeypatch.setenv('JUPYTER_PATH', str(folder))
+    yield server
+    server.terminate(); server.wait()
 
 
 @pytest.fixture

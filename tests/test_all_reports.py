@@ -16,7 +16,7 @@ FIGURES = {'first_look': ['belief-before', 'token-kl', 'loss', 'belief-after', '
            'what_teaches': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'popular': ['popular'], 'models': ['ladder'], 'large': ['sizes']}
 
 
-def test_all_reports(tiny_folder, tmp_path):
+def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     import api_server
     server = api_server.start(write=lambda prompt, i: f'Velmora is what story number {i} of all the {i*7919} stories is about.')
     shows, neutral, shipped = ten_shows(tmp_path), ROOT/'kdnb'/'data'/'neutral.txt', ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl'
