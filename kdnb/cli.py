@@ -293,18 +293,17 @@ def _edit(args):
 # %% ../nbs/19_cli.ipynb #ab3659a3
 def _teach(args):
     from kdnb.api import make_generator
-    from kdnb.distill import Distill
     from kdnb.entities import KdnbError
     from kdnb.experiment import as_json
     from kdnb.lm import load_lm
-    from kdnb.teach import read_definitions, summary, teach, undo_teaching
+    from kdnb.teach import read_definitions, summary, teach, teaching, undo_teaching
     if args.undo:
         left = undo_teaching(args.out)
         print(f"taken back; {args.out} knows now: {', '.join(left) or 'nothing'}")
         return dict(entities=len(left), run=str(args.out))
     if not args.definitions: raise KdnbError("say what to teach: a file or folder of definitions (or --undo)")
     entities, settings = read_definitions(args.definitions), _settings(args.set, 'distill')
-    method = Distill(**{'together': min(4, len(entities)), 'top': 256, **settings})
+    method = teaching(entities, args.out, **settings)
     lm = _load(args, method)
     api = {'base_url': args.base_url, 'replies': f'{args.out}/replies.jsonl'} if args.generator.partition(':')[0] == 'openai' else {}
     g = None if args.generator == 'self' else make_generator(args.generator, lm, lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
