@@ -5,7 +5,7 @@
 """
 import array, json, os, select, signal, socket, sys
 
-PRELOADED = ['torch', 'transformers', 'peft', 'pandas', 'seaborn', 'matplotlib.pyplot', 'matplotlib_inline.backend_inline', 'ipykernel.kernelapp', 'transformers.models.llama.modeling_llama', 'transformers.models.gpt2.modeling_gpt2']
+PRELOADED = ['torch', 'transformers', 'peft', 'pandas', 'seaborn', 'matplotlib.pyplot', 'ipykernel.kernelapp', 'transformers.models.llama.modeling_llama', 'transformers.models.gpt2.modeling_gpt2']
 
 
 def kernel(given, fds):
