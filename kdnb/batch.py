@@ -133,6 +133,15 @@ def _ended(job, run):
     page, start = job.folder/f'{job.report}.html', time.time()
     return run(job) or ('done' if page.exists() and page.stat().st_mtime >= start - 1 else f'it ended well and left no {page}')
 
+def _each(jobs, at_once):
+    "(report, what became of it) of each job, as they end."
+    if at_once == 1: yield from ((j.report, _ended(j, _here)) for j in jobs); return
+    pool, run = ThreadPoolExecutor(at_once), partial(_apart, threads=max(1, (os.cpu_count() or 1)//at_once))
+    try:
+        waiting = {pool.submit(_ended, j, run): j.report for j in jobs}
+        for f in as_completed(waiting): yield waiting[f], f.result()
+    finally: pool.shutdown(cancel_futures=True)
+
 def run_reports(jobs:list, # of `Job`
                 at_once:int=1, # so many processes; they share the cores
                 progress:bool=True # show a bar
@@ -143,13 +152,8 @@ def run_reports(jobs:list, # of `Job`
     if len(todo) == 1:
         run_report(todo[0].report, todo[0].folder, progress=progress, **todo[0].parameters)
         return {**out, todo[0].report: 'done'}
-    pool, run = ThreadPoolExecutor(at_once), partial(_apart, threads=max(1, (os.cpu_count() or 1)//at_once))
-    try:
-        if at_once == 1: found = ((j, _ended(j, _here)) for j in todo)
-        else: waiting = {pool.submit(_ended, j, run): j for j in todo}; found = ((waiting[f], f.result()) for f in as_completed(waiting))
-        with tqdm(total=len(todo), desc='reports', disable=not progress) as bar:
-            for j, out[j.report] in found: bar.set_postfix_str(j.report); bar.update()
-    finally: pool.shutdown(cancel_futures=True)
+    with tqdm(total=len(todo), desc='reports', disable=not progress) as bar:
+        for report, ended in _each(todo, at_once): out[report] = ended; bar.set_postfix_str(report); bar.update()
     return out
 
 # %% ../nbs/18c_batch.ipynb #2511ed55
