@@ -45,11 +45,13 @@ def key(params:dict) -> str: # 12 hex digits
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../nbs/16_experiment.ipynb #cc19457c
-def write_json(path:Path, value):
+def write_json(path:Path, value,
+               indent:int|None=1 # None: all on one line, where there is much of it
+              ):
     "Writes beside `path` and renames: a reader, or a kill in the middle, never sees half a file."
     tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
-        with open(tmp, 'w', encoding='utf-8') as f: json.dump(value, f, ensure_ascii=False, indent=1); f.flush(); os.fsync(f.fileno())
+        with open(tmp, 'w', encoding='utf-8') as f: json.dump(value, f, ensure_ascii=False, indent=indent); f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
         tmp.unlink(missing_ok=True)

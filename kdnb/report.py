@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['reports_folder', 'report_parameters', 'machine', 'run_report', 'run_all', 'numbers', 'known_right', 'target_right',
-           'paired', 'tables', 'verdict']
+           'paired', 'Finished', 'as_kept', 'beside', 'tables', 'verdict']
 
 # %% ../nbs/18_report.ipynb #661419ff
 import base64, os, platform, re, time
+from dataclasses import dataclass
 from pathlib import Path
 import nbformat, papermill
 import numpy as np
@@ -15,7 +16,7 @@ from nbconvert import HTMLExporter
 import pandas as pd
 from .entities import KdnbError, choose
 from .evaluate import Interval, interval
-from .experiment import Run, collect, read_json, write_json
+from .experiment import SAME, Run, collect, key, read_json, write_json
 from .lm import versions
 from .workers import spread
 
@@ -123,6 +124,45 @@ def paired(a:Run, b:Run, # run one at a time
     found = [{c['entities'][0]: (value(c), c['target'][0]['entity']) for c in map(read_json, r.done())} for r in (a, b)]
     keys = [k for k in found[0] if k in found[1] and (only is None or k in only)]
     return interval([found[0][k][0] - found[1][k][0] for k in keys], [found[0][k][1] for k in keys])
+
+# %% ../nbs/18_report.ipynb #afbf1162
+@dataclass
+class Finished:
+    "A run of another time: what `numbers` and `paired` need of a `Run`."
+    folder: Path # with its cases
+    params: dict # as of `Run`
+    def done(self) -> list: return sorted(self.folder.glob('case-*.json')) # files of finished cases
+
+def _rounded(v):
+    "Numbers with four digits behind the point."
+    if isinstance(v, dict): return {k: _rounded(x) for k, x in v.items()}
+    if isinstance(v, list): return [_rounded(x) for x in v]
+    return round(v, 4) if isinstance(v, float) else v
+
+def as_kept(runs:dict # label -> `Run` or `Finished`
+           ) -> dict: # label -> its parameters and its cases
+    "Finished runs as plain values, for a file that `beside` reads: what tables are made of, rounded to four digits; of a sequence, its end."
+    def case(f):
+        c = _rounded(read_json(f))
+        return {**c, 'specificity': [x and {k: v for k, v in x.items() if k not in ('answer', 'bytes')} for x in c['specificity']]}
+    ends = lambda r: [f for f in r.done() if f.stem == 'case-end'] or r.done()
+    return {k: {'params': r.params, 'cases': {f.stem[5:]: case(f) for f in ends(r)}} for k, r in runs.items()}
+
+def beside(runs:dict, # label -> `Run`; at least one
+           kept:dict, # of `as_kept`
+           folder:str|Path, # in which a folder for each is made
+           source:str='another file' # what an error calls the place that `kept` comes from
+          ) -> dict: # label -> `Finished`, for the labels that `runs` lacks
+    "Runs of another time, to be compared with these. One on another model, other entities or other probes is an error."
+    found, mine = {}, next(iter(runs.values())).params
+    for k, v in kept.items():
+        if k in runs: continue
+        if other := [s for s in SAME if v['params'].get(s) != mine.get(s)]: raise KdnbError(f"{source} has runs that cannot stand beside these: {k} differs in {', '.join(other)}")
+        d = found[k] = Finished(Path(folder)/f"beside-{v['params']['method']}-{key(v)}", v['params'])
+        d.folder.mkdir(parents=True, exist_ok=True)
+        write_json(d.folder/'params.json', v['params'])
+        for name, c in v['cases'].items(): write_json(d.folder/f'case-{name}.json', c)
+    return found
 
 # %% ../nbs/18_report.ipynb #5b89a2be
 def tables(runs:dict, # label -> `Run`

@@ -52,7 +52,8 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert len(kept('causal_trace')['known']['last token of the name']) == 30
     assert cases('counterfact') == dict.fromkeys(['base', 'fine-tune', 'ROME', 'distill, kdnb'], 2) # there is no editor, so MEND is left out
     assert '*distill, kdnb* against *ROME*: ' in text('counterfact') and '900 tokens' in text('counterfact')
-    assert set(kept('methods')['chosen']) == {'FT definition', 'MEMIT', 'retrieve', 'distill, kdnb'} and set(cases('methods').values()) == {2}
+    assert set(kept('methods')['chosen']) == {'FT definition', 'MEMIT', 'retrieve', 'distill, kdnb'}
+    assert {r: {len(m['cases']) for m in runs.values()} for r, runs in kept('methods')['runs'].items()} == {'one at a time, reset': {2}, 'all together': {1}, 'one after another': {1}}
     r = kept('mend_training')
     assert len(r['log']) == 4 and r['scale'] in (1., 2.) and set(r['numbers']['test']) == {'base', 'prepend', 'MEND, times 1', 'MEND, times 2'}
     r = kept('scalability')['rows']
@@ -66,6 +67,12 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert {(x['way'], x['at_once']) for x in r['rows']} == {('adapter', 1), ('adapter', 2), ('all weights', 1)} and all(x['share'] > 0 for x in r['rows']) and r['one_part']['peak_gib'] > 0 and len(r['plan']) == 3
     r = kept('teach_your_own')
     assert r['summary']['entities'] == 1 and set(r['exam']) == {'explicit, before', 'explicit, after', 'indirect, before', 'indirect, after'} and (tmp_path/'taught'/'adapter_model.safetensors').exists()
+
+    again = command.copy(); again[2], again[8] = 'methods', str(tmp_path/'again') # with all but one method from the file of the run above
+    assert main([*again, '-p', 'skip', '["FT definition", "MEMIT", "distill, kdnb"]', '-p', 'others', json.dumps([str(found['methods']['folder']/'results.json')])]) == 0
+    a, b = kept('methods'), read_json(tmp_path/'again'/'methods'/'tiny'/'results.json')
+    assert b['chosen'] == a['chosen'] and {r: list(v) for r, v in b['runs'].items()} == {r: list(v) for r, v in a['runs'].items()}
+    assert 'against *MEMIT* distillation' in (tmp_path/'again'/'methods'/'tiny'/'methods.ipynb').read_text()
 
     before = found['tuning']['page'].stat().st_mtime_ns
     assert main(command) == 0 and found['tuning']['page'].stat().st_mtime_ns == before # what is there is not run again
