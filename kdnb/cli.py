@@ -426,6 +426,16 @@ def _evaluate(args):
     return _evaluate_edit(args) if args.edit else _run(args)
 
 # %% ../nbs/19_cli.ipynb #57414cc6
+def _first_picture(lm, ds, sets, path, seed):
+    "One entity taught by the quickest settings, and what the model believes about it: as it was, with the definition in front, and after."
+    from kdnb import plots
+    from kdnb.context import method_under
+    from kdnb.play import believed
+    e = ds.entities[0]; probe = next(p for p in e.probes if p.kind == 'indirect')
+    shares = believed(lm, e, probe, method_under('quick', 'distill', ds)(lm, [e], sets, seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.candidates(shares, probe.gold, f'{probe.left} …').figure.savefig(path, dpi=150, bbox_inches='tight')
+
 def _demo(args):
     from kdnb.entities import load_dataset, sample
     from kdnb.experiment import Run, as_json, collect, write_json
@@ -434,14 +444,16 @@ def _demo(args):
     start, lm, ds = time.perf_counter(), _load(args), sample(load_dataset().split('test'), args.entities, args.seed)
     runs = Path(args.out)/'runs'
     sets = ready_sets(lm, ds.entities, runs)
-    print(f"teaching {len(ds.entities)} entities to {lm.name}, by {len(DEMO_METHODS)} methods", file=sys.stderr)
+    _first_picture(lm, ds, sets, picture := Path(args.out)/'first.png', args.seed)
+    minutes = {'to_first_picture': round((time.perf_counter() - start)/60, 1)}
+    print(f"a first picture, of one question about {ds.entities[0].name}: {picture.resolve()} ({minutes['to_first_picture']} minutes)\nteaching {len(ds.entities)} entities to {lm.name}, by {len(DEMO_METHODS)} methods", file=sys.stderr)
     folders = [Run(lm, ds, m, seed=args.seed, transfer=sets, n_specificity=DEMO_SPECIFICITY, folder=runs).go() for m in DEMO_METHODS]
     print('writing the report …', file=sys.stderr)
     html = run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device, accept_terms=args.accept_terms, n_entities=args.entities,
                       seed=args.seed, n_specificity=DEMO_SPECIFICITY, runs=str(runs.resolve()))
-    df, minutes = collect(folders), round((time.perf_counter() - start)/60, 1)
-    write_json(Path(args.out)/'demo.json', dict(minutes=minutes, machine=machine(), lm=lm.name, entities=len(ds.entities), methods=[as_json(r) for _, r in df.iterrows()]))
-    print(table(df)); print(f'\nreport: {html.resolve()} ({minutes} minutes)')
+    df, minutes['minutes'] = collect(folders), round((time.perf_counter() - start)/60, 1)
+    write_json(Path(args.out)/'demo.json', dict(**minutes, machine=machine(), lm=lm.name, entities=len(ds.entities), methods=[as_json(r) for _, r in df.iterrows()]))
+    print(table(df)); print(f'\nreport: {html.resolve()} ({minutes["minutes"]} minutes)')
     return as_json(df[df.method == 'distill'].iloc[0])
 
 DEMO_SPECIFICITY = 37 # probes about known things: one of each topic
