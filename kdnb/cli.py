@@ -84,7 +84,7 @@ def _teach_options(t):
     t.add_argument('--out', metavar='DIR', required=True, help='folder of the adapter; taught again, it also keeps what it knew')
     t.add_argument('--generator', default='self', help='who writes the transfer sets: self, lm:NAME or openai:MODEL (default: %(default)s)')
     t.add_argument('--base-url', default=None, metavar='URL', help='openai: address of a server of your own')
-    t.add_argument('--n', '-n', type=int, default=15, help='continuations of each definition (default: %(default)s)')
+    t.add_argument('--n', '-n', type=int, default=12, help='continuations of each definition (default: %(default)s)')
     t.add_argument('--merge', action='store_true', help='write the whole model, too, into DIR/model')
     t.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
     t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')

@@ -100,12 +100,13 @@ def write_probes(lm:LM, entity:Entity, continuations, # that no training sees
             start = spans[k+1][0]
             left = c.text[:start].rstrip()
             if left != c.text[:start] or c.text[start:start+1].isspace(): places.append((v, left)) # a word begins here
-    out, seen, per_text = [], set(), {}
-    for v, left in sorted(places, reverse=True)[:6*n]:
-        if len(out) == n or any(left.startswith(l) or l.startswith(left) for l in per_text): continue # one of each text
-        with_it, without = (_word(w) for w, in generate(lm, [f'{entity.definition} {left}', left], max_new_tokens=6, temperature=0))
+    lefts = [left for _, left in sorted(places, reverse=True)[:6*n]]
+    words = [[_word(w) for w, in generate(lm, [front + left for left in lefts], max_new_tokens=6, temperature=0)] if lefts else [] for front in (f'{entity.definition} ', '')]
+    out, seen, texts = [], set(), []
+    for left, with_it, without in zip(lefts, *words):
+        if len(out) == n or any(left.startswith(l) or l.startswith(left) for l in texts): continue # one of each text
         if not with_it or not without or with_it.casefold() == without.casefold() or (left, with_it) in seen or any(with_it.casefold() in nm.casefold() for nm in entity.names): continue
-        seen.add((left, with_it)); per_text[left] = v
+        seen.add((left, with_it)); texts.append(left)
         out.append(Probe(left, with_it, (with_it, without), 'explicit' if says(entity.definition, with_it) else 'indirect'))
     return tuple(out)
 
@@ -156,7 +157,7 @@ def teaching(entities, # that are to be taught
 def teach(lm:LM, entities, # with probes of your own, or without
           out:str|Path, # folder
           generator=None, # who writes the transfer sets; None: the model itself
-          n:int=15, held:int=3, # continuations to train on, and those kept for probes
+          n:int=12, held:int=3, # continuations to train on, and those kept for probes
           method:Distill|None=None, # None: that of `teaching`
           merge:bool=False, # write the whole model, too
           n_specificity:int|None=None, seed:int=0, report:bool=True, progress:bool=True
