@@ -87,27 +87,29 @@ def _word(text): # the first word of what was written
     m = re.match(r"\s*([^\W_][\w'-]*)", text)
     return m[1] if m and len(m[1]) > 2 and m[1].casefold() not in _FUNCTION_WORDS else ''
 
+def _places(lm, entity, c): # what stands in front of a word of a continuation, for each word behind the mention: where the definition changes the word most comes first
+    x = example(lm, c, entity.definition)
+    if not c.mention or not x.positions: return []
+    with torch.no_grad(): t, s = (logits_at(lm, [ids], [pos]).log_softmax(-1) for ids, pos in ((x.teacher_ids, x.teacher_positions), (x.ids, x.positions)))
+    kl, spans, found = (t.exp()*(t - s)).sum(-1).tolist(), _tokens(lm, c.text)[1], []
+    for v, k in zip(kl, x.positions):
+        start = spans[k+1][0]
+        left = c.text[:start].rstrip()
+        if left != c.text[:start] or c.text[start:start+1].isspace(): found.append((v, left)) # a word begins here
+    return [left for _, left in sorted(found, reverse=True)]
+
 def write_probes(lm:LM, entity:Entity, continuations, # that no training sees
-                 n:int=4) -> tuple: # of `Probe`; fewer, if the definition changes fewer words
-    "Probes at the places where the definition changes the next word most."
-    places = []
-    for c in continuations:
-        x = example(lm, c, entity.definition)
-        if not c.mention or not x.positions: continue
-        with torch.no_grad(): t, s = (logits_at(lm, [ids], [pos]).log_softmax(-1) for ids, pos in ((x.teacher_ids, x.teacher_positions), (x.ids, x.positions)))
-        kl, spans = (t.exp()*(t - s)).sum(-1).tolist(), _tokens(lm, c.text)[1]
-        for v, k in zip(kl, x.positions):
-            start = spans[k+1][0]
-            left = c.text[:start].rstrip()
-            if left != c.text[:start] or c.text[start:start+1].isspace(): places.append((v, left)) # a word begins here
-    lefts = [left for _, left in sorted(places, reverse=True)[:6*n]]
-    words = [[_word(w) for w, in generate(lm, [front + left for left in lefts], max_new_tokens=6, temperature=0)] if lefts else [] for front in (f'{entity.definition} ', '')]
-    out, seen, texts = [], set(), []
-    for left, with_it, without in zip(lefts, *words):
-        if len(out) == n or any(left.startswith(l) or l.startswith(left) for l in texts): continue # one of each text
-        if not with_it or not without or with_it.casefold() == without.casefold() or (left, with_it) in seen or any(with_it.casefold() in nm.casefold() for nm in entity.names): continue
-        seen.add((left, with_it)); texts.append(left)
-        out.append(Probe(left, with_it, (with_it, without), 'explicit' if says(entity.definition, with_it) else 'indirect'))
+                 n:int=4, tries:int=8 # places in a text
+                ) -> tuple: # of `Probe`; fewer, if the definition changes fewer words
+    "Probes at the places where the definition changes the next word most, one of each text."
+    out, untried = [], [_places(lm, entity, c)[:tries] for c in continuations]
+    while len(out) < n and (asked := [(k, places.pop(0)) for k, places in enumerate(untried) if places]):
+        said = ([_word(w) for w, in generate(lm, [front + left for _, left in asked], max_new_tokens=6, temperature=0)] for front in (f'{entity.definition} ', ''))
+        for (k, left), with_it, without in zip(asked, *said):
+            if not with_it or not without or with_it.casefold() == without.casefold() or any(with_it.casefold() in nm.casefold() for nm in entity.names): continue
+            if len(out) == n or any(left.startswith(p.left) or p.left.startswith(left) for p in out): continue
+            untried[k] = []
+            out.append(Probe(left, with_it, (with_it, without), 'explicit' if says(entity.definition, with_it) else 'indirect'))
     return tuple(out)
 
 # %% ../nbs/18b_teach.ipynb #fb9641f5
