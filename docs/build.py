@@ -117,7 +117,7 @@ def report_page(r, pages):
             text = re.sub(r'^# (.+)$', lambda m: f"# {m[1]}: {r['label']}", c.source, count=1, flags=re.M) if not out.cells else c.source
             for m in re.findall(r'^#+\s+(.+)$', text, re.M): heading = m
             out.cells.append(nbformat.v4.new_markdown_cell(re.sub(r'/(?:[\w.-]+/)+(?=[\w.-])', '…/', text) if '…' in text else text)); continue
-        cell = nbformat.v4.new_code_cell(re.sub(r"(?<![\w.])/(?:[^\s/'\"]+/)+", '…/', c.source)) # whose folders these were is nobody's business
+        cell = nbformat.v4.new_code_cell(re.sub(r"(?<![\w.])/(?:[^\s/'\"()\[\]]+/)+", '…/', c.source)) # whose folders these were is nobody's business
         cell.outputs = c.get('outputs', [])
         if not {'parameters', 'injected-parameters'} & {*c.metadata.get('tags', [])}: tag(cell, 'hide-input')
         m = re.match(r'#\s*figure:\s*([\w-]+)', c.source)
