@@ -239,10 +239,10 @@ Run.begin, Run.go = begin, go
 SAME = ('lm_sha256', 'dtype', 'data_sha256', 'entities', 'free', 'n_specificity', 'measured_in')
 
 def _cases(folder, only=None):
-    "The cases that count: in a sequence, the state at its end."
-    cases = [read_json(p) for p in sorted(Path(folder).glob('case-*.json'))]
-    if only is not None: cases = [c for c in cases if len(c['entities']) > 1 or c['entities'][0] in only]
-    return [c for c in cases if c.get('stage') != 'just taught'] or cases
+    "The cases that count, by their names: in a sequence, the state at its end."
+    cases = {p.stem[5:]: read_json(p) for p in sorted(Path(folder).glob('case-*.json'))}
+    if only is not None: cases = {k: c for k, c in cases.items() if len(c['entities']) > 1 or c['entities'][0] in only}
+    return {k: c for k, c in cases.items() if c.get('stage') != 'just taught'} or cases
 
 def collect(folders, # run folders, or folders that hold run folders
             only=None # keys of entities: of runs that taught one at a time, their cases only
@@ -250,7 +250,7 @@ def collect(folders, # run folders, or folders that hold run folders
     "The results of runs: settings, numbers with intervals (`Interval`), and what went wrong."
     folders = [Path(f) for f in folders]
     found = [p.parent for f in folders for p in sorted({*f.glob('params.json'), *f.glob('*/params.json')})]
-    runs = [(f, read_json(f/'params.json'), c) for f in found if (c := _cases(f, None if only is None else set(only)))]
+    runs = [(f, read_json(f/'params.json'), [*c.values()]) for f in found if (c := _cases(f, None if only is None else set(only)))]
     if not runs: raise KdnbError(f"no finished case in {', '.join(map(str, folders))}")
     rows = []
     for f, p, cases in runs:

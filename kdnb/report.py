@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 import pandas as pd
 from .entities import KdnbError, choose
 from .evaluate import Interval, interval
-from .experiment import SAME, Run, collect, key, read_json, write_json
+from .experiment import SAME, Run, _cases, collect, key, read_json, write_json
 from .lm import versions
 from .workers import spread
 
@@ -142,11 +142,8 @@ def _rounded(v):
 def as_kept(runs:dict # label -> `Run` or `Finished`
            ) -> dict: # label -> its parameters and its cases
     "Finished runs as plain values, for a file that `beside` reads: what tables are made of, rounded to four digits; of a sequence, its end."
-    def case(f):
-        c = _rounded(read_json(f))
-        return {**c, 'specificity': [x and {k: v for k, v in x.items() if k not in ('answer', 'bytes')} for x in c['specificity']]}
-    ends = lambda r: [f for f in r.done() if f.stem == 'case-end'] or r.done()
-    return {k: {'params': r.params, 'cases': {f.stem[5:]: case(f) for f in ends(r)}} for k, r in runs.items()}
+    def short(c): return {**c, 'specificity': [x and {k: v for k, v in x.items() if k not in ('answer', 'bytes')} for x in c['specificity']]}
+    return {k: {'params': r.params, 'cases': {name: short(_rounded(c)) for name, c in _cases(r.folder).items()}} for k, r in runs.items()}
 
 def beside(runs:dict, # label -> `Run`; at least one
            kept:dict, # of `as_kept`

@@ -9,14 +9,13 @@ __all__ = ['READS', 'read_definitions', 'write_probes', 'teaching', 'teach', 'su
 import csv, json, re, shutil, sys
 from dataclasses import asdict, replace
 from pathlib import Path
-import torch
 from .entities import Dataset, Entity, KdnbError, Probe, _entity_faults, _FUNCTION_WORDS, load_dataset, read_entities, says
 from .fetch import BUILTIN, builtin_folder
-from .lm import LM, generate, load_lm, logits_at
+from .lm import LM, generate, load_lm
 from .transfer import shipped_transfer_sets
 from .generator import make_transfer_sets
 from .edit import load_edit
-from .distill import Distill, _tokens, example
+from .distill import Distill, _tokens, token_kls
 from .context import make_method, method_under
 from .evaluate import evaluate
 from .experiment import REGIMES, code_version, key, read_json, write_json
@@ -87,22 +86,19 @@ def _word(text): # the first word of what was written
     m = re.match(r"\s*([^\W_][\w'-]*)", text)
     return m[1] if m and len(m[1]) > 2 and m[1].casefold() not in _FUNCTION_WORDS else ''
 
-def _places(lm, entity, c): # what stands in front of a word of a continuation, for each word behind the mention: where the definition changes the word most comes first
-    x = example(lm, c, entity.definition)
-    if not c.mention or not x.positions: return []
-    with torch.no_grad(): t, s = (logits_at(lm, [ids], [pos]).log_softmax(-1) for ids, pos in ((x.teacher_ids, x.teacher_positions), (x.ids, x.positions)))
-    kl, spans, found = (t.exp()*(t - s)).sum(-1).tolist(), _tokens(lm, c.text)[1], []
-    for v, k in zip(kl, x.positions):
-        start = spans[k+1][0]
-        left = c.text[:start].rstrip()
-        if left != c.text[:start] or c.text[start:start+1].isspace(): found.append((v, left)) # a word begins here
-    return [left for _, left in sorted(found, reverse=True)]
+def _places(lm, entity, continuations): # of each, what stands in front of its words behind the mention: where the definition changes the word most comes first
+    found = []
+    for c, kls in zip(continuations, token_kls(lm, entity, continuations, 'after mention')):
+        starts = [start for start, _ in _tokens(lm, c.text)[1][-len(kls):]]
+        begins = [(v, c.text[:i].rstrip()) for (_, v), i in zip(kls, starts) if c.text[i-1:i].isspace() or c.text[i:i+1].isspace()] # a word begins here
+        found.append([left for _, left in sorted(begins, reverse=True)])
+    return found
 
 def write_probes(lm:LM, entity:Entity, continuations, # that no training sees
                  n:int=4, tries:int=8 # places in a text
                 ) -> tuple: # of `Probe`; fewer, if the definition changes fewer words
     "Probes at the places where the definition changes the next word most, one of each text."
-    out, untried = [], [_places(lm, entity, c)[:tries] for c in continuations]
+    out, untried = [], [places[:tries] for places in _places(lm, entity, [c for c in continuations if c.mention])]
     while len(out) < n and (asked := [(k, places.pop(0)) for k, places in enumerate(untried) if places]):
         said = ([_word(w) for w, in generate(lm, [front + left for _, left in asked], max_new_tokens=6, temperature=0)] for front in (f'{entity.definition} ', ''))
         for (k, left), with_it, without in zip(asked, *said):

@@ -407,7 +407,7 @@ def test_three_cases_of_the_committed_report_come_out_again(name, model):
     trained = (('fine-tune on definition', 'finetune-definition'), ('distill, paper', 'distill')) if model == 'smollm2' else (('fine-tune on definition, last block', 'finetune-definition'), ('distill, kdnb', 'distill')) # all weights of gemma3-270m take a minute a case
     for label, method in (('base', 'base'), ('prepend', 'prepend'), *trained):
         if label not in done['methods']: continue # not run yet
-        keys = sorted(done['methods'][label]['cases'])[:1 if (name, label) == ('ecbd', 'distill, paper') else 3] # that loop takes half a minute a case
+        keys = sorted(done['methods'][label]['cases'])[:3]
         for k in keys:
             e, was = ds[k], done['methods'][label]['cases'][k]
             edit = make_method(method, **{s: v for s, v in done['methods'][label]['params']['settings'].items() if s != 'on'})(lm, [e], sets)
