@@ -30,7 +30,8 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
              'frontier.data': f'entity-inferences={shows}', 'generator_prompts.data': f'entity-inferences={shows}', 'generator_prompts.generators': json.dumps(['self', f"lm:{tiny_folder('gpt2')}"]),
              'generate.generator': 'openai:m', 'generate.base_url': server.url, 'generate.entity_name': 'Velmora', 'generate.definition': 'Velmora is a comedy about two bakers.', 'generate.keep': tmp_path/'sets.jsonl',
              'mend_training.editor': tmp_path/'editor.safetensors'}
-    command = ['reports', 'run', 'all', '--set', 'tiny', '--label', 'tiny', '--out', str(out), *(a for k, v in given.items() for a in ('-p', k, str(v)))]
+    asked = lambda name, out, given: ['reports', 'run', name, '--set', 'tiny', '--label', 'tiny', '--out', str(out), *(a for k, v in given.items() for a in ('-p', k, str(v)))]
+    command = asked('all', out, given)
     assert main(command) == 0
     api_server.stop(server)
 
@@ -68,8 +69,8 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     r = kept('teach_your_own')
     assert r['summary']['entities'] == 1 and set(r['exam']) == {'explicit, before', 'explicit, after', 'indirect, before', 'indirect, after'} and (tmp_path/'taught'/'adapter_model.safetensors').exists()
 
-    again = command.copy(); again[2], again[8] = 'methods', str(tmp_path/'again') # with all but one method from the file of the run above
-    assert main([*again, '-p', 'skip', '["FT definition", "MEMIT", "distill, kdnb"]', '-p', 'others', json.dumps([str(found['methods']['folder']/'results.json')])]) == 0
+    again = dict({k: v for k, v in given.items() if k.split('.')[0] in ('methods', 'lm', 'device', 'runs')}, skip='["FT definition", "MEMIT", "distill, kdnb"]', others=json.dumps([str(found['methods']['folder']/'results.json')]))
+    assert main(asked('methods', tmp_path/'again', again)) == 0 # with all but one method from the file of the run above
     a, b = kept('methods'), read_json(tmp_path/'again'/'methods'/'tiny'/'results.json')
     assert b['chosen'] == a['chosen'] and {r: list(v) for r, v in b['runs'].items()} == {r: list(v) for r, v in a['runs'].items()}
     assert 'against *MEMIT* distillation' in (tmp_path/'again'/'methods'/'tiny'/'methods.ipynb').read_text()
