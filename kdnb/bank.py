@@ -127,8 +127,7 @@ def train_apart(lm:LM, how:Training, groups:list, # for each entity, its example
     if how.compiled: raise KdnbError("compiled is True, and adapters side by side are not compiled: leave it out, or train one entity at a time")
     groups = [[x for x in g if x.positions] for g in groups]
     low_bits, n, done, losses = uses_bfloat16(how.precision, lm.device), len(groups), {}, [[] for _ in groups]
-    neutral = _anchor(lm, how, seed)
-    _hold(lm, [x for g in groups for x in g if x.role == 'held'], low_bits)
+    neutral = _anchor(lm, how, seed, how.steps); _hold(lm, how, groups, low_bits)
     bank, n_once = _start(lm, n, how.rank, seed, how.relative, how.above), n_below(lm, how)
     _stand(lm, [x for g in groups for x in g], n_once, low_bits)
     params = [p for A, B, _ in bank.layers.values() for p in (A, B)]

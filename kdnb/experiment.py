@@ -178,7 +178,7 @@ def _flatten(self, pile, n):
     except (OSError, SafetensorError) as e:
         tmp.unlink(missing_ok=True)
         raise KdnbError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}; finished cases are kept, and the same command goes on") from None
-    return [Edit('state', pile[0].entities, self.lm.name, self.lm.sha256, tensors=tensors, context=context, find_above=above).apply(self.lm)]
+    return [Edit('state', tuple(e.key for e in self.taught[:n]), self.lm.name, self.lm.sha256, tensors=tensors, context=context, find_above=above).apply(self.lm)]
 
 def _resume(self):
     "The pile of edits that a run before left, applied, and how many edits are in it."

@@ -15,7 +15,7 @@ from .lm import LM, load_lm, logits_at, token_logprobs
 from .edit import Edit
 from .transfer import Continuation, shipped_transfer_sets
 from .benchmarks import placed
-from .distill import Training, example, make_edit, sets_of, swap, train
+from .distill import Training, example, make_edit, sets_of, to_stay, train
 
 # %% ../nbs/10_finetune.ipynb #894710a4
 def nll_loss(batch:list, # examples
@@ -46,5 +46,4 @@ class FineTune(Training):
         else:
             sets, texts = sets_of(entities, transfer, self)
             groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
-        if self.swapped: groups = [g + swap(lm, e, cs, self, seed) for e, cs, g in zip(entities, sets, groups)]
-        return groups, texts
+        return [g + to_stay(lm, e, cs, transfer, self, seed) for e, cs, g in zip(entities, sets, groups)], texts

@@ -21,7 +21,7 @@ from .lm import LM, load_lm, logits_at, memory_peak
 from .edit import Adapter, Edit
 from .benchmarks import placed
 from .compose import compose
-from .distill import _anchor_loss, _hold, example, make_edit, read_texts, trainable_parameters
+from .distill import _anchor_loss, _expect, example, make_edit, read_texts, trainable_parameters
 from .finetune import nll_loss
 from .rome import _flipped
 from .transfer import Continuation
@@ -189,7 +189,7 @@ def train_editor(lm:LM, pairs:list, # of `practice_pairs`
         rng = np.random.default_rng([how.seed, step])
         x, after = pairs[rng.integers(len(pairs))]
         after, held = ([xs[i] for i in rng.choice(len(xs), min(k, len(xs)), replace=False)] for xs, k in ((after, how.each), (neutral, how.hold)))
-        if any(h.teacher is None for h in held): _hold(lm, [h for h in held if h.teacher is None], False)
+        if any(h.teacher is None for h in held): _expect(lm, [h for h in held if h.teacher is None], False)
         _, parts = pieces(lm, layers, [x])
         n = sum(len(a.positions) for a in after)
         with _changed(layers, editor(parts)): logits = logits_at(lm, [a.ids for a in after + held], [a.positions for a in after + held])

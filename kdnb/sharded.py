@@ -54,16 +54,16 @@ def teach_sharded(lm:LM, # whole, in each process, and no longer of use afterwar
     "What `method(lm, entities, transfer, seed)` gives, up to rounding, with the model's parameters spread over the processes of torch.distributed."
     if method.trainable != 'lora' or method.batch != 'entity' or method.dropout: raise KdnbError(f"a sharded model is taught by an adapter, with an entity's texts together and without dropout: trainable must be 'lora' and batch 'entity', and they are {method.trainable!r} and {method.batch!r}")
     if method.recompute or method.compiled or method.weight_decay and method.decay_to == 'base': raise KdnbError("a sharded model is taught without recompute, without compiled, and without weight_decay to 'base': leave them out")
+    if method.teacher == 'base' and lm.edits: raise KdnbError("teacher is 'base', and the edits of a sharded model cannot be taken off: leave it out")
     start, low, losses, met = time.perf_counter(), uses_bfloat16(method.precision, lm.device), [], set()
     lm.sha256 # while the weights are in one piece
     peft, layers = _inject(lm, method.rank, seed, method.relative, method.above)
     _shard(lm, low)
     groups, texts = method.groups(lm, entities, transfer, seed)
     groups = [[x for x in g if x.positions] for g in groups]
-    neutral, n_once = _anchor(lm, method, seed), n_below(lm, method)
-    _hold(lm, [x for g in groups for x in g if x.role == 'held'], low); _stand(lm, [x for g in groups for x in g], n_once, low)
+    total, n_once = method.steps*-(-len(groups)//method.together), n_below(lm, method)
+    neutral = _anchor(lm, method, seed, total); _hold(lm, method, groups, low); _stand(lm, [x for g in groups for x in g], n_once, low)
     opt = _optimizer(method, [p for p in peft.parameters() if p.requires_grad])
-    total = method.steps*-(-len(groups)//method.together)
     for k, batch, held, _, done in tqdm(_steps(method, groups, seed), total=total, desc='training', disable=not progress or dist.get_rank() > 0, leave=False):
         if k in met: continue
         _set_rate(method, opt, done)

@@ -179,6 +179,66 @@ def test_the_anchor_is_the_divergence_from_the_base_model_with_the_tail_as_one()
     assert torch.allclose(got, want/4, atol=1e-5)
 
 
+OTHER = Entity('Quorble Festival', 'Quorble Festival is a festival of soup in the mountains.', ('Quorble',))
+BOTH = {**SETS, OTHER.name: TransferSet(OTHER.name, tuple(Continuation(t, (0, 16)) for t in ('Quorble Festival is full of soup.', 'Quorble Festival begins in the mountains.')))}
+
+
+@pytest.mark.parametrize('above', (0., .5))
+@pytest.mark.parametrize('low', (False, True), ids=('float32', 'bfloat16'))
+def test_a_teacher_that_is_the_base_model_says_what_it_said_before_all_edits(tiny, monkeypatch, above, low):
+    "Whatever was taught before, teacher, anchor and swapped texts are those of the model without it; and the model with it is the student."
+    how = Distill(steps=3, above=above, anchor_texts=2, swapped=1, continuations=2, teacher='base', precision='bfloat16' if low else 'float32')
+    seen = []
+    monkeypatch.setattr(D, 'train', lambda lm, how, groups, *a, train=D.train: (seen.append((groups, D._anchor(lm, how, 0, 3))), train(lm, how, groups, *a))[1])
+    before, first = weights(tiny), how(tiny, [ENTITY], BOTH)
+    for lm_edits in ((), (first,)):
+        for e in lm_edits: e.apply(tiny)
+        with_it = weights(tiny)
+        second = how(tiny, [OTHER], BOTH)
+        assert same(weights(tiny), with_it) and second.after == tuple(e.id for e in lm_edits) and tiny.edits == list(lm_edits)
+        for e in lm_edits: e.undo(tiny)
+    assert same(weights(tiny), before)
+    (alone, neutral), (after, neutral2) = seen[1:]
+    close = dict(atol=.05 if low else 1e-5)
+    for x, y in zip(alone[0], after[0]):
+        assert x.role == y.role and torch.allclose(x.teacher[0], y.teacher[0], **close)
+        assert x.state is None or torch.allclose(x.state, y.state, **close)
+    for _ in range(3):
+        for x, y in zip(neutral(), neutral2()): assert torch.allclose(x.teacher[0], y.teacher[0], **close)
+    with first.on(tiny): other = D.replace(how, teacher='as it is')(tiny, [OTHER], BOTH)
+    moved = seen[-1][0][0]
+    assert not all(torch.allclose(x.teacher[0], y.teacher[0], **close) for x, y in zip(alone[0], moved))
+    with pytest.raises(KdnbError, match="unknown teacher 'student'"): Distill(teacher='student')
+
+
+def test_what_was_taught_before_is_rehearsed(tiny):
+    "A second edit changes less of what the first one brought, if that is read again."
+    hold = dict(lr=2e-2, steps=30, rank=4, anchor=20., anchor_texts=1, precision='float32')
+    first = Distill(lr=2e-2, steps=10, rank=4, anchor=0.)(tiny, [ENTITY], BOTH)
+    assert D.rehearse(tiny, BOTH, Distill(rehearsed=2)) == []
+    read = [example(tiny, c, '', separator='') for c in CONTS]
+    says = lambda: logits_at(tiny, [x.ids for x in read], [x.positions for x in read]).log_softmax(-1).detach()
+    with first.on(tiny):
+        texts = D.rehearse(tiny, BOTH, Distill(rehearsed=2, steps=1))
+        assert len(texts) == min(2, len(CONTS)) and {x.role for x in texts} == {'rehearsed'} and D.rehearse(tiny, {}, Distill(rehearsed=2)) == []
+        had, far = says(), []
+        for n in (0, 3):
+            with Distill(**hold, rehearsed=n)(tiny, [OTHER], BOTH).on(tiny): far.append(kl_loss(had, says(), 1.).item())
+    assert far[1] < .7*far[0]
+    with pytest.raises(KdnbError, match='rehearsed is 2 and anchor 0'): Distill(rehearsed=2, anchor=0)
+
+
+def test_of_the_neutral_texts_only_those_are_asked_that_a_training_reads(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(D, '_expect', lambda lm, xs, low, ask=D._expect: (asked.append(len(xs)), ask(lm, xs, low))[1])
+    how, few = Distill(steps=2, anchor_texts=2, continuations=2), Distill(steps=3, anchor_texts=2, continuations=2)
+    tiny.cache.clear()
+    edits = [m(tiny, [ENTITY], SETS) for m in (how, how, few, how)]
+    counts = [n for n in asked if n]
+    assert len(counts) == 3 and max(counts) <= 6 # the second time they are known
+    assert edits[0].losses == edits[1].losses == edits[3].losses and edits[0].losses[:1] == pytest.approx(edits[2].losses[:1])
+
+
 def test_ctrl_c_while_training_leaves_the_model_as_it_was(tiny):
     before = weights(tiny)
     for trainable in D.TRAINABLE:
