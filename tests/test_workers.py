@@ -44,7 +44,7 @@ def test_a_killed_worker_loses_nothing(tiny, ds, sets, tmp_path):
 def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(tiny, ds, tmp_path):
     from kdnb.workers import spread
     few = sample(ds.split('test'), 4)
-    spread([Run(tiny, few, 'prepend', limit=2, n_specificity=4, free=False, folder=tmp_path)], 2, progress=False)
+    Run(tiny, few, 'prepend', limit=2, n_specificity=4, free=False, folder=tmp_path).go(progress=False)
     first = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('case-*.json')}
     (folder,) = spread([Run(tiny, few, 'prepend', n_specificity=4, free=False, folder=tmp_path)], 2, progress=False)
     assert len(first) == 2 and len(list(folder.glob('case-*.json'))) == 4 and all(p.stat().st_mtime_ns == t for p, t in first.items())
@@ -53,7 +53,7 @@ def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(tiny, ds, tm
 
 def test_what_a_worker_says_is_said_here(tiny, ds, tmp_path):
     from kdnb.workers import spread
-    with pytest.raises(KdnbError, match='no transfer set for'): spread([Run(tiny, sample(ds, 2), 'distill', n_specificity=4, folder=tmp_path)], 2, progress=False)
+    with pytest.raises(KdnbError, match='no transfer set for'): spread([Run(tiny, sample(ds, 1), 'distill', n_specificity=4, folder=tmp_path)], 1, progress=False)
 
 
 def test_command(kdnb, tiny_folder, tmp_path):
