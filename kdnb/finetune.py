@@ -15,7 +15,7 @@ from .lm import LM, load_lm, logits_at, token_logprobs
 from .edit import Edit
 from .transfer import Continuation, shipped_transfer_sets
 from .benchmarks import placed
-from .distill import Training, example, make_edit, sets_of, to_stay, train
+from .distill import Training, example, sets_of, to_stay, train
 
 # %% ../nbs/10_finetune.ipynb #894710a4
 def nll_loss(batch:list, # examples
