@@ -11,7 +11,7 @@ __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'TEACHERS', 'SCHEDULE', 'D
 # %% ../nbs/08_distill.ipynb #dc231a7e
 import json, math, os, re, shutil, time, warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, PRECISION, bfloat16_weights, blocks_of, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below, uses_bfloat16
-from .edit import Adapter, Edit
+from .edit import Adapter, Edit, unedited
 from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
 from .benchmarks import placed
 
@@ -318,14 +318,9 @@ def _expect(lm, examples, low):
         teach(lm, examples[i:i+16], low)
         for x in examples[i:i+16]: x.teacher = x.teacher.log_softmax(-1).topk(min(_KEPT, x.teacher.shape[-1]-1))
 
-@contextmanager
 def _teaching(lm, how):
-    "Within this context the model is the one that teaches."
-    edits = lm.edits[:] if how.teacher == 'base' else []
-    for e in reversed(edits): e.undo(lm)
-    try: yield
-    finally:
-        for e in edits: e.apply(lm)
+    "A context within which the model is the one that teaches."
+    return unedited(lm) if how.teacher == 'base' else nullcontext()
 
 def _hold(lm, how, groups, low):
     "Sets the teacher of the examples that shall stay as they are."

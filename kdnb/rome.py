@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError
 from .fetch import cache_folder
 from .lm import LM, _call, _only_at, _pad, generate, load_lm, memory_peak
-from .edit import Adapter, Edit
+from .edit import Adapter, Edit, unedited
 from .transfer import mention
 from .distill import _tokens, make_edit, middle_block, read_texts
 
@@ -112,21 +112,12 @@ def read_at(lm:LM, module:torch.nn.Module, texts:list, # of (token ids, position
     return torch.cat(ins), torch.cat(outs)
 
 # %% ../nbs/11_rome.ipynb #c72ae353
-@contextmanager
-def _unedited(lm):
-    "Within this context no edit is applied."
-    edits = lm.edits[:]
-    for e in reversed(edits): e.undo(lm)
-    try: yield
-    finally:
-        for e in edits: e.apply(lm)
-
 def contexts(lm:LM, n:int=8, seed:int=0) -> list: # of str; the first is empty
     "Texts that the model wrote, to stand before a prompt (ROME, section 3.1)."
     key = 'contexts', n, seed
     if key not in lm.cache:
         starts = ['The', 'Therefore', 'Because', 'I', 'You']
-        with _unedited(lm): texts = [f'{a} {" ".join(t.split())}. ' for i in range(-(-(n-1)//len(starts))) for a, (t,) in zip(starts, generate(lm, starts, 1, 8, 1., .9, seed + i))]
+        with unedited(lm): texts = [f'{a} {" ".join(t.split())}. ' for i in range(-(-(n-1)//len(starts))) for a, (t,) in zip(starts, generate(lm, starts, 1, 8, 1., .9, seed + i))]
         lm.cache[key] = ['', *texts[:n-1]]
     return lm.cache[key]
 
@@ -147,7 +138,7 @@ def own_text(lm:LM, tokens:int, seed:int=0, progress:bool=False) -> list: # of s
     with tqdm(total=tokens, desc='text of its own', unit='token', disable=not progress) as bar:
         n = sum(k for _, k in out); bar.update(min(n, tokens))
         while n < tokens:
-            with _unedited(lm): texts = [(f'{a}{t}' if t.startswith(' ') else f'{a} {t}').strip() for a, (t,) in zip(starts, generate(lm, starts, 1, 64, 1., .95, seed*1_000_003 + len(out), fast=True))]
+            with unedited(lm): texts = [(f'{a}{t}' if t.startswith(' ') else f'{a} {t}').strip() for a, (t,) in zip(starts, generate(lm, starts, 1, 64, 1., .95, seed*1_000_003 + len(out), fast=True))]
             new = [(t, len(lm.encode(t))) for t in texts]; n += sum(k for _, k in new); out += new
             path.parent.mkdir(parents=True, exist_ok=True); tmp = path.with_suffix(f'.{os.getpid()}.tmp'); tmp.write_text(json.dumps(out), encoding='utf-8'); os.replace(tmp, path)
             bar.update(sum(k for _, k in new))
@@ -168,7 +159,7 @@ def covariance(lm:LM, layers:list, # indices of blocks
     done = min((int(d['texts']) for d in out.values()), default=0)
     for i in layers:
         if int(out[i]['texts']) > done and int(out[i]['texts']) < len(texts): done = 0; out = {i: {k: v*0 for k, v in d.items()} for i, d in out.items()}; break # of different runs: begin anew
-    with tqdm(total=len(texts), initial=done, desc='keys', unit='text', disable=not progress) as bar, _unedited(lm):
+    with tqdm(total=len(texts), initial=done, desc='keys', unit='text', disable=not progress) as bar, unedited(lm):
         for b in range(done, len(texts), batch):
             part = [ids for t in texts[b:b+batch] if len(ids := lm.encode(t)) > 1]
             ids, mask, pos = _pad(part, lm.device)
