@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reports_folder', 'report_parameters', 'machine', 'run_report', 'run_all', 'numbers', 'known_right', 'target_right',
-           'paired', 'Finished', 'as_kept', 'beside', 'tables', 'verdict']
+           'by_entity', 'paired', 'Finished', 'as_kept', 'beside', 'tables', 'verdict']
 
 # %% ../nbs/18_report.ipynb #661419ff
 import base64, os, platform, re, time
@@ -116,14 +116,20 @@ def target_right(case:dict) -> float: # percent
     "How many of the probes about its own entities a case got right."
     return 100*float(np.mean([p['correct'] for t in case['target'] for p in t['probes']]))
 
+def by_entity(run:Run, # one at a time
+              value # of a case
+             ) -> dict: # key of an entity -> its value
+    "A number of each case of a run."
+    return {c['entities'][0]: value(c) for c in map(read_json, run.done())}
+
 def paired(a:Run, b:Run, # run one at a time
            only=None, # keys of entities; None: all that both were run on
            value=known_right # number of a case
           ) -> Interval|None: # of the difference, in its unit
     "By how much a number is larger for `a` than for `b`, with an interval over entities."
-    found = [{c['entities'][0]: (value(c), c['target'][0]['entity']) for c in map(read_json, r.done())} for r in (a, b)]
-    keys = [k for k in found[0] if k in found[1] and (only is None or k in only)]
-    return interval([found[0][k][0] - found[1][k][0] for k in keys], [found[0][k][1] for k in keys])
+    x, y = by_entity(a, lambda c: (value(c), c['target'][0]['entity'])), by_entity(b, value)
+    keys = [k for k in x if k in y and (only is None or k in only)]
+    return interval([x[k][0] - y[k] for k in keys], [x[k][1] for k in keys])
 
 # %% ../nbs/18_report.ipynb #afbf1162
 @dataclass
