@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 from .entities import KdnbError, load_dataset
-from .lm import LM, bfloat16_weights, load_lm, logits_at, memory_peak, owned, uses_bfloat16
+from .lm import LM, bfloat16_weights, load_lm, logits_at, memory_peak, owned
 from .edit import Adapter, Edit
 from .transfer import shipped_transfer_sets
-from .distill import Distill, Training, _anchor, _check_finite, _count, _hold, _logits, _mode, _optimizer, _recomputing, _set_rate, _size, _stand, _steps, _with_held, make_edit, n_below, upper
+from .distill import Distill, Training, _check_finite, _count, _logits, _mode, _optimizer, _ready, _recomputing, _set_rate, _size, _steps, _with_held, make_edit, upper
 
 # %% ../nbs/08b_bank.ipynb #f1eba4d4
 def _segments(owners, shape, n):
@@ -126,10 +126,9 @@ def train_apart(lm:LM, how:Training, groups:list, # for each entity, its example
     if how.trainable != 'lora' or how.batch != 'entity': raise KdnbError(f"side by side only adapters are trained, by the entity's texts together: trainable must be 'lora' and batch 'entity', and they are {how.trainable!r} and {how.batch!r}")
     if how.compiled: raise KdnbError("compiled is True, and adapters side by side are not compiled: leave it out, or train one entity at a time")
     groups = [[x for x in g if x.positions] for g in groups]
-    low_bits, n, done, losses = uses_bfloat16(how.precision, lm.device), len(groups), {}, [[] for _ in groups]
-    neutral = _anchor(lm, how, seed, how.steps); _hold(lm, how, groups, low_bits)
-    bank, n_once = _start(lm, n, how.rank, seed, how.relative, how.above), n_below(lm, how)
-    _stand(lm, [x for g in groups for x in g], n_once, low_bits)
+    n, done, losses = len(groups), {}, [[] for _ in groups]
+    neutral, n_once, low_bits = _ready(lm, how, groups, seed, how.steps)
+    bank = _start(lm, n, how.rank, seed, how.relative, how.above)
     params = [p for A, B, _ in bank.layers.values() for p in (A, B)]
     before = [p.detach().clone() for p in params] if how.decay_to == 'base' and how.weight_decay else None
     with bank.on(lm, training=True), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed), _recomputing(lm.model, how.recompute):

@@ -344,6 +344,12 @@ def _anchor(lm, how, seed, n): # steps
     drawn, pool = lm.cache[key]; each = iter(drawn)
     return lambda: [pool[i] for i in next(each)]
 
+def _ready(lm, how, groups, seed, n): # steps
+    "Sets the states of all examples, and the teachers of those that are held: what gives the neutral examples, how many blocks are passed once, and whether products are in bfloat16."
+    n_once, low_bits = n_below(lm, how), uses_bfloat16(how.precision, lm.device)
+    _stand(lm, [x for g in groups for x in g], n_once, low_bits); _hold(lm, how, groups, low_bits)
+    return _anchor(lm, how, seed, n), n_once, low_bits
+
 # %% ../nbs/08_distill.ipynb #2e61bde4
 def swap(lm:LM, entity:Entity, continuations, how:Training, seed:int=0) -> list: # of `Example`, without a teacher
     "Continuations with another name wherever the mention stood; those without a mention are left out."
@@ -544,11 +550,9 @@ def train(lm:LM, how:Training,
     losses, opt, met, kept = [], None, set(), Kept(keep) if keep else None
     groups = [[x for x in g if x.positions] for g in groups]
     if not all(any(x.role in _TEACHES for x in g) for g in groups): raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that names it, or use where='all tokens'")
-    low, low_bits, in_parts = how.trainable == 'lora', uses_bfloat16(how.precision, lm.device), has_plain_head(lm)
-    n_once = n_below(lm, how)
-    _stand(lm, [x for g in groups for x in g], n_once, low_bits)
+    low, in_parts = how.trainable == 'lora', has_plain_head(lm)
     total = how.steps*(sum(x.role in _TEACHES for g in groups for x in g) if how.batch == 'one by one' else -(-len(groups)//how.together))
-    neutral = _anchor(lm, how, seed, total); _hold(lm, how, groups, low_bits)
+    neutral, n_once, low_bits = _ready(lm, how, groups, seed, total)
     with (_training_adapter(lm, how.rank, seed, how.relative, how.above) if low else _training_weights(lm, how.trainable, how.block)) as (params, before, out), bfloat16_weights(lm.model, low_bits), _mode(lm, how.dropout, seed), _recomputing(lm.model, how.recompute), _compiled(lm, n_once, how.compiled):
         state = kept.load(params, losses, met) if kept else None
         for _ in losses: neutral() # what was drawn before

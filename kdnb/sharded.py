@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .entities import KdnbError
 from .lm import LM, blocks_of, memory_peak, uses_bfloat16
 from .edit import Edit
-from .distill import Training, _adapters, _anchor, _anchor_loss, _check_finite, _count, _hold, _inject, _logits, _optimizer, _set_rate, _stand, _steps, make_edit, n_below
+from .distill import Training, _adapters, _anchor_loss, _check_finite, _count, _inject, _logits, _optimizer, _ready, _set_rate, _steps, make_edit
 
 # %% ../nbs/16d_sharded.ipynb #e8cfcac0
 def shard_need(n_params:float, n_blocks:int, world:int, # processes
@@ -55,14 +55,14 @@ def teach_sharded(lm:LM, # whole, in each process, and no longer of use afterwar
     if method.trainable != 'lora' or method.batch != 'entity' or method.dropout: raise KdnbError(f"a sharded model is taught by an adapter, with an entity's texts together and without dropout: trainable must be 'lora' and batch 'entity', and they are {method.trainable!r} and {method.batch!r}")
     if method.recompute or method.compiled or method.weight_decay and method.decay_to == 'base': raise KdnbError("a sharded model is taught without recompute, without compiled, and without weight_decay to 'base': leave them out")
     if method.teacher == 'base' and lm.edits: raise KdnbError("teacher is 'base', and the edits of a sharded model cannot be taken off: leave it out")
-    start, low, losses, met = time.perf_counter(), uses_bfloat16(method.precision, lm.device), [], set()
+    start, losses, met = time.perf_counter(), [], set()
     lm.sha256 # while the weights are in one piece
     peft, layers = _inject(lm, method.rank, seed, method.relative, method.above)
-    _shard(lm, low)
+    _shard(lm, uses_bfloat16(method.precision, lm.device))
     groups, texts = method.groups(lm, entities, transfer, seed)
     groups = [[x for x in g if x.positions] for g in groups]
-    total, n_once = method.steps*-(-len(groups)//method.together), n_below(lm, method)
-    neutral = _anchor(lm, method, seed, total); _hold(lm, method, groups, low); _stand(lm, [x for g in groups for x in g], n_once, low)
+    total = method.steps*-(-len(groups)//method.together)
+    neutral, n_once, low = _ready(lm, method, groups, seed, total)
     opt = _optimizer(method, [p for p in peft.parameters() if p.requires_grad])
     for k, batch, held, _, done in tqdm(_steps(method, groups, seed), total=total, desc='training', disable=not progress or dist.get_rank() > 0, leave=False):
         if k in met: continue
