@@ -129,6 +129,7 @@ class Interval:
     n: int # of the units that were resampled
     def __str__(self): return f'{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]'
     def __rsub__(self, limit): return Interval(limit - self.value, limit - self.high, limit - self.low, self.n) # how far it stays below
+    def __sub__(self, limit): return Interval(self.value - limit, self.low - limit, self.high - limit, self.n) # how far it is above
 
 def _draws(n, seed, times=1000): return np.random.default_rng(seed).integers(n, size=(times, n))
 
