@@ -99,7 +99,8 @@ def clean(text:str, # what was written
           start:str='', # what it was to go on from; a part of the continuation
           lines:int=1 # that are taken
          ) -> str:
-    "The first lines that say something, up to the last full sentence that ends after `start`; the whole if there is none."
+    "The first lines that say something, up to the last full sentence that ends after `start`; the whole if there is none. A marker such as <end_of_turn> ends the text."
+    text = re.split(r'</?\|?\w+\|?>', text)[0]
     line = '\n'.join([l.strip() for l in (start + text).splitlines() if l.strip()][:lines]).strip('"“”*').strip()
     m = re.match(r'.*[.!?]["”’)]?(?=\s|$)', line, re.DOTALL)
     return m[0] if m and len(m[0]) > len(start) else line
