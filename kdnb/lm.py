@@ -515,7 +515,7 @@ def uses_bfloat16(precision:str, # one of `PRECISION`
 @contextmanager
 def bfloat16_weights(model, on:bool=True):
     "Within this context the frozen float32 weights of linear layers are copies in bfloat16. Autocast would make them anew in every pass, and gets the same numbers from them."
-    linear = [m for m in model.modules() if on and isinstance(m, (torch.nn.Linear, Conv1D)) and m.weight.dtype == torch.float32 and not m.weight.requires_grad]
+    linear = [m for m in model.modules() if on and isinstance(m, (torch.nn.Linear, Conv1D)) and m.weight.dtype == torch.float32 and not m.weight.requires_grad and not hasattr(m.weight, 'device_mesh')] # what is spread over processes is put in place by its engine
     kept = [m.weight for m in linear]
     try:
         for m, w in zip(linear, kept): m.weight = torch.nn.Parameter(w.bfloat16(), requires_grad=False)
