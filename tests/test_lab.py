@@ -26,7 +26,7 @@ def lab(tmp_path_factory, smollm2):
 def test_playground_in_jupyterlab(lab, browser): # noqa: F811
     page = browser.new_page(viewport=dict(width=1400, height=1000))
     page.goto(f'{lab}/doc/tree/18d_play.ipynb'); page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=60_000)
+    page.wait_for_selector('#jp-main-statusbar >> text=/\\| Idle/', timeout=60_000) # before that, running asks for a kernel
     page.click('text="Run"'); page.click('text="Run All Cells"')
     last = page.locator('.jp-Notebook .jp-CodeCell').last
     page.wait_for_function("document.querySelectorAll('.jp-CodeCell .jp-InputPrompt').length && [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent))", timeout=240_000)
