@@ -42,7 +42,7 @@ def run(path):
     nb = nbformat.read(path, 4)
     skipped = [c for c in nb.cells if c.cell_type == 'code' and re.search(r'^#\|\s*(eval:\s*false|slow)', c.source, re.M)]
     for c in skipped: c.cell_type = 'raw' # not run in tests either
-    NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
+    NotebookClient(nb, timeout=600, kernel_name='python3', extra_arguments=['--IPKernelApp.log_level=ERROR'], resources={'metadata': {'path': str(path.parent)}}).execute() # or each kernel warns that it is not encrypted
     for c in skipped: c.cell_type = 'code'; c.outputs = []; c.execution_count = None
     kept.parent.mkdir(parents=True, exist_ok=True)
     for old in kept.parent.glob(f'{path.stem}-*.ipynb'): old.unlink()
