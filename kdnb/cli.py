@@ -450,7 +450,7 @@ def _demo(args):
     folders = [Run(lm, ds, m, protocol='kdnb', seed=args.seed, transfer=sets, n_specificity=DEMO_SPECIFICITY, folder=runs).go() for m in DEMO_METHODS]
     print('writing the report …', file=sys.stderr)
     html = run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device, accept_terms=args.accept_terms, n_entities=args.entities,
-                      seed=args.seed, protocol='kdnb', methods=list(DEMO_METHODS), n_specificity=DEMO_SPECIFICITY, runs=str(runs.resolve()))
+                      seed=args.seed, protocol='kdnb', skip=[], n_specificity=DEMO_SPECIFICITY, runs=str(runs.resolve()))
     df, minutes['minutes'] = collect(folders), round((time.perf_counter() - start)/60, 1)
     write_json(Path(args.out)/'demo.json', dict(**minutes, machine=machine(), lm=lm.name, entities=len(ds.entities), methods=[as_json(r) for _, r in df.iterrows()]))
     print(table(df)); print(f'\nreport: {html.resolve()} ({minutes["minutes"]} minutes)')
