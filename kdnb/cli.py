@@ -447,10 +447,11 @@ def _demo(args):
     _first_picture(lm, ds, sets, picture := Path(args.out)/'first.png', args.seed)
     minutes = {'to_first_picture': round((time.perf_counter() - start)/60, 1)}
     print(f"a first picture, of one question about {ds.entities[0].name}: {picture.resolve()} ({minutes['to_first_picture']} minutes)\nteaching {len(ds.entities)} entities to {lm.name}, by {len(DEMO_METHODS)} methods", file=sys.stderr)
-    folders = [Run(lm, ds, m, protocol='kdnb', seed=args.seed, transfer=sets, n_specificity=DEMO_SPECIFICITY, folder=runs).go() for m in DEMO_METHODS]
+    how = dict(protocol='kdnb', seed=args.seed, n_specificity=DEMO_SPECIFICITY) # of the runs and of the report, which has to find them
+    folders = [Run(lm, ds, m, transfer=sets, folder=runs, **how).go() for m in DEMO_METHODS]
     print('writing the report …', file=sys.stderr)
     html = run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device, accept_terms=args.accept_terms, n_entities=args.entities,
-                      seed=args.seed, protocol='kdnb', skip=[], n_specificity=DEMO_SPECIFICITY, runs=str(runs.resolve()))
+                      skip=[], runs=str(runs.resolve()), **how)
     df, minutes['minutes'] = collect(folders), round((time.perf_counter() - start)/60, 1)
     write_json(Path(args.out)/'demo.json', dict(**minutes, machine=machine(), lm=lm.name, entities=len(ds.entities), methods=[as_json(r) for _, r in df.iterrows()]))
     print(table(df)); print(f'\nreport: {html.resolve()} ({minutes["minutes"]} minutes)')
