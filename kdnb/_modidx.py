@@ -569,4 +569,5 @@ d = { 'settings': { 'branch': 'main',
                               'kdnb.workers.Worker.case': ('workers.html#worker.case', 'kdnb/workers.py'),
                               'kdnb.workers._hand_out': ('workers.html#_hand_out', 'kdnb/workers.py'),
                               'kdnb.workers._ray': ('workers.html#_ray', 'kdnb/workers.py'),
+                              'kdnb.workers._start': ('workers.html#_start', 'kdnb/workers.py'),
                               'kdnb.workers.spread': ('workers.html#spread', 'kdnb/workers.py')}}}

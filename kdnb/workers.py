@@ -57,10 +57,19 @@ def spread(runs:list, # of `Run`, each one at a time with reset, on the same mod
     return [r.go(progress=False) for r in runs]
 
 # %% ../nbs/16c_workers.ipynb #cbf530bd
+def _start(ray, workers, address):
+    "Ray, up. On a machine that is busy with other things its node can miss Ray's own time limit once."
+    how = dict(address=address) if address else dict(num_cpus=max(workers, os.cpu_count()), include_dashboard=False)
+    for last in (bool(address), True):
+        try: return ray.init(**how, log_to_driver=False, logging_level='ERROR')
+        except Exception as e: # Ray has no class of its own for it
+            ray.shutdown()
+            if last: raise KdnbError(f"Ray {f'did not reach the cluster at {address}' if address else 'did not start on this machine'} ({type(e).__name__}: {' '.join(str(e).split())[:160]}): {'look whether the cluster is up, with ray status there' if address else 'try again when the machine is less busy, or use one worker'}") from None
+
 def _hand_out(ray, runs, todo, workers, address, progress):
     "Cases to workers, results to files."
     lm, mine, tries, flying = runs[0].lm, not ray.is_initialized(), Counter(), {}
-    if mine: ray.init(address=address, **({} if address else {'num_cpus': max(workers, os.cpu_count()), 'include_dashboard': False}), log_to_driver=False, logging_level='ERROR')
+    if mine: _start(ray, workers, address)
     try:
         hows = ray.put([{**r.how, 'folder': str(Path(r.how['folder']).resolve())} for r in runs])
         kind = ray.remote(num_cpus=1, num_gpus=int(lm.device.type == 'cuda'))(Worker)

@@ -17,7 +17,7 @@ def answers(run):
 def test_a_killed_worker_loses_nothing(tiny, ds, sets, tmp_path):
     from kdnb.workers import spread
     few = sample(ds.split('test'), 4)
-    make = lambda folder: [Run(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 150}))]
+    make = lambda folder: [Run(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 60}))]
     one, two = make('one'), make('two')
     killed = []
     def kill(): # a worker that is at work, once a case is there
@@ -54,6 +54,23 @@ def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(tiny, ds, tm
 def test_what_a_worker_says_is_said_here(tiny, ds, tmp_path):
     from kdnb.workers import spread
     with pytest.raises(KdnbError, match='no transfer set for'): spread([Run(tiny, sample(ds, 1), 'distill', n_specificity=4, folder=tmp_path)], 1, progress=False)
+
+
+def test_ray_that_does_not_start_is_one_sentence():
+    "On a busy machine a second try is made; a cluster that is not there is said at once."
+    from kdnb.workers import _start
+    class Ray:
+        def __init__(self, fails): self.fails, self.tries = fails, []
+        def init(self, **how):
+            self.tries.append(how)
+            if len(self.tries) <= self.fails: raise Exception('The current node timed out\nduring startup.')
+            return 'up'
+        def shutdown(self): self.tries[-1]['over'] = True
+    slow, never, gone = Ray(1), Ray(9), Ray(9)
+    assert _start(slow, 2, None) == 'up' and len(slow.tries) == 2 and slow.tries[0]['over'] and 'address' not in slow.tries[1]
+    with pytest.raises(KdnbError, match='Ray did not start on this machine .Exception: The current node timed out during startup.*use one worker'): _start(never, 2, None)
+    with pytest.raises(KdnbError, match='Ray did not reach the cluster at 10.0.0.1:6379 .*look whether the cluster is up'): _start(gone, 2, '10.0.0.1:6379')
+    assert len(never.tries) == 2 and len(gone.tries) == 1 and all(t['over'] for t in never.tries + gone.tries)
 
 
 def test_command(kdnb, tiny_folder, tmp_path):
