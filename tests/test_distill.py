@@ -323,6 +323,17 @@ def test_above_is_for_an_adapter():
         with pytest.raises(KdnbError, match='above'): Distill(**bad)
 
 
+@pytest.mark.parametrize('low', (False, True))
+def test_states_that_are_not_all_the_upper_blocks_need_are_refused(tiny, ds, sets, monkeypatch, low):
+    "Rounding is not meant: in bfloat16 a state may be off by what it has of precision, and a little more."
+    how, e, true = Distill(steps=1, rank=4, trainable='lora', above=.5, anchor=0, continuations=2, precision='bfloat16' if low else 'float32'), ds.entities[0], D.states_below
+    off = lambda f: monkeypatch.setattr(D, 'states_below', lambda *a: [f(h) for h in true(*a)])
+    off(lambda h: h.flip(0))
+    with pytest.raises(KdnbError, match='above is set, and the upper blocks of .* need more than what the lower ones hand on'): how(tiny, [e], sets)
+    off(lambda h: h*(1 + (2**-8 if low else 1e-5)*torch.randn(h.shape, generator=torch.Generator().manual_seed(0))))
+    assert how(tiny, [e], sets).losses
+
+
 @pytest.mark.parametrize('settings', ({}, {'trainable': 'all', 'lr': 1e-3}, {'batch': 'one by one', 'steps': 2}, {'above': .5}, {'top': 20}))
 @pytest.mark.parametrize('method', ('distill', 'finetune-transfer'))
 def test_logits_in_parts_change_nothing(tiny, ds, sets, monkeypatch, method, settings):
