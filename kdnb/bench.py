@@ -172,14 +172,14 @@ def bench(lm:str='smollm2', accept_terms:bool=False, dtype:str='float32', device
     sides, rows = {}, {s: [] for s in SIDES}
     try:
         with ThreadPoolExecutor() as pool: sides.update(zip(SIDES, pool.map(lambda s: Side(side=s, **how), SIDES))) # they load at once, and then take turns
-        flops = {s: p.say(['flops', 0])['value'] for s, p in sides.items()} # which warms up, too
+        for p in sides.values(): p.say(['edit', 0, 1]) # a first step of each, to warm up
         once = sides['kdnb'].say(['base_answers'])['seconds']
         for i in range(n):
             for s, p in sides.items():
                 e, m = p.say(['edit', i]), p.say(['measure', i])
                 rows[s].append(dict(edit=e['seconds'], evaluation=m['seconds'] + (once/n if s == 'kdnb' else 0), answers=m['value'], peak_memory=m['peak_memory_gib']))
                 say(f"{s}, entity {i+1} of {n}: edit {rows[s][-1]['edit']:.1f} s, evaluation {rows[s][-1]['evaluation']:.1f} s, peak memory {m['peak_memory_gib']:.2f} GiB")
-        precise = sides['kdnb'].say(['same_answers'])['value']
+        flops, precise = {s: p.say(['flops', 0])['value'] for s, p in sides.items()}, sides['kdnb'].say(['same_answers'])['value'] # counting takes memory, so it comes last
     finally:
         for p in sides.values(): p.close()
     for r in [r for rs in rows.values() for r in rs]: r['end_to_end'] = r['edit'] + r['evaluation']
