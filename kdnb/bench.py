@@ -171,7 +171,8 @@ def bench(lm:str='smollm2', accept_terms:bool=False, dtype:str='float32', device
     say, how = progress or (lambda text: None), dict(lm=lm, accept_terms=accept_terms, dtype=dtype, device=device, data=data, protocol=protocol, n_entities=n, n_specificity=n_specificity, settings=settings or {}, measured_in=measured_in)
     sides, rows = {}, {s: [] for s in SIDES}
     try:
-        with ThreadPoolExecutor() as pool: sides.update(zip(SIDES, pool.map(lambda s: Side(side=s, **how), SIDES))) # they load at once, and then take turns
+        with ThreadPoolExecutor() as pool: list(pool.map(lambda s: sides.update({s: Side(side=s, **how)}), SIDES)) # they load at once, and one that fails leaves the other to be closed
+        sides = {s: sides[s] for s in SIDES} # in this order they take turns
         for p in sides.values(): p.say(['edit', 0, 1]) # a first step of each, to warm up
         once = sides['kdnb'].say(['base_answers'])['seconds']
         for i in range(n):
