@@ -27,8 +27,8 @@ def choose(value:str, # what the user said
     import difflib
     known = [str(k) for k in known]
     if value in known: return value
-    near = difflib.get_close_matches(str(value), known, len(known), 0.)
-    raise KdnbError(f"unknown {what} {value!r}: choose one of {', '.join(map(repr, near or known))}")
+    near = difflib.get_close_matches(str(value), known, max(len(known), 1), 0.)
+    raise KdnbError(f"unknown {what} {value!r}: {'choose one of ' + ', '.join(map(repr, near)) if near else 'there is none'}")
 
 # %% ../nbs/00_entities.ipynb #5ad58d8e
 PROBE_KINDS = ('explicit', 'indirect')
