@@ -58,7 +58,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     r = kept('mend_training')
     assert len(r['log']) == 4 and r['scale'] in (1., 2.) and set(r['numbers']['test']) == {'base', 'prepend', 'MEND, times 1', 'MEND, times 2'}
     r = kept('scalability')['rows']
-    assert sorted((x['n'], x['method']) for x in r if x['method'] == 'MEMIT') == [(2, 'MEMIT'), (6, 'MEMIT')] and len(r) == 14
+    assert sorted((x['n'], x['method']) for x in r if x['method'] == 'MEMIT') == [(2, 'MEMIT'), (6, 'MEMIT')] and len(r) == 17 and sum(x['method'] == 'distill, one adapter each' for x in r) == 3
     assert len(next((tmp_path/'runs').glob('transfer_composed_*')).read_text().splitlines()) == 12
     r = kept('performance')
     assert set(r['clock']) == {'as it is', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'memory is told beforehand' in text('performance')
