@@ -86,6 +86,7 @@ def _teach_options(t):
     t.add_argument('--base-url', default=None, metavar='URL', help='openai: address of a server of your own')
     t.add_argument('--n', '-n', type=int, default=12, help='continuations of each definition (default: %(default)s)')
     t.add_argument('--merge', action='store_true', help='write the whole model, too, into DIR/model')
+    t.add_argument('--apart', action='store_true', help='an adapter for each entity, of which a prompt takes the one that it names: for many of them')
     t.add_argument('--n-specificity', type=int, default=None, metavar='N', help='only N probes about known things')
     t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
     _shared(t)
@@ -303,14 +304,14 @@ def _teach(args):
         return dict(entities=len(left), run=str(args.out))
     if not args.definitions: raise KdnbError("say what to teach: a file or folder of definitions (or --undo)")
     entities, settings = read_definitions(args.definitions), _settings(args.set, 'distill')
-    method = teaching(entities, args.out, **settings)
+    method = teaching(entities, args.out, args.apart, **settings)
     lm = _load(args, method)
     api = {'base_url': args.base_url, 'replies': f'{args.out}/replies.jsonl'} if args.generator.partition(':')[0] == 'openai' else {}
     g = None if args.generator == 'self' else make_generator(args.generator, lm, lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
-    out = teach(lm, entities, args.out, g, args.n, method=method, merge=args.merge, n_specificity=args.n_specificity, seed=args.seed)
+    out = teach(lm, entities, args.out, g, args.n, method=method, merge=args.merge, apart=args.apart, n_specificity=args.n_specificity, seed=args.seed)
     s = summary(out)
     print(f"{s['entities']} entities. Of {s['probes']} probes right before {s['before']}, now {s['after']} (with the definition in front {s['with_definition']}). Of {s['known_before']} known things {s['lost']} are lost.")
-    print(f'adapter: {out}; page: {out}/report.html' + (f'; model: {out}/model' if args.merge else ''))
+    print(f"{'adapters, by name: ' if args.apart else 'adapter: '}{out}{'/shelf.json' if args.apart else ''}; page: {out}/report.html" + (f'; model: {out}/model' if args.merge else ''))
     return {**as_json(dict(lm=lm.name, method='distill', seed=args.seed, run=str(out))), **s}
 
 # %% ../nbs/19_cli.ipynb #16864ad9

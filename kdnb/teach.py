@@ -9,6 +9,7 @@ __all__ = ['READS', 'read_definitions', 'write_probes', 'teaching', 'teach', 'su
 import csv, json, re, shutil, sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from tqdm.auto import tqdm
 from .entities import Dataset, Entity, KdnbError, Probe, _entity_faults, _FUNCTION_WORDS, load_dataset, read_entities, says
 from .fetch import BUILTIN, builtin_folder
 from .lm import LM, generate, load_lm
@@ -18,6 +19,7 @@ from .edit import load_edit
 from .distill import Distill, _tokens, token_kls
 from .context import make_method, method_under
 from .evaluate import evaluate
+from .shelf import Shelf
 from .experiment import REGIMES, code_version, key, read_json, write_json
 from .report import run_report
 
@@ -123,10 +125,13 @@ def _whole(entities): # as JSON lines that `read_entities` reads
 def _base(name): # what transformers loads the base model by
     return str(builtin_folder(name, True, quiet=True)) if name in BUILTIN else str(Path(name).resolve()) if Path(name).exists() else name
 
+def _name_base(folder, into, base): # in what `peft` reads
+    write_json(into/'adapter_config.json', {**read_json(folder/'adapter_config.json'), 'base_model_name_or_path': base})
+
 def _publish(out, version, base):
-    "Puts the adapter of a version where `peft` looks for it, with the base model written into it."
-    shutil.copy(version/'edit'/'adapter_model.safetensors', out/'adapter_model.safetensors')
-    write_json(out/'adapter_config.json', {**read_json(version/'edit'/'adapter_config.json'), 'base_model_name_or_path': base})
+    "Puts the adapter of a version where `peft` looks for it, with the base model written into it; or, where each entity has its own, the list of them."
+    if (version/'shelf.json').exists(): shutil.copy(version/'shelf.json', out/'shelf.json')
+    else: shutil.copy(version/'edit'/'adapter_model.safetensors', out/'adapter_model.safetensors'); _name_base(version/'edit', out, base)
     if (version/'report'/'teach.html').exists(): shutil.copy(version/'report'/'teach.html', out/'report.html')
 
 def _check_of(lm, edit, entities, known):
@@ -143,13 +148,36 @@ def _together(out, entities): # those that a folder was taught before, and these
     old = {e.key: e for v in _versions(out)[-1:] for e in read_entities(out/'versions'/v/'definitions.jsonl')}
     return tuple({**old, **{e.key: e for e in entities}}.values())
 
+def _fitting(out, apart, merge):
+    "Whether a folder can be taught in this way."
+    if apart and merge: raise KdnbError("a merged model has one set of weights, and apart each entity has an adapter of its own: leave out one of the two")
+    if _versions(out) and read_json(out/'kdnb.json').get('apart', False) != apart: raise KdnbError(f"what {out} knows was taught {'together' if apart else 'apart'}: teach it in the same way, or choose another folder")
+
 def teaching(entities, # that are to be taught
              out:str|Path, # folder, which may have been taught others before
+             apart:bool=False, # an adapter for each of them
              **settings # of distillation, to differ from the defaults
             ) -> Distill:
-    "How entities are taught to one model: by the settings for one, or for several together."
-    every = _together(Path(out), entities)
-    return method_under('kdnb', 'distill', Dataset('taught', every), REGIMES[len(every) > 1], **{'top': 256, **settings})
+    "How entities are taught to one model: by the settings for one, or for several together; where there is an adapter for each, by those that are quick."
+    every = Dataset('taught', _together(Path(out), entities))
+    if apart: return method_under('quick', 'distill', every, **settings)
+    return method_under('kdnb', 'distill', every, REGIMES[len(every.entities) > 1], **{'top': 256, **settings})
+
+def _in_one(lm, method, entities, train, seed, progress, version):
+    "One edit for all entities; with the seconds that it took, and its losses."
+    if not (version/'edit'/'edit.json').exists(): method(lm, list(entities), train, seed, progress, keep=version/'training.safetensors').save(version/'edit')
+    edit = load_edit(version/'edit')
+    return edit, edit.seconds, edit.losses
+
+def _apart(lm, method, entities, train, seed, progress, version, out):
+    "An edit for each entity, found by what made it, so that one that a folder knows is not taught again; with the seconds that they took."
+    folders = [out/'edits'/key(dict(settings=asdict(method), seed=seed, lm_sha256=lm.sha256, definition=e.definition, names=e.names, texts=train[e.key].key, code=code_version())) for e in entities]
+    for e, f in zip(entities, tqdm(folders, desc='teaching', unit='entity', disable=not progress)):
+        if not (f/'edit.json').exists(): method(lm, [e], train, seed).save(f)
+        _name_base(f, f, _base(lm.name))
+    shelf = Shelf.of(entities, folders)
+    write_json(version/'shelf.json', {n: f'edits/{f.name}' for n, f in shelf.edits.items()})
+    return shelf, sum(read_json(f/'edit.json')['seconds'] for f in folders), []
 
 # %% ../nbs/18b_teach.ipynb #3054386c
 def teach(lm:LM, entities, # with probes of your own, or without
@@ -158,13 +186,15 @@ def teach(lm:LM, entities, # with probes of your own, or without
           n:int=12, held:int=3, # continuations to train on, and those kept for probes
           method:Distill|None=None, # None: that of `teaching`
           merge:bool=False, # write the whole model, too
+          apart:bool=False, # an adapter for each entity, of which a prompt takes the one that it names (see `shelf`)
           n_specificity:int|None=None, seed:int=0, report:bool=True, progress:bool=True
          ) -> Path: # the folder
     "Teaches entities to a model: an adapter in the format of `peft`, a check, and a page. Interrupted, the same call goes on."
-    out, method = Path(out), method or teaching(entities, out)
+    out, method = Path(out), method or teaching(entities, out, apart)
+    _fitting(out, apart, merge)
     if method.trainable != 'lora': raise KdnbError(f"teach writes an adapter, so trainable must be 'lora', and it is {method.trainable!r}")
     new, entities = entities, _together(out, entities)
-    version = _version(lm, entities, out, settings=asdict(method), generator=getattr(generator, 'name', 'self'), n=n, held=held, seed=seed, n_specificity=n_specificity)
+    version = _version(lm, entities, out, settings=asdict(method), generator=getattr(generator, 'name', 'self'), n=n, held=held, seed=seed, n_specificity=n_specificity, **({'apart': True} if apart else {}))
     say = (lambda t: print(t, file=sys.stderr)) if progress else (lambda t: None)
     say(f'{len(entities)} entities, {len(new)} of them given now; what is found is kept in {version}')
     made = make_transfer_sets(generator or lm, entities, out/'transfer.jsonl', progress=progress, n=n + held, seed=seed)
@@ -175,18 +205,18 @@ def teach(lm:LM, entities, # with probes of your own, or without
     probes = _stage(version, 'probes', lambda: {e.key: [asdict(p) for p in write_probes(lm, e, made[e.key].continuations[len(train[e.key].continuations):])] for e in entities})
     asked = tuple(replace(e, probes=e.probes + tuple(Probe(**{**p, 'candidates': tuple(p['candidates'])}) for p in probes[e.key])) for e in entities)
     known = load_dataset().specificity[:n_specificity]
-    before, front = (_stage(version, m, lambda m=m: _check_of(lm, make_method(m)(lm, asked, {}), asked, known if m == 'base' else ())) for m in ('base', 'prepend'))
-    if not (version/'edit'/'edit.json').exists(): method(lm, list(entities), train, seed, progress, keep=version/'training.safetensors').save(version/'edit')
-    edit = load_edit(version/'edit')
-    after = _stage(version, 'after', lambda: _check_of(lm, edit, asked, known))
-    _stage(version, 'asked', lambda: {'entities': [asdict(e) for e in asked], 'known': [asdict(p) for p in known], 'own': {e.key: len(e.probes) for e in entities}, 'lm': lm.name, 'settings': asdict(method), 'seconds': edit.seconds, 'losses': edit.losses})
+    for m in ('base', 'prepend'): _stage(version, m, lambda m=m: _check_of(lm, make_method(m)(lm, asked, {}), asked, known if m == 'base' else ()))
+    how = lm, method, entities, train, seed, progress, version
+    taught, seconds, losses = _apart(*how, out) if apart else _in_one(*how)
+    _stage(version, 'after', lambda: taught.evaluate(lm, asked, known) if apart else _check_of(lm, taught, asked, known))
+    _stage(version, 'asked', lambda: {'entities': [asdict(e) for e in asked], 'known': [asdict(p) for p in known], 'own': {e.key: len(e.probes) for e in entities}, 'lm': lm.name, 'settings': asdict(method), 'apart': apart, 'seconds': seconds, 'losses': losses})
     if report and not (version/'report'/'teach.html').exists(): run_report('teach', version/'report', folder=str(version.resolve()))
     _publish(out, version, _base(lm.name)); lm.tokenizer.save_pretrained(out)
     if merge:
-        with edit.on(lm): lm.model.save_pretrained(out/'model')
+        with taught.on(lm): lm.model.save_pretrained(out/'model')
         lm.tokenizer.save_pretrained(out/'model')
     versions = [v for v in _versions(out) if v != version.name] + [version.name]
-    write_json(out/'kdnb.json', {'lm': lm.name, 'lm_sha256': lm.sha256, 'base': _base(lm.name), 'versions': versions})
+    write_json(out/'kdnb.json', {'lm': lm.name, 'lm_sha256': lm.sha256, 'base': _base(lm.name), 'apart': apart, 'versions': versions})
     return out
 
 # %% ../nbs/18b_teach.ipynb #d02779fd
@@ -207,7 +237,10 @@ def undo_teaching(out:str|Path) -> list: # names of the entities that are known 
     if (out/'model').exists(): shutil.rmtree(out/'model')
     shutil.rmtree(out/'versions'/versions[-1], ignore_errors=True)
     write_json(out/'kdnb.json', {**note, 'versions': versions[:-1]})
-    for f in ('adapter_model.safetensors', 'adapter_config.json', 'report.html'): (out/f).unlink(missing_ok=True)
+    for f in ('adapter_model.safetensors', 'adapter_config.json', 'shelf.json', 'report.html'): (out/f).unlink(missing_ok=True)
+    used = {k for v in versions[:-1] for k in (read_json(out/'versions'/v/'shelf.json').values() if note.get('apart') else ())}
+    for f in (out/'edits').glob('*'):
+        if f'edits/{f.name}' not in used: shutil.rmtree(f)
     if not versions[:-1]: return []
     _publish(out, out/'versions'/versions[-2], note['base'])
     return [e.name for e in read_entities(out/'versions'/versions[-2]/'definitions.jsonl')]
