@@ -172,10 +172,10 @@ def _in_one(lm, method, entities, train, seed, progress, version):
 def _apart(lm, method, entities, train, seed, progress, version, out):
     "An edit for each entity, found by what made it, so that one that a folder knows is not taught again; with the seconds that they took."
     folders = [out/'edits'/key(dict(settings=asdict(method), seed=seed, lm_sha256=lm.sha256, definition=e.definition, names=e.names, texts=train[e.key].key, code=code_version())) for e in entities]
+    shelf = Shelf.of(entities, folders)
     for e, f in zip(entities, tqdm(folders, desc='teaching', unit='entity', disable=not progress)):
         if not (f/'edit.json').exists(): method(lm, [e], train, seed).save(f)
         _name_base(f, f, _base(lm.name))
-    shelf = Shelf.of(entities, folders)
     write_json(version/'shelf.json', {n: f'edits/{f.name}' for n, f in shelf.edits.items()})
     return shelf, sum(read_json(f/'edit.json')['seconds'] for f in folders), []
 
