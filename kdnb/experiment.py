@@ -7,7 +7,7 @@ __all__ = ['REGIMES', 'CODE', 'SAME', 'code_version', 'key', 'write_json', 'read
            'begin', 'go', 'collect', 'check_edit', 'as_json']
 
 # %% ../nbs/16_experiment.ipynb #b720f178
-import ast, hashlib, json, os, sys, time
+import ast, hashlib, json, os, shutil, sys, time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .entities import DATA, Dataset, KdnbError, choose, load_dataset, sample
 from .fetch import pin_of
 from .lm import LM, check_memory, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_need, memory_peak, release_memory, uses_bfloat16, versions
-from .edit import Edit
+from .edit import Edit, load_edit
 from .transfer import shipped_transfer_sets
 from .distill import Training, training_need
 from .bank import Bank, teach_apart
@@ -156,12 +156,16 @@ def _reset(self, bar):
         for e, row in zip(some, self.cases(some) if n > 1 else [self.case(e) for e in some]): write_json(self.path_of(e), row); bar.update()
 
 def _together(self, bar):
-    path = self._case('all')
+    path, made = self._case('all'), self.folder/'edit' # which is kept until it was measured
     if not path.exists():
         release_memory(self.lm)
-        keep = {'keep': self.folder/'training.safetensors'} if isinstance(self.method, Training) else {}
-        edit = self.method(self.lm, list(self.taught), self.transfer, self.seed, progress=not bar.disable, **keep)
+        long = isinstance(self.method, Training)
+        if (made/'edit.json').exists(): edit = load_edit(made)
+        else:
+            edit = self.method(self.lm, list(self.taught), self.transfer, self.seed, progress=not bar.disable, **({'keep': self.folder/'training.safetensors'} if long else {}))
+            if long: edit.save(made)
         with edit.on(self.lm): write_json(path, self._measure(edit, list(self.taught), self.specificity))
+    shutil.rmtree(made, ignore_errors=True)
     bar.update(len(self.taught))
 
 # %% ../nbs/16_experiment.ipynb #8829aa3b

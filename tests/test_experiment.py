@@ -135,6 +135,22 @@ def test_a_training_that_was_killed_goes_on_in_the_middle(tiny, ds, sets, tmp_pa
     for n, a in whole.adapter.items(): assert torch.equal(a.A, rest.adapter[n].A) and torch.equal(a.B, rest.adapter[n].B), n
 
 
+@pytest.mark.parametrize('settings', ({}, {'trainable': 'all'}))
+def test_what_was_trained_together_outlives_an_interrupted_measurement(tiny, ds, sets, tmp_path, monkeypatch, settings):
+    from kdnb.distill import Distill
+    few = sample(ds.split('test'), 3)
+    new = lambda folder: run(tiny, few, 'distill', tmp_path/folder, REGIMES[1], sets, **settings)
+    whole, part = new('whole').go(progress=False), new('part')
+    with monkeypatch.context() as m:
+        m.setattr(X, 'evaluate', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt): part.go(progress=False)
+    assert (part.folder/'edit'/'edit.json').exists() and not tiny.edits
+    with monkeypatch.context() as m: # and nothing is trained again
+        m.setattr(Distill, '__call__', lambda *a, **k: pytest.fail('trained again'))
+        again = new('part').go(progress=False)
+    assert results(again) == results(whole) and not (again/'edit').exists()
+
+
 def test_another_training_is_not_gone_on_with(tiny, ds, sets, tmp_path, monkeypatch):
     import kdnb.distill as d
     from kdnb.distill import Distill
