@@ -320,7 +320,7 @@ def _bench(args):
     from kdnb.bench import bench
     from kdnb.entities import KdnbError
     if args.entities < 3: raise KdnbError(f"{args.entities} runs asked for: a median needs at least 3")
-    found = bench(args.lm, args.accept_terms, args.dtype, args.device, args.data, args.protocol, min(args.entities, 3) if args.quick else args.entities, 3 if args.quick else args.n_specificity, _settings(args.set, 'distill'), args.measured_in, not args.quick, progress=lambda t: print(t, file=sys.stderr))
+    found = bench(args.lm, args.accept_terms, args.dtype, args.device, args.data, args.protocol, 3 if args.quick else args.entities, 3 if args.quick else args.n_specificity, _settings(args.set, 'distill'), args.measured_in, not args.quick, progress=lambda t: print(t, file=sys.stderr))
     rows = {k: {**{s: found['seconds'][s][k] for s in ('paper', 'kdnb')}, 'ratio': found['ratio'][k]} for k in found['ratio']}
     print(pd.DataFrame(rows).T.rename(index={'edit': 'edit (s)', 'evaluation': 'evaluation (s)', 'end_to_end': 'end to end (s)', 'peak_memory': 'peak memory (GiB)'}).round(2).to_string())
     print(f"medians of {found['n']}; ratio: times faster, and of memory ours over theirs. Right answers: " + '; '.join(f"{s}: target {r['target']:.0f}%, known things {r['specificity']:.0f}%" for s, r in found['right'].items()) + f". Measuring in {found['measured_in']}, {found['same_answers']:.1f}% of the base model's answers are those that float32 gives.")
