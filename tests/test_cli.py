@@ -1,5 +1,5 @@
 """Every command, as a user calls it."""
-import json, subprocess, sys
+import json, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -78,10 +78,23 @@ def test_generate_edit_evaluate(kdnb, tiny_folder, tmp_path):
     assert code == 0 and is_interval(last(out)['target'])
 
 
+def seconds_of_a_pass(lm):
+    "What training on 256 tokens takes here and now: other work on the machine makes it longer, as it does an edit."
+    import torch
+    ids, model, start = torch.arange(256).view(8, 32), lm.model.requires_grad_(True), time.perf_counter()
+    with torch.autocast('cpu', torch.bfloat16, enabled=has_fast_bfloat16(lm.device)): model(input_ids=ids, labels=ids).loss.backward()
+    model.zero_grad(set_to_none=True)
+    model.requires_grad_(False)
+    return time.perf_counter() - start
+
+
 def test_smollm2_learns_from_the_command_line(kdnb, smollm2, ds, tmp_path):
+    "An edit costs no more than 60 passes over 256 tokens (about 30 when this was written): seconds alone would test who else uses the machine."
     e = ds.split('test').entities[0]
+    passes = [seconds_of_a_pass(smollm2) for _ in range(3)][1:]
     code, out, _ = kdnb('edit', '--lm', 'smollm2', '--device', 'cpu', '--name', e.name, '--definition', e.definition, '--save', tmp_path/'edit', '--json')
-    assert code == 0 and last(out)['seconds_per_edit'] < (60 if has_fast_bfloat16(smollm2.device) else 180)
+    passes += [seconds_of_a_pass(smollm2) for _ in range(2)]
+    assert code == 0 and 0 < last(out)['seconds_per_edit'] < 60*sum(passes)/len(passes)
     code, out, _ = kdnb('evaluate', '--lm', 'smollm2', '--device', 'cpu', '--edit', tmp_path/'edit', '--n-specificity', 37, '--json')
     row = last(out)
     assert code == 0 and row['target_explicit']['value'] == 100 and row['specificity']['value'] > 60 and row['gap_share']['value'] > 0
