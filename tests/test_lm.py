@@ -242,9 +242,10 @@ def test_no_pickle_is_read(tiny, tiny_folder, tmp_path):
 
 
 def test_the_cached_model_loads_fast(smollm2):
-    code = "import time; from kdnb.lm import load_lm; t = time.perf_counter(); load_lm('smollm2', device='cpu'); print(time.perf_counter() - t)"
-    best = min(float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1]) for _ in range(2))
-    assert best < 5, f'{best:.1f} s'
+    "In about what it takes to import what loads it (each two to five seconds, by how busy the machine is)."
+    code = "import time; t = time.perf_counter(); from kdnb.lm import load_lm; u = time.perf_counter(); load_lm('smollm2', device='cpu'); print(u - t, time.perf_counter() - u)"
+    runs = [[float(x) for x in subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-2:]] for _ in range(2)]
+    assert min(load/imports for imports, load in runs) < 2.5, runs
 
 
 def test_jax_is_not_woken(tmp_path):
