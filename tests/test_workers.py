@@ -6,7 +6,20 @@ import psutil, pytest
 from kdnb.entities import KdnbError, sample
 from kdnb.experiment import Run, read_json
 
-pytest.importorskip('ray', reason='the extra ray is not installed')
+ray = pytest.importorskip('ray', reason='the extra ray is not installed')
+
+
+@pytest.fixture(scope='module')
+def down():
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def up(down):
+    "Ray, left up for the next test: its start takes longer than a test."
+    from kdnb.workers import _start
+    if not ray.is_initialized(): _start(ray, 2, None)
 
 
 def answers(run):
@@ -14,10 +27,10 @@ def answers(run):
     return {p.name: strip(read_json(p)) for p in run.done()}
 
 
-def test_a_killed_worker_loses_nothing(tiny, ds, sets, tmp_path):
+def test_a_killed_worker_loses_nothing(up, tiny, ds, sets, tmp_path):
     from kdnb.workers import spread
     few = sample(ds.split('test'), 4)
-    make = lambda folder: [Run(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 60}))]
+    make = lambda folder: [Run(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 24}))]
     one, two = make('one'), make('two')
     killed = []
     def kill(): # a worker that is at work, once a case is there
@@ -41,7 +54,7 @@ def test_a_killed_worker_loses_nothing(tiny, ds, sets, tmp_path):
             assert x[k]['key'] == y[k]['key'] and x[k]['entities'] == y[k]['entities']
 
 
-def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(tiny, ds, tmp_path):
+def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(up, tiny, ds, tmp_path):
     from kdnb.workers import spread
     few = sample(ds.split('test'), 4)
     Run(tiny, few, 'prepend', limit=2, n_specificity=4, free=False, folder=tmp_path).go(progress=False)
@@ -51,7 +64,7 @@ def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(tiny, ds, tm
     assert read_json(folder/'summary.json')['cases'] == 4
 
 
-def test_what_a_worker_says_is_said_here(tiny, ds, tmp_path):
+def test_what_a_worker_says_is_said_here(up, tiny, ds, tmp_path):
     from kdnb.workers import spread
     with pytest.raises(KdnbError, match='no transfer set for'): spread([Run(tiny, sample(ds, 1), 'distill', n_specificity=4, folder=tmp_path)], 1, progress=False)
 
@@ -74,6 +87,7 @@ def test_ray_that_does_not_start_is_one_sentence():
 
 
 def test_command(kdnb, tiny_folder, tmp_path):
+    ray.shutdown() # the command starts its own
     code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--n-specificity', 4, '--workers', 2, '--runs', tmp_path, '--json')
     assert code == 0 and json.loads(out.splitlines()[-1])['cases'] == 2, err
     code, _, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--regime', 'all together', '--workers', 2, '--runs', tmp_path)
