@@ -625,7 +625,7 @@ class Distill(Training):
     name = 'distill'
     def loss(self, batch, student): return _SoftKL.apply(student, self.temperature, *(x.teacher for x in batch))
 
-    def groups(self, lm:LM, entities, transfer:dict, seed:int=0) -> tuple: # for each entity its examples; and which texts teach
+    def groups(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> tuple: # for each entity its examples; and which texts teach
         "What is trained on."
         (sets, texts), low, n = sets_of(entities, transfer, self), uses_bfloat16(self.precision, lm.device), n_below(lm, self)
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
@@ -635,7 +635,7 @@ class Distill(Training):
             for g in groups: _stand(lm, g, n, low)
         n_once = 0 if lm.edits and self.teacher == 'base' else n # what was passed once was passed by the model as it is
         with _teaching(lm, self), bfloat16_weights(lm.model, low):
-            for g in groups:
+            for g in tqdm(groups, desc='asking the teacher', unit='entity', disable=not progress or len(groups) == 1, leave=False):
                 teach(lm, g, low, self.contrast, n_once)
                 for x in g: x.teacher = _soft(x.teacher, self.temperature, self.top)
         return [g + to_stay(lm, e, [*cs, d], transfer, self, seed) for e, cs, d, g in zip(entities, sets, itself, groups)], texts
@@ -645,7 +645,7 @@ class Distill(Training):
 def _teach(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
     "Teaches `lm` the entities: the edit, with `lm` left as it was. `keep` is as in `train`."
     start = time.perf_counter()
-    groups, texts = self.groups(lm, entities, transfer, seed)
+    groups, texts = self.groups(lm, entities, transfer, seed, progress)
     return make_edit(self.name, self, lm, entities, train(lm, self, groups, self.loss, seed, progress, keep), start, texts)
 
 Training.__call__ = _teach # of every method that trains: it has a name, groups of examples, and a loss

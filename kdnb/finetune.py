@@ -38,7 +38,7 @@ class FineTune(Training):
     def name(self): return f'finetune-{self.on.split()[0]}'
     def loss(self, batch, logits): return nll_loss(batch, logits)
 
-    def groups(self, lm:LM, entities, transfer:dict, seed:int=0) -> tuple: # for each entity its examples; and which texts teach
+    def groups(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> tuple: # for each entity its examples; and which texts teach
         "What is trained on."
         if self.on == 'definition':
             sets, texts = [[placed(e.definition, e)] for e in entities], {}

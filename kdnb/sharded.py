@@ -59,7 +59,7 @@ def teach_sharded(lm:LM, # whole, in each process, and no longer of use afterwar
     lm.sha256 # while the weights are in one piece
     peft, layers = _inject(lm, method.rank, seed, method.relative, method.above)
     _shard(lm, uses_bfloat16(method.precision, lm.device))
-    groups, texts = method.groups(lm, entities, transfer, seed)
+    groups, texts = method.groups(lm, entities, transfer, seed, progress and dist.get_rank() == 0)
     groups = [[x for x in g if x.positions] for g in groups]
     total = method.steps*-(-len(groups)//method.together)
     neutral, n_once, low = _ready(lm, method, groups, seed, total)
