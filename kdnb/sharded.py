@@ -55,16 +55,16 @@ def teach_sharded(lm:LM, # whole, in each process, and no longer of use afterwar
     if method.trainable != 'lora' or method.batch != 'entity' or method.dropout: raise KdnbError(f"a sharded model is taught by an adapter, with an entity's texts together and without dropout: trainable must be 'lora' and batch 'entity', and they are {method.trainable!r} and {method.batch!r}")
     if method.recompute or method.compiled or method.weight_decay and method.decay_to == 'base': raise KdnbError("a sharded model is taught without recompute, without compiled, and without weight_decay to 'base': leave them out")
     if method.teacher == 'base' and lm.edits: raise KdnbError("teacher is 'base', and the edits of a sharded model cannot be taken off: leave it out")
-    start, losses, met = time.perf_counter(), [], set()
+    start, losses, met, progress = time.perf_counter(), [], set(), progress and dist.get_rank() == 0
     lm.sha256 # while the weights are in one piece
     peft, layers = _inject(lm, method.rank, seed, method.relative, method.above)
     _shard(lm, uses_bfloat16(method.precision, lm.device))
-    groups, texts = method.groups(lm, entities, transfer, seed, progress and dist.get_rank() == 0)
+    groups, texts = method.groups(lm, entities, transfer, seed, progress)
     groups = [[x for x in g if x.positions] for g in groups]
     total = method.steps*-(-len(groups)//method.together)
     neutral, n_once, low = _ready(lm, method, groups, seed, total)
     opt = _optimizer(method, [p for p in peft.parameters() if p.requires_grad])
-    for k, batch, held, _, done in tqdm(_steps(method, groups, seed), total=total, desc='training', disable=not progress or dist.get_rank() > 0, leave=False):
+    for k, batch, held, _, done in tqdm(_steps(method, groups, seed), total=total, desc='training', disable=not progress, leave=False):
         if k in met: continue
         _set_rate(method, opt, done)
         with torch.autocast(lm.device.type, torch.bfloat16, enabled=low): value, told = _part(method, method.loss, lm, batch, neutral() + held, n_once)
