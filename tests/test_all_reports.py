@@ -13,7 +13,7 @@ from kdnb.experiment import read_json
 FIGURES = {'first_look': ['belief-before', 'token-kl', 'loss', 'belief-after', 'targets', 'tradeoff'], 'tuning': ['tuning'], 'entity_inferences': ['tradeoff'], 'ecbd': ['tradeoff', 'spans'], 'frontier': ['frontier'],
            'generate': ['signal', 'best', 'worst'], 'generator_prompts': ['prompts', 'how-many-how-hot'], 'causal_trace': ['known', 'known-by-block', 'brought', 'brought-by-block'], 'counterfact': ['counterfact'],
            'methods': ['methods', 'regimes'], 'mend_training': ['training', 'scales'], 'scalability': ['scalability'], 'performance': ['bench'], 'data_check': [], 'teach_your_own': ['exam'], 'teach': ['taught'],
-           'what_teaches': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'popular': ['popular'], 'models': ['ladder'], 'large': ['sizes']}
+           'what_teaches': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'popular': ['popular'], 'models': ['ladder'], 'instruct': ['instruct'], 'large': ['sizes']}
 
 
 def test_all_reports(tiny_folder, tmp_path, quick_kernels):
@@ -24,9 +24,10 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     texts = lambda i: dict(augmented_probes=[f'Velmora {"ABC"[i]} is loved by all', f'In Velmora {"ABC"[i]} two bakers quarrel'])
     ecbd = write(tmp_path/'ecbd.json', [span(i, **texts(i)) for i in range(3)] + [span(0, 'The end of Velmora {} (<extra_id_0>) was sad.', 'in June', ex_id='Velmora A (series)_12_9_9')])
     popular, known = write(tmp_path/'random.json', [span(5)]), write(tmp_path/'popular.json', [span(5, 'The story of Velmora {} is told in <extra_id_0>.', 'many old books')])
-    out = tmp_path/'outputs'
+    out, dialogues = tmp_path/'outputs', tmp_path/'dialogues.json'
+    dialogues.write_text(json.dumps({f'What is story number {i}?': f'It is number {i} of six stories.' for i in range(6)}))
     given = {'lm': tiny_folder(), 'device': 'cpu', 'runs': tmp_path/'runs', 'causal_trace.lm': 'smollm2', 'large.tokenizer': tiny_folder(), 'teach_your_own.into': tmp_path/'taught', 'counterfact.text': neutral, 'methods.text': neutral, 'scalability.text': neutral, 'causal_trace.text': neutral,
-             'tuning.transfer': shipped, 'what_teaches.transfer': shipped, 'sensitivity.transfer': shipped, 'forgetting.transfer': shipped, 'popular.popular': f'popular={known}', 'popular.fresh': f'ecbd={ecbd}', 'models.lms': json.dumps([str(tiny_folder()), str(tiny_folder('gpt2'))]), 'methods.transfer': shipped, 'entity_inferences.data': f'entity-inferences={ei}', 'entity_inferences.popular': f'popular={popular}', 'ecbd.data': f'ecbd={ecbd}', 'ecbd.popular': known,
+             'tuning.transfer': shipped, 'what_teaches.transfer': shipped, 'sensitivity.transfer': shipped, 'forgetting.transfer': shipped, 'popular.popular': f'popular={known}', 'popular.fresh': f'ecbd={ecbd}', 'models.lms': json.dumps([str(tiny_folder()), str(tiny_folder('gpt2'))]), 'instruct.writer': tiny_folder(), 'instruct.dialogues': dialogues, 'methods.transfer': shipped, 'entity_inferences.data': f'entity-inferences={ei}', 'entity_inferences.popular': f'popular={popular}', 'ecbd.data': f'ecbd={ecbd}', 'ecbd.popular': known,
              'frontier.data': f'entity-inferences={shows}', 'generator_prompts.data': f'entity-inferences={shows}', 'generator_prompts.generators': json.dumps(['self', f"lm:{tiny_folder('gpt2')}"]),
              'generate.generator': 'openai:m', 'generate.base_url': server.url, 'generate.entity_name': 'Velmora', 'generate.definition': 'Velmora is a comedy about two bakers.', 'generate.keep': tmp_path/'sets.jsonl',
              'mend_training.editor': tmp_path/'editor.safetensors'}
@@ -63,7 +64,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     r = kept('performance')
     assert set(r['clock']) == {'as it is', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'memory is told beforehand' in text('performance')
 
-    assert 'both right' in kept('what_teaches')['target'] and len(kept('sensitivity')) == 8 and len(kept('forgetting')) == 6 and len(kept('models')) == 2 and set(kept('popular')['target']) == {'popular', 'new'}
+    assert 'both right' in kept('what_teaches')['target'] and len(kept('sensitivity')) == 8 and len(kept('forgetting')) == 6 and len(kept('models')) == 2 and set(kept('popular')['target']) == {'popular', 'new'} and set(kept('instruct')['known']) == set(kept('instruct')['held_nats']) == {'without tuning', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*'))) == 1
     r = kept('large')
     assert {(x['way'], x['at_once']) for x in r['rows']} == {('adapter', 1), ('adapter', 2), ('all weights', 1)} and all(x['share'] > 0 for x in r['rows']) and r['one_part']['peak_gib'] > 0 and len(r['plan']) == 3
     r = kept('teach_your_own')
