@@ -64,7 +64,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     r = kept('performance')
     assert set(r['clock']) == {'as it is', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'memory is told beforehand' in text('performance')
 
-    assert 'both right' in kept('what_teaches')['target'] and len(kept('sensitivity')) == 8 and len(kept('forgetting')) == 6 and len(kept('models')) == 2 and set(kept('popular')['target']) == {'popular', 'new'} and set(kept('instruct')['known']) == set(kept('instruct')['held_nats']) == {'before', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*'))) == 1
+    assert 'both right' in kept('what_teaches')['target'] and len(kept('sensitivity')) == 8 and len(kept('forgetting')) == 6 and len(kept('models')) == 2 and set(kept('popular')['target']) == {'popular', 'new'} and set(kept('instruct')['known']) == set(kept('instruct')['held_nats']) == {'before', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*/model.safetensors'))) == 1
     r = kept('large')
     assert {(x['way'], x['at_once']) for x in r['rows']} == {('adapter', 1), ('adapter', 2), ('all weights', 1)} and all(x['share'] > 0 for x in r['rows']) and r['one_part']['peak_gib'] > 0 and len(r['plan']) == 3
     r = kept('teach_your_own')
