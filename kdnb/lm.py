@@ -69,7 +69,7 @@ def has_fast_bfloat16(device) -> bool:
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
 
-_PROCESS = .42 # GiB that python, torch and transformers hold before any model is there
+_PROCESS, _TRAINING = .42, .15 # GiB that python, torch and transformers hold before any model is there; and that they take for themselves where something trains (measured on smollm2 with the settings of the report performance)
 
 def memory_need(lm:LM,
                 n_trainable:int=0, # parameters that train; 0: evaluation only
@@ -83,7 +83,7 @@ def memory_need(lm:LM,
     width, depth, vocab = (getattr(c, k, d) for k, d in (('hidden_size', 1024), ('num_hidden_layers', 24), ('vocab_size', 50_000)))
     activations = tokens*width*size*(24*(depth if blocks is None else blocks) if n_trainable else 24)
     copies = 2*max(lm.n_params - n_trainable, 0) if n_trainable and size == 4 and has_fast_bfloat16(lm.device) else 0
-    process = _PROCESS if lm.device.type == 'cpu' else 0
+    process = _PROCESS + (_TRAINING if n_trainable else 0) if lm.device.type == 'cpu' else 0
     return process + (lm.n_params*size + copies + n_trainable*(2*size + 8) + activations + logits*vocab*4*(4 if n_trainable else 2) + kept) / 2**30
 
 # %% ../nbs/02_lm.ipynb #e4a4fc87

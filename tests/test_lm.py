@@ -257,7 +257,7 @@ def test_jax_is_not_woken(tmp_path):
     assert got.stdout.split('\n')[:2] == ['False', 'jax is awake'], got.stdout + got.stderr[-1000:]
 
 
-def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, kdnb, monkeypatch, tmp_path):
+def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, kdnb, monkeypatch, tmp_path, capsys):
     from kdnb.distill import Distill, training_need
     name, read = str(tiny_folder()), []
     whole = L.load_lm(name, device='cpu')
@@ -267,6 +267,7 @@ def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, kdnb
     real = L.AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(L.AutoModelForCausalLM, 'from_pretrained', lambda *a, **k: read.append(1) or real(*a, **k))
     monkeypatch.setattr(L, 'memory_free', lambda lm, own=True: .01)
+    capsys.readouterr() # what was said while the model was made
     code, _, err = kdnb('edit', '--lm', name, '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--save', tmp_path/'edit')
     assert code == 2 and not read and 'M parameters in float32) needs about' in err and 'are free: train an adapter' in err and len(err.strip().splitlines()) == 1, err
     with pytest.raises(KdnbError, match='use bfloat16 weights'): L.load_lm(name, device='cpu')
