@@ -378,7 +378,8 @@ _TOKENS, _POSITIONS = 24, 15 # of a text, and of what of it teaches, on average 
 _LOGITS = 1 << 24 # numbers that are there at once, as logits
 
 def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or side by side
-                  apart:bool=False # side by side
+                  apart:bool=False, # side by side
+                  measured_in:str='float32' # precision of the matrix products in measuring
                  ) -> float: # GiB
     "An estimate of the memory that teaching takes, and measuring after it; the larger of the two."
     low, teacher = how.trainable == 'lora', getattr(how, 'top', None)
@@ -391,9 +392,9 @@ def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or s
     most = max(_LOGITS//vocab, _TOKENS) # those whose logits are there at once
     positions = max(min(in_step*_POSITIONS, most), 0 if teacher is None else min(2*most, (how.continuations + 1)*_POSITIONS))
     taught = 0 if teacher is None else n_entities*(how.continuations + 1)*_POSITIONS*(12*teacher if teacher else 4*vocab)
-    training = memory_need(lm, n, in_step*_TOKENS, positions, taught + (8*emb if how.trainable == 'all' else 0), blocks=1 if how.recompute else None) # embeddings have a gradient by reading and one by writing
+    training = memory_need(lm, n, in_step*_TOKENS, positions, taught + (8*emb if how.trainable == 'all' else 0), blocks=1 if how.recompute else None, low=uses_bfloat16(how.precision, lm.device)) # embeddings have a gradient by reading and one by writing
     changed = (1 - how.above)*sum(p.numel() for p in what if p.ndim > 1 or not low) # weights of which an edit in use has its own, while those that were there are kept
-    return max(training, memory_need(lm, kept=0 if apart else size*changed))
+    return max(training, memory_need(lm, kept=0 if apart else size*changed, low=uses_bfloat16(measured_in, lm.device, 'measured_in')))
 
 # %% ../nbs/08_distill.ipynb #f862b52a
 @contextmanager

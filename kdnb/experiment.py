@@ -227,7 +227,7 @@ def go(self:Run, progress:bool=True) -> Path: # the folder with the results
     self.begin()
     if (self.folder/'summary.json').exists() and read_json(self.folder/'summary.json')['cases'] >= self._total(): return self.folder
     many = {REGIMES[0]: self.at_once, REGIMES[1]: len(self.taught), REGIMES[2]: 1}[self.regime]
-    need, free = training_need(self.lm, self.method, many, self.regime == REGIMES[0] and many > 1) if isinstance(self.method, Training) else memory_need(self.lm), memory_free(self.lm)
+    need, free = training_need(self.lm, self.method, many, self.regime == REGIMES[0] and many > 1, self.how['measured_in']) if isinstance(self.method, Training) else memory_need(self.lm, low=self.low), memory_free(self.lm)
     if progress:
         print(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}', file=sys.stderr)
     check_memory(f'{self.method_name} on {self.lm.name}', need, free)

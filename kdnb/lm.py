@@ -76,13 +76,14 @@ def memory_need(lm:LM,
                 tokens:int=2048, # in the largest batch
                 logits:int=512, # positions whose logits are computed at once
                 kept:int=0, # bytes that are kept besides: what a teacher said, weights that an edit has changed
-                blocks:int|None=None # whose activations are kept for the gradient; None: all
+                blocks:int|None=None, # whose activations are kept for the gradient; None: all
+                low:bool=False # matrix products are in bfloat16, for which float32 weights that do not train are copied
                ) -> float: # GiB
     "An estimate of the memory that work with `lm` takes: the process, the weights, what training keeps beside them, and one batch."
     size, c = next(lm.model.parameters()).element_size(), lm.model.config.get_text_config() if hasattr(lm.model.config, 'get_text_config') else lm.model.config
     width, depth, vocab = (getattr(c, k, d) for k, d in (('hidden_size', 1024), ('num_hidden_layers', 24), ('vocab_size', 50_000)))
     activations = tokens*width*size*(24*(depth if blocks is None else blocks) if n_trainable else 24)
-    copies = 2*max(lm.n_params - n_trainable, 0) if n_trainable and size == 4 and has_fast_bfloat16(lm.device) else 0
+    copies = 2*max(lm.n_params - n_trainable, 0) if low and size == 4 else 0
     process = _PROCESS + (_TRAINING if n_trainable else 0) if lm.device.type == 'cpu' else 0
     return process + (lm.n_params*size + copies + n_trainable*(2*size + 8) + activations + logits*vocab*4*(4 if n_trainable else 2) + kept) / 2**30
 

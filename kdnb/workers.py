@@ -51,7 +51,7 @@ def spread(runs:list, # of `Run`, each one at a time with reset, on the same mod
     lm, todo = runs[0].lm, deque((i, e) for i, r in enumerate(runs) for e in r.taught if not r.path_of(e).exists())
     if todo:
         if not lm.loaded: raise KdnbError(f"{lm.name} was not loaded by load_lm, so a worker does not know how to")
-        need = workers*max(training_need(lm, r.method) if isinstance(r.method, Training) else memory_need(lm) for r in runs)
+        need = workers*max(training_need(lm, r.method, measured_in=r.how['measured_in']) if isinstance(r.method, Training) else memory_need(lm, low=r.low) for r in runs)
         if address is None and need > (free := memory_free(lm, own=False)): raise KdnbError(f"{workers} workers need about {need:.1f} GiB of memory, and {free:.1f} are free: use fewer")
         _hand_out(_ray(), runs, todo, min(workers, len(todo)), address, progress)
     return [r.go(progress=False) for r in runs]
