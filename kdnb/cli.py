@@ -158,7 +158,7 @@ def _parser():
 def _load(args, method=None): # that will train it
     from kdnb.distill import Training, training_need
     from kdnb.lm import load_lm
-    lm = load_lm(args.lm, args.dtype, args.device, args.accept_terms, need=(lambda lm: training_need(lm, method)) if isinstance(method, Training) and getattr(args, 'shards', 1) < 2 else None)
+    lm = load_lm(args.lm, args.dtype, args.device, args.accept_terms, need=(lambda lm: training_need(lm, method, measured_in=getattr(args, 'measured_in', 'float32'))) if isinstance(method, Training) and getattr(args, 'shards', 1) < 2 else None)
     print(f'{lm.name}: {lm.n_params/1e6:.0f} M parameters on {lm.device}', file=sys.stderr)
     return lm
 
