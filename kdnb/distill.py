@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
-from .lm import LM, PRECISION, bfloat16_weights, blocks_of, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below, uses_bfloat16
+from .lm import LM, PRECISION, bfloat16_weights, blocks_of, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below, trim, uses_bfloat16
 from .edit import Adapter, Edit, unedited
 from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
 from .benchmarks import placed
@@ -319,6 +319,7 @@ def _expect(lm, examples, low):
     for i in range(0, len(examples), 16):
         teach(lm, examples[i:i+16], low)
         for x in examples[i:i+16]: x.teacher = x.teacher.log_softmax(-1).topk(min(_KEPT, x.teacher.shape[-1]-1))
+        if i: trim()
 
 def _teaching(lm, how):
     "A context within which the model is the one that teaches."
@@ -390,9 +391,12 @@ def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or s
     texts, anchors = 1 if one else (how.per_step or how.continuations) + getattr(how, 'with_definition', False), how.anchor_texts*bool(how.anchor) + how.swapped + how.rehearsed
     in_step = (n_entities if apart else min(how.together, n_entities))*(texts + (anchors if apart else 0)) + (0 if apart else anchors)
     most = max(_LOGITS//vocab, _TOKENS) # those whose logits are there at once
-    positions = max(min(in_step*_POSITIONS, most), 0 if teacher is None else min(2*most, (how.continuations + 1)*_POSITIONS))
-    taught = 0 if teacher is None else n_entities*(how.continuations + 1)*_POSITIONS*(12*teacher if teacher else 4*vocab)
-    training = memory_need(lm, n, in_step*_TOKENS, positions, taught + (8*emb if how.trainable == 'all' else 0), blocks=1 if how.recompute else None, low=uses_bfloat16(how.precision, lm.device)) # embeddings have a gradient by reading and one by writing
+    own = how.continuations + 2*getattr(how, 'with_definition', False) # texts of an entity; a definition is as long as two
+    positions = max(min(in_step*_POSITIONS, most), 0 if teacher is None else min(2*most, own*_POSITIONS))
+    expected = 0 if teacher is None else 12*teacher if teacher else 4*vocab # bytes at a position
+    passed = _TOKENS*4*lm.model.get_input_embeddings().weight.shape[1] if n_below(lm, how) else 0 # of a text
+    kept = n_entities*own*(_POSITIONS*expected + passed + (_POSITIONS*12*_KEPT + passed if how.swapped else 0)) # with those that have another name
+    training = memory_need(lm, n, in_step*_TOKENS, positions, kept + (8*emb if how.trainable == 'all' else 0), blocks=1 if how.recompute else None, low=uses_bfloat16(how.precision, lm.device)) # embeddings have a gradient by reading and one by writing
     changed = (1 - how.above)*sum(p.numel() for p in what if p.ndim > 1 or not low) # weights of which an edit in use has its own, while those that were there are kept
     return max(training, memory_need(lm, kept=0 if apart else size*changed, low=uses_bfloat16(measured_in, lm.device, 'measured_in')))
 
@@ -513,6 +517,8 @@ class _InParts(torch.autograd.Function):
         return gs*grad, None, None, None, *(g*grad for g in gps)
 
 # %% ../nbs/08_distill.ipynb #61d6b1c8
+_TRIM = 20 # steps
+
 def _count(xs): return sum(len(x.positions) for x in xs)
 
 def _with_held(how, loss, batch, held, logits): # of both, in their order
@@ -572,6 +578,7 @@ def train(lm:LM, how:Training,
             _check_finite(how, losses)
             if own < how.enough: met.add(k); continue
             opt.zero_grad(); value.backward(); opt.step()
+            if i % _TRIM == _TRIM - 1: trim() # steps differ in length, and what they leave behind would grow
             if how.decay_to == 'base' and how.weight_decay: torch._foreach_lerp_([p.data for p in params], before, lr*how.weight_decay)
             if how.within: _keep_within([p.data for p in params], before, how.within, how.norm)
     if kept: kept.path.unlink(missing_ok=True)
@@ -639,6 +646,7 @@ class Distill(Training):
             for g in tqdm(groups, desc='asking the teacher', unit='entity', disable=not progress or len(groups) == 1, leave=False):
                 teach(lm, g, low, self.contrast, n_once)
                 for x in g: x.teacher = _soft(x.teacher, self.temperature, self.top)
+                if len(groups) > 1: trim() # what is kept of an entity lies between what is not
         return [g + to_stay(lm, e, [*cs, d], transfer, self, seed) for e, cs, d, g in zip(entities, sets, itself, groups)], texts
 
 

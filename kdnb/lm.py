@@ -6,7 +6,7 @@
 __all__ = ['DTYPES', 'PRECISION', 'LM', 'has_fast_bfloat16', 'memory_need', 'memory_free', 'check_memory', 'load_lm', 'owned',
            'blocks_of', 'states_below', 'logits_at', 'headless', 'has_plain_head', 'token_logprobs', 'score_candidates',
            'passed_once', 'score_spans', 'uses_bfloat16', 'bfloat16_weights', 'in_bfloat16', 'generate', 'memory_peak',
-           'release_memory', 'versions']
+           'trim', 'release_memory', 'versions']
 
 # %% ../nbs/02_lm.ipynb #bfb659aa
 import ctypes, inspect, json, os, platform, re, sys, warnings
@@ -573,10 +573,14 @@ def memory_peak(lm:LM) -> float: # GiB
     except (OSError, TypeError): import resource # not Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 2**30
 
-def release_memory(lm:LM):
-    "Gives memory that is no longer used back to the system, which glibc does by itself only in part. `memory_peak` begins anew, where the system has a way to say so (Linux, CUDA)."
+def trim():
+    "Gives memory that is no longer used back to the system. glibc does so by itself only in part: where much that passes and little that stays take turns, it keeps several times what stays."
     try: ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass # another C library
+
+def release_memory(lm:LM):
+    "Trims, and `memory_peak` begins anew, where the system has a way to say so (Linux, CUDA)."
+    trim()
     if lm.device.type == 'cuda': torch.cuda.reset_peak_memory_stats(lm.device)
     else:
         try: Path('/proc/self/clear_refs').write_text('5')

@@ -8,7 +8,7 @@ from kdnb.edit import Edit
 from kdnb.entities import Entity, KdnbError
 from kdnb.finetune import FineTune
 from kdnb.lm import load_lm, logits_at
-from kdnb.transfer import Continuation, TransferSet, find_mention
+from kdnb.transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
 
 ENTITY = Entity('Velmora Junction', 'Velmora Junction is a comedy about two rival bakers in a small town.', ('Velmora',))
 TEXTS = ['Velmora Junction is what people in the town watch.', 'Last week Velmora was about a cake.', "In the evening Velmora Junction's bakers sing."]
@@ -272,6 +272,17 @@ def test_many_entities_together_learn(tiny):
     sets = {**SETS, 'Brask': TransferSet('Brask', (Continuation(t, (0, 5)),))}
     edit = Distill(**FAST)(tiny, [ENTITY, other], sets)
     assert len(edit.losses) == 16 and edit.entities == ('Velmora Junction', 'Brask')
+
+
+@pytest.mark.parametrize('settings', (dict(), dict(top=256, above=.6, swapped=1)), ids=str)
+def test_what_is_kept_of_each_entity_is_told_beforehand(smollm2, ds, settings):
+    how, entities = Distill(**settings, continuations=6, per_step=2, together=2, steps=1), ds.entities[:3]
+    groups, _ = how.groups(smollm2, entities, shipped_transfer_sets())
+    D._ready(smollm2, how, groups, 0, 2)
+    parts = [t for g in groups for x in g for t in (x.state, *(x.teacher if isinstance(x.teacher, tuple) else [x.teacher])) if torch.is_tensor(t)]
+    held = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in parts}.values())/len(entities) # a part of something larger keeps all of it
+    told = (D.training_need(smollm2, how, 1010) - D.training_need(smollm2, how, 10))*2**30/1000
+    assert .8 < told/held < 1.25, (told, held)
 
 
 def test_the_first_continuations_come_from_all_prompts():
