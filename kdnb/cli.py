@@ -156,9 +156,9 @@ def _parser():
 
 # %% ../nbs/19_cli.ipynb #da544f71
 def _load(args, method=None): # that will train it
-    from kdnb.distill import Training, training_need
+    from kdnb.context import method_need
     from kdnb.lm import load_lm
-    lm = load_lm(args.lm, args.dtype, args.device, args.accept_terms, need=(lambda lm: training_need(lm, method, measured_in=getattr(args, 'measured_in', 'float32'))) if isinstance(method, Training) and getattr(args, 'shards', 1) < 2 else None)
+    lm = load_lm(args.lm, args.dtype, args.device, args.accept_terms, need=(lambda lm: method_need(lm, method, measured_in=getattr(args, 'measured_in', 'float32'))) if method and getattr(args, 'shards', 1) < 2 else None)
     print(f'{lm.name}: {lm.n_params/1e6:.0f} M parameters on {lm.device}', file=sys.stderr)
     return lm
 
@@ -258,9 +258,8 @@ def _generate(args):
 
 # %% ../nbs/19_cli.ipynb #c9e4806e
 def _edit(args):
-    from kdnb.context import METHODS, Base, Prepend, PrependRandom, Retrieve, make_method, needs_texts
-    from kdnb.distill import Training, training_need
-    from kdnb.lm import memory_free, memory_need
+    from kdnb.context import METHODS, Base, Prepend, PrependRandom, Retrieve, make_method, method_need, needs_texts
+    from kdnb.lm import memory_free
     from kdnb.entities import Entity, KdnbError, says
     from kdnb.experiment import as_json
     from kdnb.generator import make_transfer_set
@@ -285,7 +284,7 @@ def _edit(args):
     if not args.transfer and needs_texts(method):
         print('generating continuations …', file=sys.stderr)
         sets = {e.name: make_transfer_set(lm, e, n=method.continuations, seed=args.seed)}
-    print(f'about {training_need(lm, method) if isinstance(method, Training) else memory_need(lm):.1f} GiB of memory needed, {memory_free(lm):.1f} free', file=sys.stderr)
+    print(f'about {method_need(lm, method):.1f} GiB of memory needed, {memory_free(lm):.1f} free', file=sys.stderr)
     edit = method(lm, [e], sets, args.seed, progress=True)
     edit.save(args.save)
     print(f'taught {e.name} in {edit.seconds:.1f} s' + (f' (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f})' if len(edit.losses) > 1 else '') + f'; saved in {args.save}')

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Dataset, KdnbError, choose, load_dataset, sample
 from .fetch import pin_of
-from .lm import LM, check_memory, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_need, memory_peak, release_memory, uses_bfloat16, versions
+from .lm import LM, check_memory, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_peak, release_memory, uses_bfloat16, versions
 from .edit import Edit, load_edit
 from .transfer import shipped_transfer_sets
-from .distill import Training, training_need
+from .distill import Training
 from .bank import Bank, teach_apart
-from .context import Base, METHODS, make_method, method_under, needs_texts
+from .context import Base, METHODS, make_method, method_need, method_under, needs_texts
 from .evaluate import NEAR, Interval, answer_probes, evaluate, evaluate_apart, signature, summarise
 
 # %% ../nbs/16_experiment.ipynb #9893f17c
@@ -227,7 +227,7 @@ def go(self:Run, progress:bool=True) -> Path: # the folder with the results
     self.begin()
     if (self.folder/'summary.json').exists() and read_json(self.folder/'summary.json')['cases'] >= self._total(): return self.folder
     many = {REGIMES[0]: self.at_once, REGIMES[1]: len(self.taught), REGIMES[2]: 1}[self.regime]
-    need, free = training_need(self.lm, self.method, many, self.regime == REGIMES[0] and many > 1, self.how['measured_in']) if isinstance(self.method, Training) else memory_need(self.lm, low=self.low), memory_free(self.lm)
+    need, free = method_need(self.lm, self.method, many, self.regime == REGIMES[0] and many > 1, self.how['measured_in']), memory_free(self.lm)
     if progress:
         print(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}', file=sys.stderr)
     check_memory(f'{self.method_name} on {self.lm.name}', need, free)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError
 from .fetch import cache_folder
-from .lm import LM, _call, _only_at, _pad, generate, load_lm, memory_peak
+from .lm import LM, _call, _only_at, _pad, generate, load_lm, memory_need, memory_peak, trim
 from .edit import Adapter, Edit, unedited
 from .transfer import mention
 from .distill import _tokens, make_edit, middle_block, read_texts
@@ -188,6 +188,12 @@ def _solve(C, K, tokens, name):
     return X
 
 # %% ../nbs/11_rome.ipynb #e599633d
+_TOKENS, _ASKED = 40, 8 # of a definition with a context in front, and of what is asked for in it, about
+
+def _check_layer(i, ls):
+    if not isinstance(i, int) or not 0 <= i < len(ls): raise KdnbError(f"layer is {i!r}: the model has the blocks 0 to {len(ls)-1}")
+    return i
+
 @dataclass(frozen=True)
 class Locate:
     "Settings that ROME and MEMIT have."
@@ -207,6 +213,12 @@ class Locate:
             if not isinstance(v, (int, float)) or v < low or (k in ('lr', 'clamp') and v == 0): raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k in ('lr', 'clamp') else f'of at least {low}'}")
 
     def texts(self, lm, progress=False): return _first_tokens(lm, read_texts(self.text), self.tokens) if self.text else own_text(lm, self.tokens, progress=progress)
+
+    def need(self, lm:LM) -> float: # GiB
+        "An estimate of the memory that it takes: a gradient through the blocks above the value's, and covariances."
+        ls = layers_of(lm)
+        where, texts = self.where(ls), self.n_contexts + 1
+        return memory_need(lm, 1, texts*_TOKENS, texts*_ASKED, 8*(len(where) + 2)*ls[where[-1]].W.shape[1]**2, blocks=len(ls) - where[-1]) # two more while one is used
 
 # %% ../nbs/11_rome.ipynb #39af7908
 def _same_start(a, b): # number of tokens with which both begin
@@ -263,10 +275,12 @@ class Rome(Locate):
     "ROME (arXiv 2202.05262). Several entities are written one after the other."
     layer: int|None = None # index of the block; None: at a third of the depth
 
+    def where(self, ls): return [middle_block(len(ls)) if self.layer is None else _check_layer(self.layer, ls)]
+
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Writes the definition of the entities: the edit, with `lm` left as it was."
         start, ls = time.perf_counter(), layers_of(lm)
-        i = middle_block(len(ls)) if self.layer is None else _check_layer(self.layer, ls)
+        i, = self.where(ls)
         (C, n), l, losses, pieces = covariance(lm, [i], self.texts(lm, progress), progress)[i], ls[i], [], []
         kept = l.out.weight.data
         try:
@@ -278,12 +292,9 @@ class Rome(Locate):
                 pieces.append((rank_one(C, mean, key, n, l.name), delta.double().cpu()))
                 A, B = _stack(pieces)
                 l.out.weight.data = kept + Adapter(A, B, 1., l.transposed).delta().to(kept.device, kept.dtype)
+                if len(entities) > 1: trim()
         finally: l.out.weight.data = kept
         return make_edit('rome', self, lm, entities, {'adapter': {l.name: Adapter(A, B, 1., l.transposed)}, 'losses': losses, 'peak_memory_gib': memory_peak(lm)}, start)
-
-def _check_layer(i, ls):
-    if not isinstance(i, int) or not 0 <= i < len(ls): raise KdnbError(f"layer is {i!r}: the model has the blocks 0 to {len(ls)-1}")
-    return i
 
 # %% ../nbs/11_rome.ipynb #40df0557
 def least_squares(C:torch.Tensor, K:torch.Tensor, # [d_ff, d_ff], [d_ff, n], in float64
@@ -316,15 +327,19 @@ class Memit(Locate):
     weight: float = 1500. # λ, of what other keys are like
     clamp: float = .75
 
+    def where(self, ls):
+        last = min(middle_block(len(ls)) + 1, len(ls)-1) if self.last is None else _check_layer(self.last, ls)
+        return list(range(max(last - self.layers + 1, 0), last + 1))
+
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Writes the definitions of the entities: the edit, with `lm` left as it was."
         start, ls = time.perf_counter(), layers_of(lm)
-        last = min(middle_block(len(ls)) + 1, len(ls)-1) if self.last is None else _check_layer(self.last, ls)
-        where = list(range(max(last - self.layers + 1, 0), last + 1))
+        where = self.where(ls); last = where[-1]
         C, losses, values, requests = covariance(lm, where, self.texts(lm, progress), progress), [], [], [request_of(e, e.span) for e in entities]
         at = [_at(lm, r.prompt, r.subject) for r in requests]
         for r in tqdm(requests, desc='MEMIT values', unit='entity', disable=not progress or len(requests) < 2):
             delta, ls_ = find_value(lm, ls[last].block, r, self, seed); losses += ls_; values.append(delta)
+            if len(requests) > 1: trim()
         wanted = read_at(lm, ls[last].block, at)[1] + torch.stack(values)
         kept, out = {i: ls[i].out.weight.data for i in where}, {}
         try:

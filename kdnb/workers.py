@@ -11,8 +11,8 @@ from collections import Counter, deque
 from pathlib import Path
 from tqdm.auto import tqdm
 from .entities import KdnbError, load_dataset, sample
-from .lm import load_lm, memory_free, memory_need
-from .distill import Training, training_need
+from .lm import load_lm, memory_free
+from .context import method_need
 from .experiment import REGIMES, Run, collect, key, write_json
 
 # %% ../nbs/16c_workers.ipynb #acf5356e
@@ -51,7 +51,7 @@ def spread(runs:list, # of `Run`, each one at a time with reset, on the same mod
     lm, todo = runs[0].lm, deque((i, e) for i, r in enumerate(runs) for e in r.taught if not r.path_of(e).exists())
     if todo:
         if not lm.loaded: raise KdnbError(f"{lm.name} was not loaded by load_lm, so a worker does not know how to")
-        need = workers*max(training_need(lm, r.method, measured_in=r.how['measured_in']) if isinstance(r.method, Training) else memory_need(lm, low=r.low) for r in runs)
+        need = workers*max(method_need(lm, r.method, measured_in=r.how['measured_in']) for r in runs)
         if address is None and need > (free := memory_free(lm, own=False)): raise KdnbError(f"{workers} workers need about {need:.1f} GiB of memory, and {free:.1f} are free: use fewer")
         _hand_out(_ray(), runs, todo, min(workers, len(todo)), address, progress)
     return [r.go(progress=False) for r in runs]
