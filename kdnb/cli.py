@@ -365,10 +365,13 @@ def _mend_train(args):
     from kdnb.compose import compose
     from kdnb.entities import choose
     from kdnb.experiment import as_json
+    from kdnb.lm import check_memory, memory_free
     from kdnb.mend import Practice, practice_pairs, train_editor
     how = Practice(**{'seed': args.seed, **_typed(args.set, Practice, 'setting of the practice')})
     entities = compose(args.composed, args.seed, [k for k in args.kinds.split(',') if k]).entities
     lm = _load(args)
+    need, free = how.need(lm), memory_free(lm)
+    print(f'about {need:.1f} GiB of memory needed, {free:.1f} free', file=sys.stderr); check_memory(f'training an editor for {lm.name}', need, free)
     _, log = train_editor(lm, practice_pairs(lm, entities), args.out, how)
     part = max(len(log)//10, 1); mean = lambda rows, i: sum(r[i] for r in rows)/len(rows)
     first, last = [[mean(rows, i) for i in (0, 1)] for rows in (log[:part], log[-part:])]

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError
-from .lm import LM, load_lm, logits_at, memory_peak
+from .lm import LM, load_lm, logits_at, memory_need, memory_peak
 from .edit import Adapter, Edit
 from .benchmarks import placed
 from .compose import compose
-from .distill import _anchor_loss, _expect, example, make_edit, read_texts, trainable_parameters
+from .distill import _POSITIONS, _TOKENS, _anchor_loss, _expect, example, make_edit, read_texts, trainable_parameters
 from .finetune import nll_loss
 from .rome import _flipped
 from .transfer import Continuation
@@ -112,6 +112,8 @@ def _changed(layers, factors):
         for h in hooks: h.remove()
 
 # %% ../nbs/13_mend.ipynb #174186d3
+_FIRST = 100 # pairs whose gradients say how large gradients are
+
 @dataclass(frozen=True)
 class Practice:
     "Settings of an editor's training."
@@ -130,6 +132,18 @@ class Practice:
         for k, v in asdict(self).items():
             if not isinstance(v, (int, float)) or v < (0 if k == 'seed' else 1 if isinstance(v, int) and k not in ('rate', 'lr', 'lr_rate', 'edit') else 1e-12): raise KdnbError(f"{k} is {v!r}: it must be a number above 0")
 
+    def editor(self, lm:LM) -> Editor:
+        "One that has learned nothing."
+        return Editor({n: m.weight.shape if _flipped(m) else m.weight.shape[::-1] for n, m in edited_layers(lm, self.blocks).items()}, self.rank, self.rate, self.seed)
+
+    def need(self, lm:LM) -> float: # GiB
+        "An estimate of the memory that training an editor takes."
+        editor, texts = self.editor(lm), self.each + self.hold
+        n, numbers = sum(p.numel() for p in editor.parameters()), sum(map(sum, editor.sizes.values())) # of a token's pieces
+        step, first = (texts*_TOKENS, texts*_POSITIONS, 0, self.blocks), (2*_TOKENS, 2*_TOKENS, _FIRST*2*_TOKENS*numbers*4) # a definition is as long as two texts
+        return max(memory_need(lm, n, *step), memory_need(lm, n, *first))
+
+# %% ../nbs/13_mend.ipynb #c37e0a95
 def practice_pairs(lm:LM, entities, # with probes
                    transfer:dict|None=None # key -> TransferSet: their texts instead of the probes' answers
                   ) -> list: # of (`Example` of the definition, list of `Example`)
@@ -182,8 +196,8 @@ def train_editor(lm:LM, pairs:list, # of `practice_pairs`
         if {**asdict(was), 'steps': 0} != {**asdict(how), 'steps': 0}: raise KdnbError(f"the editor {path} was trained with other settings: give another file, or the same settings ({was})")
         opt = _optimizer(editor, how, state)
     else:
-        editor, log = Editor({n: m.weight.shape if _flipped(m) else m.weight.shape[::-1] for n, m in layers.items()}, how.rank, how.rate, how.seed).to(lm.device), []
-        editor.normalise([pieces(lm, layers, [x])[1] for x, _ in pairs[:100]])
+        editor, log = how.editor(lm).to(lm.device), []
+        editor.normalise([pieces(lm, layers, [x])[1] for x, _ in pairs[:_FIRST]])
         opt = _optimizer(editor, how)
     for step in tqdm(range(len(log), how.steps), initial=len(log), total=how.steps, desc='practice', disable=not progress):
         rng = np.random.default_rng([how.seed, step])
