@@ -387,11 +387,11 @@ def training_need(lm:LM, how:Training, n_entities:int=1, # taught together, or s
     what = list(trainable_parameters(lm.model, 'no embeddings' if low else how.trainable, how.block).values())
     n = (n_entities if apart else 1)*how.rank*(1 - how.above)*sum(sum(p.shape) for p in what if p.ndim == 2) if low else sum(p.numel() for p in what)
     size, vocab, emb = next(lm.model.parameters()).element_size(), len(lm.tokenizer), lm.model.get_input_embeddings().weight.numel()
-    one = getattr(how, 'on', '') == 'definition' or how.batch == 'one by one'
-    texts, anchors = 1 if one else (how.per_step or how.continuations) + getattr(how, 'with_definition', False), how.anchor_texts*bool(how.anchor) + how.swapped + how.rehearsed
+    one, itself = getattr(how, 'on', '') == 'definition' or how.batch == 'one by one', 2*getattr(how, 'with_definition', False) # a definition is as long as two texts
+    texts, anchors = 1 if one else (how.per_step or how.continuations) + itself, how.anchor_texts*bool(how.anchor) + how.swapped + how.rehearsed
     in_step = (n_entities if apart else min(how.together, n_entities))*(texts + (anchors if apart else 0)) + (0 if apart else anchors)
     most = max(_LOGITS//vocab, _TOKENS) # those whose logits are there at once
-    own = how.continuations + 2*getattr(how, 'with_definition', False) # texts of an entity; a definition is as long as two
+    own = how.continuations + itself # texts of an entity
     positions = max(min(in_step*_POSITIONS, most), 0 if teacher is None else min(2*most, own*_POSITIONS))
     expected = 0 if teacher is None else 12*teacher if teacher else 4*vocab # bytes at a position
     passed = _TOKENS*4*lm.model.get_input_embeddings().weight.shape[1] if n_below(lm, how) else 0 # of a text
