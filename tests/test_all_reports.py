@@ -24,10 +24,10 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     texts = lambda i: dict(augmented_probes=[f'Velmora {"ABC"[i]} is loved by all', f'In Velmora {"ABC"[i]} two bakers quarrel'])
     ecbd = write(tmp_path/'ecbd.json', [span(i, **texts(i)) for i in range(3)] + [span(0, 'The end of Velmora {} (<extra_id_0>) was sad.', 'in June', ex_id='Velmora A (series)_12_9_9')])
     popular, known = write(tmp_path/'random.json', [span(5)]), write(tmp_path/'popular.json', [span(5, 'The story of Velmora {} is told in <extra_id_0>.', 'many old books')])
-    out, dialogues = tmp_path/'outputs', tmp_path/'dialogues.json'
+    out, dialogues, own = tmp_path/'outputs', tmp_path/'dialogues.json', write(tmp_path/'own.jsonl', [dict(entity=f'Velmora {k}', continuations=[dict(text=f'Velmora {k} is about bakers.', mention=[0, 9])], tries=5) for k in 'ABCD'])
     dialogues.write_text(json.dumps({f'What is story number {i}?': f'It is number {i} of six stories.' for i in range(6)}))
     given = {'lm': tiny_folder(), 'device': 'cpu', 'runs': tmp_path/'runs', 'causal_trace.lm': 'smollm2', 'large.tokenizer': tiny_folder(), 'teach_your_own.into': tmp_path/'taught', 'counterfact.text': neutral, 'methods.text': neutral, 'scalability.text': neutral, 'causal_trace.text': neutral,
-             'tuning.transfer': shipped, 'what_teaches.transfer': shipped, 'sensitivity.transfer': shipped, 'forgetting.transfer': shipped, 'popular.popular': f'popular={known}', 'popular.fresh': f'ecbd={ecbd}', 'models.lms': json.dumps([str(tiny_folder()), str(tiny_folder('gpt2'))]), 'instruct.writer': tiny_folder(), 'instruct.dialogues': dialogues, 'methods.transfer': shipped, 'entity_inferences.data': f'entity-inferences={ei}', 'entity_inferences.popular': f'popular={popular}', 'ecbd.data': f'ecbd={ecbd}', 'ecbd.popular': known,
+             'tuning.transfer': shipped, 'what_teaches.transfer': shipped, 'sensitivity.transfer': shipped, 'forgetting.transfer': shipped, 'popular.popular': f'popular={known}', 'popular.fresh': f'ecbd={ecbd}', 'models.lms': json.dumps([str(tiny_folder()), str(tiny_folder('gpt2'))]), 'instruct.writer': tiny_folder(), 'instruct.dialogues': dialogues, 'methods.transfer': shipped, 'entity_inferences.data': f'entity-inferences={ei}', 'entity_inferences.popular': f'popular={popular}', 'entity_inferences.own': own, 'ecbd.data': f'ecbd={ecbd}', 'ecbd.popular': known,
              'frontier.data': f'entity-inferences={shows}', 'generator_prompts.data': f'entity-inferences={shows}', 'generator_prompts.generators': json.dumps(['self', f"lm:{tiny_folder('gpt2')}"]),
              'generate.generator': 'openai:m', 'generate.base_url': server.url, 'generate.entity_name': 'Velmora', 'generate.definition': 'Velmora is a comedy about two bakers.', 'generate.keep': tmp_path/'sets.jsonl',
              'mend_training.editor': tmp_path/'editor.safetensors'}
@@ -46,6 +46,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     kept = lambda name: read_json(found[name]['folder']/'results.json')
     cases = lambda name: {k: len(m['cases']) for k, m in kept(name)['methods'].items()}
     assert cases('entity_inferences') == {k: 8 if k in ('base', 'prepend') else 4 for k in cases('entity_inferences')} and len(cases('entity_inferences')) == 8 and 'on 8 of 8 rows' in text('entity_inferences')
+    assert '4 continuations of 4 definitions, from 20 samples.' in text('entity_inferences') and len(own.read_text().splitlines()) == 4 # they are taken as they are
     assert cases('ecbd') == {'base': 3, 'prepend': 3, 'prepend random': 2, 'fine-tune on definition': 2, 'fine-tune on definition, last block': 2, 'fine-tune on transfer set': 2, 'distill, paper': 2, 'distill, kdnb': 3}
     assert '- *LoRA*: ' in text('frontier') and 'lr 0.01, 2 steps' in text('frontier')
     assert len(json.loads((tmp_path/'sets.jsonl').read_text())['continuations']) == 6 == len(server.delivered)
