@@ -155,10 +155,11 @@ def _parser():
     return p
 
 # %% ../nbs/19_cli.ipynb #da544f71
-def _load(args, method=None): # that will train it
+def _load(args, method=None, # that will train it
+          need=None): # function of the model -> GiB; None: what the method needs
     from kdnb.context import method_need
     from kdnb.lm import load_lm
-    lm = load_lm(args.lm, args.dtype, args.device, args.accept_terms, need=(lambda lm: method_need(lm, method, measured_in=getattr(args, 'measured_in', 'float32'))) if method and getattr(args, 'shards', 1) < 2 else None)
+    lm = load_lm(args.lm, args.dtype, args.device, args.accept_terms, need=(lambda lm: method_need(lm, method, measured_in=getattr(args, 'measured_in', 'float32'))) if method and getattr(args, 'shards', 1) < 2 else need)
     print(f'{lm.name}: {lm.n_params/1e6:.0f} M parameters on {lm.device}', file=sys.stderr)
     return lm
 
@@ -365,13 +366,12 @@ def _mend_train(args):
     from kdnb.compose import compose
     from kdnb.entities import choose
     from kdnb.experiment import as_json
-    from kdnb.lm import check_memory, memory_free
+    from kdnb.lm import memory_free
     from kdnb.mend import Practice, practice_pairs, train_editor
     how = Practice(**{'seed': args.seed, **_typed(args.set, Practice, 'setting of the practice')})
     entities = compose(args.composed, args.seed, [k for k in args.kinds.split(',') if k]).entities
-    lm = _load(args)
-    need, free = how.need(lm), memory_free(lm)
-    print(f'about {need:.1f} GiB of memory needed, {free:.1f} free', file=sys.stderr); check_memory(f'training an editor for {lm.name}', need, free)
+    lm = _load(args, need=how.need)
+    print(f'about {how.need(lm):.1f} GiB of memory needed, {memory_free(lm):.1f} free', file=sys.stderr)
     _, log = train_editor(lm, practice_pairs(lm, entities), args.out, how)
     part = max(len(log)//10, 1); mean = lambda rows, i: sum(r[i] for r in rows)/len(rows)
     first, last = [[mean(rows, i) for i in (0, 1)] for rows in (log[:part], log[-part:])]

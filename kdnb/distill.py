@@ -319,7 +319,7 @@ def _expect(lm, examples, low):
     for i in range(0, len(examples), 16):
         teach(lm, examples[i:i+16], low)
         for x in examples[i:i+16]: x.teacher = x.teacher.log_softmax(-1).topk(min(_KEPT, x.teacher.shape[-1]-1))
-        if i: trim()
+        if i: trim(lm)
 
 def _teaching(lm, how):
     "A context within which the model is the one that teaches."
@@ -578,7 +578,7 @@ def train(lm:LM, how:Training,
             _check_finite(how, losses)
             if own < how.enough: met.add(k); continue
             opt.zero_grad(); value.backward(); opt.step()
-            if i % _TRIM == _TRIM - 1: trim() # steps differ in length, and what they leave behind would grow
+            if i % _TRIM == _TRIM - 1: trim(lm) # steps differ in length, and what they leave behind would grow
             if how.decay_to == 'base' and how.weight_decay: torch._foreach_lerp_([p.data for p in params], before, lr*how.weight_decay)
             if how.within: _keep_within([p.data for p in params], before, how.within, how.norm)
     if kept: kept.path.unlink(missing_ok=True)
@@ -646,7 +646,7 @@ class Distill(Training):
             for g in tqdm(groups, desc='asking the teacher', unit='entity', disable=not progress or len(groups) == 1, leave=False):
                 teach(lm, g, low, self.contrast, n_once)
                 for x in g: x.teacher = _soft(x.teacher, self.temperature, self.top)
-                if len(groups) > 1: trim() # what is kept of an entity lies between what is not
+                if len(groups) > 1: trim(lm) # what is kept of an entity lies between what is not
         return [g + to_stay(lm, e, [*cs, d], transfer, self, seed) for e, cs, d, g in zip(entities, sets, itself, groups)], texts
 
 

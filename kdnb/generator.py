@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOLES', 'PROMPTS', 'Prompt', 'holes', 'read_prompts', 'with_own', 'ask', 'render', 'Draft', 'Sampling', 'LMGenerator',
-           'make_transfer_set', 'make_transfer_sets', 'ready_sets', 'plan']
+           'make_transfer_set', 'make_transfer_sets', 'ready_sets', 'own_sets', 'plan']
 
 # %% ../nbs/04_generator.ipynb #4f25dfad
 import hashlib, json, string, time
@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, generate, has_fast_bfloat16, load_lm, versions
-from .transfer import REASONS, Continuation, TransferSet, append, clean, find_mention, mend, same, shipped_transfer_sets, transfer_sets_of, why_drop
+from .transfer import REASONS, Continuation, TransferSet, append, clean, find_mention, mend, read_transfer_sets, same, shipped_transfer_sets, transfer_sets_of, why_drop
 
 # %% ../nbs/04_generator.ipynb #21194be0
 HOLES = ('definition', 'name', 'vary')
@@ -219,6 +219,15 @@ def ready_sets(lm:LM, entities, folder:str|Path='runs', progress:bool=False) -> 
     except KdnbError: shipped = {} # it ships with none for this model
     if all(e.key in shipped and shipped[e.key].definition == e.definition for e in entities): return {e.key: shipped[e.key] for e in entities}
     return make_transfer_sets(lm, entities, Path(folder)/f'transfer_{lm.sha256[:12]}.jsonl', progress)
+
+def own_sets(lm:LM, entities, path:str|Path, # where sets are kept that are written now
+             own:str|Path|None=None, # JSON lines of sets that are taken as they are, however they were made
+             **how # fields of `Sampling`
+            ) -> dict: # key of the entity -> TransferSet
+    "The sets that a user has, and those that the model writes now for entities that are not among them."
+    have = read_transfer_sets(own) if own else {}
+    missing = [e for e in entities if e.key not in have]
+    return {**have, **(make_transfer_sets(lm, missing, path, progress=False, **how) if missing else {})}
 
 # %% ../nbs/04_generator.ipynb #3b9a5293
 def plan(generator, entities, path:str|Path|None=None, known:dict=PROMPTS, **how) -> dict: # entities, sets that are missing, calls, tokens_in, tokens_out, cost, prompts

@@ -573,14 +573,18 @@ def memory_peak(lm:LM) -> float: # GiB
     except (OSError, TypeError): import resource # not Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 2**30
 
-def trim():
-    "Gives memory that is no longer used back to the system. glibc does so by itself only in part: where much that passes and little that stays take turns, it keeps several times what stays."
+def _give_back():
+    "Memory that is no longer used, to the system. glibc does so by itself only in part: where much that passes and little that stays take turns, it keeps several times what stays."
     try: ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass # another C library
 
+def trim(lm:LM):
+    "Gives memory that is no longer used back to the system, where the work is done in it: on a GPU there is nothing to give, and steps are too short to wait."
+    if lm.device.type == 'cpu': _give_back()
+
 def release_memory(lm:LM):
-    "Trims, and `memory_peak` begins anew, where the system has a way to say so (Linux, CUDA)."
-    trim()
+    "Gives memory that is no longer used back to the system, and `memory_peak` begins anew, where the system has a way to say so (Linux, CUDA)."
+    _give_back()
     if lm.device.type == 'cuda': torch.cuda.reset_peak_memory_stats(lm.device)
     else:
         try: Path('/proc/self/clear_refs').write_text('5')

@@ -292,7 +292,7 @@ class Rome(Locate):
                 pieces.append((rank_one(C, mean, key, n, l.name), delta.double().cpu()))
                 A, B = _stack(pieces)
                 l.out.weight.data = kept + Adapter(A, B, 1., l.transposed).delta().to(kept.device, kept.dtype)
-                if len(entities) > 1: trim()
+                if len(entities) > 1: trim(lm)
         finally: l.out.weight.data = kept
         return make_edit('rome', self, lm, entities, {'adapter': {l.name: Adapter(A, B, 1., l.transposed)}, 'losses': losses, 'peak_memory_gib': memory_peak(lm)}, start)
 
@@ -339,7 +339,7 @@ class Memit(Locate):
         at = [_at(lm, r.prompt, r.subject) for r in requests]
         for r in tqdm(requests, desc='MEMIT values', unit='entity', disable=not progress or len(requests) < 2):
             delta, ls_ = find_value(lm, ls[last].block, r, self, seed); losses += ls_; values.append(delta)
-            if len(requests) > 1: trim()
+            if len(requests) > 1: trim(lm)
         wanted = read_at(lm, ls[last].block, at)[1] + torch.stack(values)
         kept, out = {i: ls[i].out.weight.data for i in where}, {}
         try:

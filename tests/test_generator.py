@@ -257,3 +257,14 @@ def test_a_server_that_transformers_starts(tmp_path, monkeypatch):
         ts = make_transfer_set(g, ENTITY, prompts=('implications', 'everyday'), n=4, max_new_tokens=30, drop=())
         assert ts.tries == 4 == len(ts.continuations) and g.single and ts.spent['tokens_out'] > 10
     finally: server.kill(); server.wait(); log.close()
+
+
+def test_sets_of_ones_own_are_taken_as_they_are(tiny, tmp_path):
+    "However they were made; only what is not there is written, and into another file."
+    from kdnb.generator import own_sets
+    mine, kept = tmp_path/'mine.jsonl', tmp_path/'kept.jsonl'
+    mine.write_text(json.dumps(dict(entity='Velmora', continuations=[dict(text='Velmora is about bakers.', mention=[0, 7])], made_by={'n': 99})) + '\n')
+    es = [Entity('Velmora', 'Velmora is a comedy about two bakers.'), Entity('Brask', 'Brask is a drama about a doctor.')]
+    assert [c.text for c in own_sets(tiny, es[:1], kept, mine, n=2)['Velmora'].continuations] == ['Velmora is about bakers.'] and not kept.exists()
+    got = own_sets(tiny, es, kept, mine, n=2, max_new_tokens=6, rounds=1)
+    assert set(got) == {'Velmora', 'Brask'} and len(mine.read_text().splitlines()) == 1 and [json.loads(x)['entity'] for x in kept.read_text().splitlines()] == ['Brask']
