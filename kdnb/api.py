@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from urllib.parse import urlsplit
 import openai, tenacity
-from .entities import DATA, Entity, KdnbError, choose, load_dataset, read_lines
+from .files import KdnbError, append_jsonl, choose, read_lines, repair_jsonl
+from .entities import DATA, Entity, load_dataset
 from .lm import LM, load_lm
 from .generator import PROMPTS, Draft, LMGenerator, Sampling, ask, make_transfer_set, make_transfer_sets, plan
-from .transfer import append, mend
 
 # %% ../nbs/05_api.ipynb #4422e1e0
 _TABLE = json.loads((DATA/'prices.json').read_text(encoding='utf-8'))
@@ -41,7 +41,7 @@ class Replies:
     def __init__(self, path:str|Path|None=None):
         self.path, self.lock, self.by, self.total = path, threading.Lock(), defaultdict(list), Counter()
         if path is None: return
-        mend(path)
+        repair_jsonl(path, 'key')
         for i, d, broken in read_lines(path) if Path(path).exists() else ():
             try:
                 if broken: raise KdnbError(broken)
@@ -55,7 +55,7 @@ class Replies:
     def add(self, **d):
         "Keeps an answer: on the disk first."
         with self.lock:
-            if self.path: append(self.path, d)
+            if self.path: append_jsonl(self.path, d)
             self._take(d)
 
 # %% ../nbs/05_api.ipynb #b76eca96

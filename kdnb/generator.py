@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tqdm.auto import tqdm
-from .entities import DATA, Entity, KdnbError, choose, load_dataset
+from .files import KdnbError, append_jsonl, choose, repair_jsonl
+from .entities import DATA, Entity, load_dataset
 from .lm import LM, generate, has_fast_bfloat16, load_lm, versions
-from .transfer import REASONS, Continuation, TransferSet, append, clean, find_mention, mend, read_transfer_sets, same, shipped_transfer_sets, transfer_sets_of, why_drop
+from .transfer import REASONS, Continuation, TransferSet, clean, find_mention, read_transfer_sets, same, shipped_transfer_sets, transfer_sets_of, why_drop
 
 # %% ../nbs/04_generator.ipynb #21194be0
 HOLES = ('definition', 'name', 'vary')
@@ -195,7 +196,7 @@ def make_transfer_sets(generator, # of `LMGenerator`'s kind, or an `LM`
                       ) -> dict: # key of the entity -> TransferSet
     "Transfer sets for many entities; interrupted, it goes on where it was."
     g, s, prompts = _ready(generator, how, known)
-    if path: mend(path)
+    if path: repair_jsonl(path, 'entity')
     done = _done(path, _made_by(g, s, prompts)) # a malformed file is named before any work
     out = {e.key: done.get((e.key, e.definition)) for e in entities}
     todo = [e for e in entities if not out[e.key]]
@@ -205,7 +206,7 @@ def make_transfer_sets(generator, # of `LMGenerator`'s kind, or an `LM`
             for f in as_completed(work) if work else todo:
                 e = work[f] if work else f
                 out[e.key] = f.result() if work else _make(g, s, prompts, e)
-                if path: append(path, asdict(out[e.key]))
+                if path: append_jsonl(path, asdict(out[e.key]))
                 bar.update()
         except BaseException: # one has failed for good, or the user wants to stop: no new call is begun
             if work: g.stop.set(); pool.shutdown(cancel_futures=True)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['RULES', 'REASONS', 'name_parts', 'mention', 'find_mention', 'Continuation', 'TransferSet', 'clean', 'copied',
-           'why_drop', 'same', 'transfer_sets_of', 'read_transfer_sets', 'mend', 'append', 'shipped_transfer_sets']
+           'why_drop', 'same', 'transfer_sets_of', 'read_transfer_sets', 'shipped_transfer_sets']
 
 # %% ../nbs/03_transfer.ipynb #1ca391bf
-import hashlib, json, os, re, unicodedata
+import hashlib, json, re, unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from .entities import DATA, Entity, KdnbError, choose, load_dataset, read_lines, says
+from .files import KdnbError, append_jsonl, choose, read_lines, repair_jsonl
+from .entities import DATA, Entity, load_dataset, says
 
 # %% ../nbs/03_transfer.ipynb #0f725dbc
 RULES = ('exact', 'alias', 'case', 'spelling', 'partial')
@@ -136,7 +137,7 @@ def _continuation(c):
 def transfer_sets_of(path:str|Path) -> list: # of `TransferSet`
     "All sets of a file, in its order."
     out, wrong = [], []
-    for i, d, broken in read_lines(path):
+    for i, d, broken in read_lines(path, 'entity'):
         if broken: wrong.append(f'{path}, line {i}, {broken}'); continue
         try: out.append(TransferSet(d['entity'], tuple(map(_continuation, d['continuations'])), d.get('definition', ''), d.get('made_by', {}), d.get('tries', 0), d.get('dropped', {}), d.get('spent', {})))
         except KeyError as e: wrong.append(f'{path}, line {i}, field {e.args[0]}: is missing')
@@ -147,25 +148,6 @@ def transfer_sets_of(path:str|Path) -> list: # of `TransferSet`
 def read_transfer_sets(path:str|Path) -> dict: # key of the entity -> TransferSet; the last one, if the file has several
     "The sets of a file. Raises one `KdnbError` that names every malformed line."
     return {t.entity: t for t in transfer_sets_of(path)}
-
-def mend(path:str|Path):
-    "Makes the file's folder if need be, and the file ready to be gone on with: cuts off a last line that an interruption left half written, and ends a whole one."
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        head, _, last = path.read_bytes().rpartition(b'\n') if path.exists() else (b'', b'', b'')
-    except OSError as e: raise KdnbError(f"cannot write to {path}: {e.strerror or e}") from None
-    if not last.strip(): return
-    try: json.loads(last)
-    except ValueError: os.truncate(path, len(head) + 1 if head else 0)
-    else:
-        with open(path, 'ab') as f: f.write(b'\n')
-
-def append(path:str|Path, row:dict):
-    "Adds a line of JSON to a file, and sees to it that it is on the disk."
-    try:
-        with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(row, ensure_ascii=False) + '\n'); f.flush(); os.fsync(f.fileno())
-    except OSError as e: raise KdnbError(f"cannot write {path}: {e.strerror or e}; what was written before is kept, and the same command goes on") from None
 
 # %% ../nbs/03_transfer.ipynb #ce41609c
 def shipped_transfer_sets(name:str='smollm2' # of the generator
