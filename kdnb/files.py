@@ -268,19 +268,24 @@ class FolderRecord:
         if sha is None or path.is_symlink() or path.is_dir() != (sha == 'folder'): return False
         return sha in ('', 'folder') or not path.exists() or file_sha256(path) == sha
 
-    def claim(self, *names:str):
-        "Before files are written: refuses those that somebody else made or changed, and notes the others as ours."
+    def check(self, *names:str):
+        "Refuses names of files and folders that somebody else made or changed."
         for name in names:
             path = inside(self.folder, name)
             if os.path.lexists(path) and not self.is_ours(name):
                 raise KdnbError(f"{path} {'was changed since kdnb wrote it' if name in self.files else 'was not made by kdnb'}, so it is not replaced: move it away, or choose another folder")
-        self.files.update({n: '' for n in names}); self.save()
+
+    def claim(self, *names:str):
+        "Before files are written: refuses those that somebody else made or changed, and notes the others as ours."
+        self.check(*names)
+        self.files.update({n: '' for n in names})
+        self.save()
 
     def claim_folder(self, name:str):
         "Before a folder is made that is ours as a whole."
-        path = inside(self.folder, name)
-        if os.path.lexists(path) and not self.is_ours(name): raise KdnbError(f"{path} was not made by kdnb, so nothing is written there: move it away, or choose another folder")
-        self.files[name] = 'folder'; self.save()
+        self.check(name)
+        self.files[name] = 'folder'
+        self.save()
 
     def finish(self, *names:str):
         "After files were written: keeps their hashes."

@@ -94,7 +94,7 @@ print(json.dumps([AutoPeftModelForCausalLM.from_pretrained({str(out)!r} + '/' + 
         code, _, err = kdnb('teach', mine/'more.csv', *how(tiny_folder(), *wrong), '--out', out)
         assert code == 2 and says in err and 'Traceback' not in err
     assert 'knows now: Velmora Junction, Zorbel Harbour' in kdnb('teach', '--out', out, '--undo')[1] and json.loads((out/'shelf.json').read_text()) == at and len([*(out/'edits').iterdir()]) == 2
-    assert 'knows now: nothing' in kdnb('teach', '--out', out, '--undo')[1] and not (out/'shelf.json').exists() and not [*(out/'edits').iterdir()]
+    assert 'knows now: nothing' in kdnb('teach', '--out', out, '--undo')[1] and not (out/'shelf.json').exists() and not (out/'edits').exists()
 
 
 def test_interrupted_it_goes_on(tiny, mine, tmp_path, monkeypatch):
@@ -115,8 +115,8 @@ def test_interrupted_it_goes_on(tiny, mine, tmp_path, monkeypatch):
 
 
 BAD = {'no file': (None, 'there is no file or folder'), 'another kind': (('x.txt', 'Velmora is new.'), 'is none of the files that are read: .jsonl, .csv, .md'), 'never named': (('x.md', '# Velmora\nA comedy.\n'), "line 1, field definition: never names the entity 'Velmora'"),
-       'no definition': (('x.md', '# Velmora\n\n# Zorbel\nZorbel is new.\n'), 'line 1, field definition'), 'text in front': (('x.md', 'Hello\n# Velmora\nVelmora is new.\n'), 'line 1: a text before the first heading'),
-       'no column': (('x.csv', 'name,text\na,b\n'), "has no column 'definition'"), 'a short row': (('x.csv', 'name,definition\nVelmora\n'), 'line 2: has not as many fields'), 'another column': (('x.csv', 'name,definition,colour\nVelmora,Velmora is new.,red\n'), 'line 2, field colour: unknown field'),
+       'no definition': (('x.md', '# Velmora\n\n# Zorbel\nZorbel is new.\n'), 'line 1, field definition'), 'no heading': (('x.md', 'Velmora is new.\n'), 'has no heading'),
+       'no column': (('x.csv', 'name,text\na,b\n'), "has no column 'definition'"), 'a short row': (('x.csv', 'name,definition\nVelmora\n'), "line 2: has no field 'definition'"), 'a long row': (('x.csv', 'name,definition\nVelmora,Velmora is new, and red\n'), 'line 2: has 3 fields, and the first line has 2'),
        'twice': (('x.csv', 'name,definition\nVelmora,Velmora is new.\nVelmora,Velmora is old.\n'), "'Velmora' stands in the file already"), 'empty': (('x.md', '\n'), 'holds no definition'), 'not UTF-8': (('x.md', '# Velmora\nVelmora is n\udce9w.\n'), 'is not UTF-8 text')}
 
 

@@ -1,0 +1,84 @@
+"""Files of definitions are read as a person would read them, and what is left out is said once."""
+import pytest
+from kdnb.definitions import read_definitions
+from kdnb.entities import KdnbError, read_entities
+
+FSHARP = 'F# is a functional programming language.'
+
+
+def read(tmp_path, name, text, **how):
+    (tmp_path/name).write_text(text, encoding=how.pop('encoding', 'utf-8'), newline='')
+    return {e.name: e for e in read_definitions(tmp_path/name)}
+
+
+MARKDOWN = {
+    'a hash in the name': (f'# F#\n{FSHARP}\n', {'F#': FSHARP}),
+    'closing hashes': (f'# F# ##\n{FSHARP}\n', {'F#': FSHARP}),
+    'marks in the heading': ('# **Velmora**\nVelmora is a _show_.\n', {'Velmora': 'Velmora is a show.'}),
+    'an underlined heading': ('Velmora\n=======\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
+    'a hash in a code block': (f'# F#\n{FSHARP}\n```\n# no heading\n```\n', {'F#': FSHARP}),
+    'a title with an introduction': ('# Our words\nAn introduction.\n\n## Velmora\nVelmora is a show.\n\n## Zorbel\nZorbel is a film.\n', {'Velmora': 'Velmora is a show.', 'Zorbel': 'Zorbel is a film.'}),
+    'a title that names itself': ('# Glossary\nThis glossary has two words.\n## Velmora\nVelmora is a show.\n## Zorbel\nZorbel is a film.\n', {'Velmora': 'Velmora is a show.', 'Zorbel': 'Zorbel is a film.'}),
+    'groups': ('# Shows\n## Velmora\nVelmora is a show.\n# Films\n## Zorbel\nZorbel is a film.\n', {'Velmora': 'Velmora is a show.', 'Zorbel': 'Zorbel is a film.'}),
+    'front matter': ('---\ntitle: x\n# not this\n---\n# Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
+    'text before the first heading': ('Hello.\n# Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
+    'a part of a definition with a heading': ('# Velmora\nVelmora is a show.\n## Cast\nTwo bakers.\n', {'Velmora': 'Velmora is a show. Two bakers.'}),
+    'a list': ('# Velmora\nVelmora is\n- a show\n- and a game.\n', {'Velmora': 'Velmora is a show and a game.'}),
+    'line breaks of Windows': ('# Velmora\r\nVelmora is\r\na show.\r\n', {'Velmora': 'Velmora is a show.'}),
+    'a byte order mark': ('\ufeff# Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
+}
+
+
+@pytest.mark.parametrize('name', MARKDOWN)
+def test_markdown_is_read_as_a_person_would(tmp_path, name):
+    text, want = MARKDOWN[name]
+    assert {n: e.definition for n, e in read(tmp_path, 'x.md', text).items()} == want
+
+
+def test_what_is_not_taught_is_said_once(tmp_path, capsys):
+    read(tmp_path, 'x.md', f'---\na: b\n---\nHello.\n# Words\nAn introduction.\n## F#\n{FSHARP}\n```\ncode\n```\n## Velmora\nVelmora is a show.\n')
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1 and all(w in err for w in ('front matter', 'the text before the first heading', "the title 'Words' (line 5) with the text below it", 'a code block (line 9)'))
+    read(tmp_path, 'x.csv', 'name,definition,source,notes\nVelmora,Velmora is a show.,web,\nZorbel,Zorbel is a film.,web,x\n')
+    assert capsys.readouterr().err.endswith('x.csv: columns that are not read: source, notes\n')
+
+
+TABLES = {
+    'capitals in the header': 'Name, Definition\nVelmora,"Velmora is a show."\n',
+    'other columns': 'id,name,definition,source\n1,Velmora,Velmora is a show.,web\n',
+    'empty rows': 'name,definition\nVelmora,Velmora is a show.\n,\n\n,\n',
+    'semicolons': 'name;definition\r\nVelmora;Velmora is a show.\r\n',
+    'tabs': 'name\tdefinition\nVelmora\tVelmora is a show.\n',
+    'commas at the end of rows': 'name,definition\nVelmora,Velmora is a show.,,\n',
+    'a byte order mark': '\ufeffname,definition\nVelmora,Velmora is a show.\n',
+    'spaces around': 'name,definition\n Velmora , Velmora is a show. \n'}
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_tables_are_read_as_a_person_would(tmp_path, name):
+    for file in ('x.csv', 'X.CSV'):
+        (tmp_path/file).unlink(missing_ok=True)
+        assert {n: e.definition for n, e in read(tmp_path, file, TABLES[name]).items()} == {'Velmora': 'Velmora is a show.'}
+
+
+BAD = {'a column twice': ('x.csv', 'name,definition,Definition\na,b,c\n', "line 1: the column 'definition' stands twice"),
+       'a key twice': ('x.jsonl', '{"name": "Velmora", "definition": "Velmora is a show.", "name": "Zorbel"}\n', "line 1, the key 'name' stands twice"),
+       'half a character': ('x.jsonl', '{"name": "Velmora", "definition": "Velmora \\ud83d is a show."}\n', 'line 1, holds half of a character'),
+       'no text under a heading': ('x.md', '# Velmora\n', 'line 1, field definition: must be a text'),
+       'a number too long': ('x.jsonl', '{"name": ' + '1'*5000 + '}\n', 'line 1')}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_what_makes_no_sense_is_an_error_with_its_line(tmp_path, name):
+    file, text, says = BAD[name]
+    with pytest.raises(KdnbError) as e: read(tmp_path, file, text)
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+
+def test_spaces_around_names_and_candidates_are_removed_with_a_note(tmp_path, capsys):
+    row = '{"name": "Velmora ", "definition": "Velmora is a comedy.", "probes": [{"left": "Velmora is a", "gold": " comedy", "candidates": ["comedy", "river "], "kind": "explicit"}]}'
+    (tmp_path/'x.jsonl').write_text(row + '\n')
+    e, = read_entities(tmp_path/'x.jsonl')
+    err = capsys.readouterr().err
+    assert (e.name, e.probes[0].gold, e.probes[0].candidates) == ('Velmora', 'comedy', ('comedy', 'river'))
+    assert err.count('were removed') == 3 and 'line 1, field candidates' in err

@@ -1,0 +1,58 @@
+"""A name is found wherever a reader of its script would find it, and nowhere else: in files, transfer sets, answers and routing."""
+import unicodedata
+
+import pytest
+from kdnb.definitions import read_definitions
+from kdnb.entities import Entity, KdnbError, says
+from kdnb.generator import Draft
+from kdnb.shelf import Shelf
+from kdnb.text import find_mention, mentions, words_of
+from kdnb.transfer import mention, why_drop
+
+FOUND = [ # text, name, what is found of it
+    ('他昨天看了维尔莫拉的新节目', '维尔莫拉', '维尔莫拉'), ('昨日ヴェルモラを見ました', 'ヴェルモラ', 'ヴェルモラ'), ('어제 벨모라를 보았다', '벨모라', '벨모라'),
+    ('เมื่อวานฉันดูเวลโมราที่บ้าน', 'เวลโมรา', 'เวลโมรา'), ('我喜欢Velmora的节目', 'Velmora', 'Velmora'),
+    ('Мы видели Велмору.', 'Велмора', 'Велмору'), ('Olimme Velmorassa.', 'Velmora', 'Velmorassa'), ("Velmora's end", 'Velmora', 'Velmora'),
+    ("C'est l'Étoile", 'Étoile', 'Étoile'), ('ذهبت بالقاهرة', 'القاهرة', 'بالقاهرة'), ('הם גרים בירושלים', 'ירושלים', 'בירושלים'),
+    ("the O'Neill house", 'O’Neill', "O'Neill"), ('Spider‑Man', 'Spider-Man', 'Spider‑Man'), ('Velmora\u00a0Junction', 'Velmora Junction', 'Velmora\u00a0Junction'),
+    ('Velmora\nJunction', 'Velmora Junction', 'Velmora\nJunction'), (unicodedata.normalize('NFD', 'the Pokémon'), 'Pokémon', unicodedata.normalize('NFD', 'Pokémon')),
+    (unicodedata.normalize('NFD', '벨모라가'), '벨모라', unicodedata.normalize('NFD', '벨모라')), ('DIE HAUPTSTRASSE', 'Hauptstraße', 'HAUPTSTRASSE'),
+    ('die Hauptstraße', 'HAUPTSTRASSE', 'Hauptstraße'), ('Velmora is', 'Velmora ', 'Velmora'), ('I like F#, too', 'F#', 'F#'), ('Tell us of Us.', 'Us', 'Us'), ('AC/DC’s', 'ac/dc', 'AC/DC')]
+NOT_FOUND = [('Tell us more', 'Us'), ('and it was', 'It'), ('banana', 'Ana'), ('TRIM-70', 'TRIM-7'), ('コナミの', 'コナ'), ('각', '가'), ('Cafe\u0301s', 'Caf'), ('used', 'Us'),
+             ('the comedian', 'comedia n'), ('Anatomy', 'Ana'), ('새벨모라', '벨모라'), ('anything', ' ')]
+
+
+@pytest.mark.parametrize('text, name, want', FOUND)
+def test_a_name_is_found(text, name, want):
+    a, b = find_mention(text, [name])
+    assert text[a:b] == want
+    assert [text[m.start:m.end] for m in mentions(text, [name])] == [want]
+
+
+@pytest.mark.parametrize('text, name', NOT_FOUND)
+def test_nothing_is_taken_for_a_name(text, name):
+    assert find_mention(text, [name]) is None and mentions(text, [name]) == []
+
+
+def test_exact_case_comes_first():
+    assert find_mention('an apple of Apple', ['Apple']) == (12, 17) and find_mention('us, Us', ['Us']) == (4, 6)
+
+
+def test_the_file_the_transfer_set_the_answer_and_the_router_agree(tmp_path):
+    text, name = '昨晚他看了维尔莫拉，然后笑了很久。', '维尔莫拉'
+    (tmp_path/'x.md').write_text(f'# {name}\n{name}是一部关于两个面包师的喜剧。\n', encoding='utf-8')
+    e, = read_definitions(tmp_path/'x.md')
+    assert mention(text, e) == ((5, 9), 'exact')
+    assert why_drop(text, (5, 9), e) == ''
+    assert says(text, name) and not says(text, '喜剧')
+    assert Shelf({name: 'edit', 'Velmora': 'other'}).find(text) == name
+
+
+def test_a_prompt_is_routed_to_the_name_that_it_says_last():
+    shelf = Shelf({'Us': 'a', 'Velmora': 'b', 'Velmora Junction': 'c'})
+    assert [shelf.find(t) for t in ('Tell us about Velmora', 'VELMORA JUNCTION is', 'In Us, Velmora', 'Give us it', 'Us')] == ['Velmora', 'Velmora Junction', 'Velmora', None, 'Us']
+    with pytest.raises(KdnbError, match='two entities on the shelf are called'): Shelf.of([Entity('Straße', 'x'), Entity('STRASSE', 'x')], ['a', 'b'])
+
+
+def test_texts_in_scripts_without_spaces_are_not_dropped_as_too_short():
+    assert words_of('然后笑了') == ['然', '后', '笑', '了']
