@@ -397,11 +397,13 @@ def _run(args):
     from kdnb.benchmarks import BENCHMARKS
     from kdnb.context import method_under
     from kdnb.experiment import REGIMES, Run, as_json, collect
+    from kdnb.files import notice
     from kdnb.transfer import read_transfer_sets
     args.regime = _regime(args.regime)
     settings, (ds, sets) = _settings(args.set, args.method), _dataset(args)
     lm = _load(args, method_under(args.protocol, args.method, ds, args.regime, **settings))
     sets = read_transfer_sets(args.transfer) if args.transfer else sets
+    if not any(e.probes or e.near or e.question for e in ds.entities): notice(f"{ds.name}: its entities have no probes, so the target is not measured, only specificity; probes are a field of the file (see nbs/00_entities)")
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, measured_in=args.measured_in, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
     tried = Run(lm, ds, args.method, args.regime, args.seed, **how, **settings)
     if not args.transfer: how['transfer'] = _sets(lm, tried.method, ds.entities if args.regime == REGIMES[0] else tried.taught, sets, args.runs)

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, PRECISION, bfloat16_weights, blocks_of, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below, trim, uses_bfloat16
 from .edit import Adapter, Edit, unedited
-from .transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
+from .transfer import Continuation, TransferSet, check_sets, find_mention, shipped_transfer_sets
 from .benchmarks import placed
 
 # %% ../nbs/08_distill.ipynb #88bfbef7
@@ -603,6 +603,7 @@ def _spread(conts, n):
 def sets_of(entities, transfer:dict, how) -> tuple: # for each entity its continuations; and how many of them teach on what, or are skipped
     "The continuations that `how` says; a `KdnbError` names an entity without any."
     out, count = [], Counter()
+    check_sets(entities, transfer)
     for e in entities:
         mine = _spread(transfer[e.key].continuations, how.continuations) if e.key in transfer else []
         if how.unplaced == 'name in front': mine = [c if c.mention else replace(c, text=f'{e.name}: {c.text}', mention=(0, len(e.name))) for c in mine]

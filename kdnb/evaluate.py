@@ -244,5 +244,6 @@ def signature(s:dict, base:dict # of `summarise`, for the method and the base mo
     if recited > .5 and share and share.high < 50:
         out.append(f"the definition is memorised ({100*recited:.0f}% fewer bits) and does not propagate ({share.value:.0f}% of the indirect gap)")
     if change and worse(change) and abs(change.value) > (1 if sign > 0 else .5): out.append(f'specificity is lost ({change.value:+.1f} {unit})')
+    if not s['target'] or not base['target']: return out
     if s['target'].high < base['target'].value if sign > 0 else s['target'].low > base['target'].value: out.append(f"the target is harmed ({s['target'].value - base['target'].value:+.1f} {unit})")
     return out

@@ -9,20 +9,21 @@ __all__ = ['REGIMES', 'CODE', 'SAME', 'code_version', 'key', 'Run', 'path_of', '
 # %% ../nbs/16_experiment.ipynb #b720f178
 import ast, hashlib, json, shutil, sys, time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from .files import KdnbError, choose, make_folder, read_json, replacing, write_json
+from .files import KdnbError, check_whole, choose, locked, make_folder, notice, read_json, replacing, write_json
 from .entities import DATA, Dataset, load_dataset, sample
 from .fetch import pin_of
 from .lm import LM, check_memory, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_peak, release_memory, uses_bfloat16, versions
 from .edit import Edit, load_edit
-from .transfer import shipped_transfer_sets
+from .transfer import check_sets, shipped_transfer_sets
 from .distill import Training
 from .bank import Bank, teach_apart
 from .context import Base, METHODS, make_method, method_need, method_under, needs_texts
@@ -64,13 +65,13 @@ class Run:
         self.how = dict(ds=ds, method=method, regime=regime, seed=seed, transfer=transfer, limit=limit, protocol=protocol, n_specificity=n_specificity, n_others=n_others, free=free, folder=folder, measured_in=measured_in, at_once=at_once, **settings) # another process makes the same run of it
         choose(regime, REGIMES, 'regime')
         self.low = uses_bfloat16(measured_in, lm.device, 'measured_in')
-        if not isinstance(seed, int): raise KdnbError(f"seed is {seed!r}: it must be a whole number")
-        if not isinstance(at_once, int) or at_once < 1: raise KdnbError(f"at_once is {at_once!r}: it must be a whole number of at least 1")
+        for name, value, least in (('seed', seed, 0), ('at_once', at_once, 1), ('n_others', n_others, 0)): check_whole(value, name, least)
         self.lm, self.ds, self.regime, self.seed, self.transfer, self.free, self.n_others, self.at_once = lm, ds, regime, seed, transfer or {}, free, n_others, at_once
         self.method_name, self.method = method, method_under(protocol, method, ds, regime, **settings)
         self.taught = ds.entities if limit is None or limit >= len(ds.entities) else sample(ds, limit).entities
         whole = ds.entities if regime == REGIMES[0] else self.taught # where each case stands for itself, the limit is no part of what made it
         self.specificity = _thin(ds.specificity, n_specificity, seed)
+        if needs_texts(self.method): check_sets(self.taught, self.transfer)
         self.params = dict(lm=lm.name, lm_sha256=lm.sha256, dtype=str(next(lm.model.parameters()).dtype)[6:],
                            data=ds.name, unit=ds.unit, data_sha256=replace(ds, specificity=self.specificity).sha256, entities=[e.key for e in whole],
                            method=method, protocol=protocol, settings=asdict(self.method), regime=regime, seed=seed, n_others=n_others, free=free, measured_in='bfloat16' if self.low else 'float32',
@@ -164,8 +165,9 @@ def _resume(self):
     "The pile of edits that a run before left, applied, and how many edits are in it."
     path = self.folder/'state.safetensors'
     if not path.exists(): return [], 0
-    with safe_open(path, 'pt') as f: note = f.metadata()
-    n, (context, above) = int(note['edits']), json.loads(note['context'])
+    with _as_written(self.folder):
+        with safe_open(path, 'pt') as f: note = f.metadata()
+        n, (context, above) = int(note['edits']), json.loads(note['context'])
     return [Edit('state', tuple(e.key for e in self.taught[:n]), self.lm.name, self.lm.sha256, tensors=load_file(path), context=context, find_above=above).apply(self.lm)], n
 
 # %% ../nbs/16_experiment.ipynb #d17fbfb8
@@ -203,10 +205,9 @@ def go(self:Run, progress:bool=True) -> Path: # the folder with the results
     if (self.folder/'summary.json').exists() and read_json(self.folder/'summary.json')['cases'] >= self._total(): return self.folder
     many = {REGIMES[0]: self.at_once, REGIMES[1]: len(self.taught), REGIMES[2]: 1}[self.regime]
     need, free = method_need(self.lm, self.method, many, self.regime == REGIMES[0] and many > 1, self.how['measured_in']), memory_free(self.lm)
-    if progress:
-        print(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}', file=sys.stderr)
+    if progress: notice(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}')
     check_memory(f'{self.method_name} on {self.lm.name}', need, free)
-    with tqdm(total=len(self.taught), desc=self.method_name, unit='entity', disable=not progress) as bar:
+    with locked(self.folder), tqdm(total=len(self.taught), desc=self.method_name, unit='entity', disable=not progress) as bar:
         {REGIMES[0]: self._reset, REGIMES[1]: self._together, REGIMES[2]: self._sequence}[self.regime](bar)
     cases = [read_json(p) for p in self.done()]
     write_json(self.folder/'summary.json', dict(params=self.params, cases=len(cases), seconds_per_edit=float(np.mean([c['seconds_edit'] for c in cases]))))
@@ -217,28 +218,46 @@ Run.begin, Run.go = begin, go
 # %% ../nbs/16_experiment.ipynb #7d3963a0
 SAME = ('lm_sha256', 'dtype', 'data_sha256', 'entities', 'free', 'n_specificity', 'measured_in')
 
+@contextmanager
+def _as_written(folder):
+    "Within this context, a file that kdnb cannot have written in this form is a `KdnbError`."
+    try: yield
+    except KdnbError: raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, SafetensorError) as e:
+        raise KdnbError(f"a file in {folder} is damaged ({type(e).__name__}: {str(e)[:80]}): remove the folder, and it is run again") from None
+
 def _cases(folder, only=None):
     "The cases that count, by their names: in a sequence, the state at its end."
-    cases = {p.stem[5:]: read_json(p) for p in sorted(Path(folder).glob('case-*.json'))}
+    cases = {p.stem[5:]: read_json(p, dict) for p in sorted(Path(folder).glob('case-*.json'))}
     if only is not None: cases = {k: c for k, c in cases.items() if len(c['entities']) > 1 or c['entities'][0] in only}
     return {k: c for k, c in cases.items() if c.get('stage') != 'just taught'} or cases
+
+def _read_run(folder, only): # parameters, cases
+    params = read_json(folder/'params.json', fields={k: str for k in ('lm', 'method', 'protocol', 'regime', 'unit')} | {'settings': dict, 'seed': int})
+    with _as_written(folder): return params, [*_cases(folder, only).values()]
+
+def _run_row(folder, p, cases, runs):
+    "What a run gave, beside the base model and prepending on the same data, if they are among `runs`."
+    ref = {m: next((c for _, q, c in runs if q['method'] == m and all(q.get(k) == p.get(k) for k in SAME)), None) for m in ('base', 'prepend')}
+    s = summarise(cases, ref['base'], ref['prepend'], p['unit'])
+    edits = p['method'] not in ('base', 'prepend', 'random', 'retrieve')
+    bad = signature(s, summarise(ref['base'], unit=p['unit'])) if ref['base'] and edits else []
+    texts = dict(sum((Counter(c.get('texts', {})) for c in cases), Counter()))
+    return dict({k: p[k] for k in ('lm', 'method', 'protocol', 'regime', 'seed')}, **s, signature=bad, cases=len(cases), texts=texts,
+                seconds_per_edit=float(np.mean([c['seconds_edit'] for c in cases])), peak_memory_gib=float(np.max([c['peak_memory_gib'] for c in cases])),
+                run=str(folder), settings=p['settings'])
 
 def collect(folders, # run folders, or folders that hold run folders
             only=None # keys of entities: of runs that taught one at a time, their cases only
            ) -> pd.DataFrame: # one row a run
     "The results of runs: settings, numbers with intervals (`Interval`), and what went wrong."
-    folders = [Path(f) for f in folders]
+    folders, only = [Path(f) for f in folders], None if only is None else set(only)
     found = [p.parent for f in folders for p in sorted({*f.glob('params.json'), *f.glob('*/params.json')})]
-    runs = [(f, read_json(f/'params.json'), [*c.values()]) for f in found if (c := _cases(f, None if only is None else set(only)))]
+    runs = [(f, p, cases) for f in found for p, cases in [_read_run(f, only)] if cases]
     if not runs: raise KdnbError(f"no finished case in {', '.join(map(str, folders))}")
     rows = []
     for f, p, cases in runs:
-        ref = {m: next((c for _, q, c in runs if q['method'] == m and all(q.get(k) == p.get(k) for k in SAME)), None) for m in ('base', 'prepend')}
-        s = summarise(cases, ref['base'], ref['prepend'], p['unit'])
-        bad = signature(s, summarise(ref['base'], unit=p['unit'])) if ref['base'] and p['method'] not in ('base', 'prepend', 'random', 'retrieve') else []
-        rows.append(dict(lm=p['lm'], method=p['method'], protocol=p['protocol'], regime=p['regime'], seed=p['seed'], **s, signature=bad, cases=len(cases), texts=dict(sum((Counter(c.get('texts', {})) for c in cases), Counter())),
-                         seconds_per_edit=float(np.mean([c['seconds_edit'] for c in cases])), peak_memory_gib=float(np.max([c['peak_memory_gib'] for c in cases])),
-                         run=str(f), settings=p['settings']))
+        with _as_written(f): rows.append(_run_row(f, p, cases, runs))
     order = {m: i for i, m in enumerate(METHODS)}
     return pd.DataFrame(rows).sort_values(by=['lm', 'method', 'run'], key=lambda c: c.map(order) if c.name == 'method' else c, ignore_index=True)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SECRET_VARIABLES', 'SHORTEST_SECRET', 'extra_secrets', 'LONGEST', 'LONGEST_LINE', 'NOTE', 'secret_forms', 'redact',
-           'KdnbError', 'printable', 'notice', 'choose', 'parse_json', 'read_text', 'read_json', 'unfinished_line',
-           'read_lines', 'make_folder', 'repair_jsonl', 'append_jsonl', 'replacing', 'write_text', 'finite',
-           'write_json', 'writing', 'inside', 'check_id', 'file_sha256', 'FolderRecord', 'locked']
+           'KdnbError', 'printable', 'notice', 'choose', 'check_whole', 'parse_json', 'read_text', 'read_json',
+           'unfinished_line', 'read_lines', 'make_folder', 'repair_jsonl', 'append_jsonl', 'replacing', 'write_text',
+           'finite', 'write_json', 'writing', 'inside', 'check_id', 'file_sha256', 'FolderRecord', 'locked']
 
 # %% ../nbs/000_files.ipynb #418f56ee
 import hashlib, json, os, shutil, sys, tempfile
@@ -64,6 +64,11 @@ def choose(value:str, # what the user said
     near = get_close_matches(str(value), known, max(len(known), 1), 0.)
     options = 'choose one of ' + ', '.join(map(repr, near)) if near else 'there is none'
     raise KdnbError(f"unknown {what} {value!r}: {options}")
+
+def check_whole(value, name:str, least:int=0) -> int: # the same value
+    "A setting that must be a whole number of at least `least`; otherwise a `KdnbError`."
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least: return value
+    raise KdnbError(f"{name} is {value!r}: it must be a whole number of at least {least}")
 
 # %% ../nbs/000_files.ipynb #b21615b3
 def _no_duplicates(pairs):

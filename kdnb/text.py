@@ -120,6 +120,7 @@ def _inflected(name):
     "A pattern for the inflected forms of a folded name, or None."
     clitic = next((p for letters, p in _CLITICS.items() if re.fullmatch(f'[{letters} ]{{3,}}', name)), None)
     if clitic: return re.compile(rf'(?<!\w){clitic}{re.escape(name)}(?!\w)')
+    if any(script_of(c) in ('unspaced', 'katakana', 'hangul') for c in name): return None
     words = name.split(' ')
     if not all(len(w) < 5 or w.isalpha() for w in words[-1:]) or len(words[-1]) < 5: return None
     def form(w):

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RULES', 'REASONS', 'name_parts', 'mention', 'Continuation', 'TransferSet', 'clean', 'copied', 'why_drop', 'same',
-           'transfer_sets_of', 'read_transfer_sets', 'shipped_transfer_sets']
+           'transfer_sets_of', 'read_transfer_sets', 'check_sets', 'shipped_transfer_sets']
 
 # %% ../nbs/03_transfer.ipynb #1ca391bf
 import hashlib, json, re
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from .files import KdnbError, append_jsonl, choose, read_lines, repair_jsonl
 from .text import find_by, find_mention
@@ -105,25 +105,47 @@ def same(text:str) -> str:
     return ' '.join(text.casefold().split())
 
 # %% ../nbs/03_transfer.ipynb #f424d6c9
-def _continuation(c):
-    m = c['mention']
-    if m is not None and not (len(m) == 2 and 0 <= m[0] < m[1] <= len(c['text'])): raise ValueError(f"field mention: {m} does not lie in {c['text'][:40]!r}")
-    return Continuation(c['text'], m and tuple(m), c.get('prompt', ''), c.get('rule', ''))
+_KINDS = {'entity': str, 'definition': str, 'continuations': list, 'made_by': dict, 'tries': int, 'dropped': dict, 'spent': dict}
+
+def _transfer_faults(d):
+    "Yields what is wrong with the JSON of one transfer set."
+    if not isinstance(d, dict): yield f': must be an object, and is {type(d).__name__}'; return
+    for k, kind in _KINDS.items():
+        if k not in d and k in ('entity', 'continuations'): yield f', field {k}: is missing'
+        elif k in d and (not isinstance(d[k], kind) or isinstance(d[k], bool)): yield f', field {k}: is {str(d[k])[:40]!r}, which is of the wrong type'
+    for k in ('dropped', 'spent'):
+        if isinstance(d.get(k), dict) and not all(isinstance(n, (int, float)) for n in d[k].values()): yield f', field {k}: must hold numbers'
+    for c in d['continuations'] if isinstance(d.get('continuations'), list) else ():
+        if not isinstance(c, dict) or not isinstance(c.get('text'), str) or 'mention' not in c or not all(isinstance(c.get(k, ''), str) for k in ('prompt', 'rule')):
+            yield ', field continuations: each must be an object with a text and a mention'; return
+        m = c['mention']
+        if m is not None and not (isinstance(m, list) and len(m) == 2 and all(type(i) is int for i in m) and 0 <= m[0] < m[1] <= len(c['text'])):
+            yield f", field mention: {str(m)[:40]} does not lie in {c['text'][:40]!r}"; return
+
+def _transfer_set(d):
+    conts = (Continuation(c['text'], c['mention'] and tuple(c['mention']), c.get('prompt', ''), c.get('rule', '')) for c in d['continuations'])
+    return TransferSet(d['entity'], tuple(conts), d.get('definition', ''), d.get('made_by', {}), d.get('tries', 0), d.get('dropped', {}), d.get('spent', {}))
 
 def transfer_sets_of(path:str|Path) -> list: # of `TransferSet`
-    "All sets of a file, in its order."
+    "All sets of a file, in its order. Raises one `KdnbError` that names every malformed line."
     out, wrong = [], []
     for i, d, broken in read_lines(path, 'entity'):
-        if broken: wrong.append(f'{path}, line {i}, {broken}'); continue
-        try: out.append(TransferSet(d['entity'], tuple(map(_continuation, d['continuations'])), d.get('definition', ''), d.get('made_by', {}), d.get('tries', 0), d.get('dropped', {}), d.get('spent', {})))
-        except KeyError as e: wrong.append(f'{path}, line {i}, field {e.args[0]}: is missing')
-        except (TypeError, ValueError, AttributeError) as e: wrong.append(f'{path}, line {i}: {e}')
+        faults = [f', {broken}'] if broken else list(_transfer_faults(d))
+        wrong += [f'{path}, line {i}{f}' for f in faults]
+        if not faults: out.append(_transfer_set(d))
     if wrong: raise KdnbError('\n'.join(wrong))
     return out
 
 def read_transfer_sets(path:str|Path) -> dict: # key of the entity -> TransferSet; the last one, if the file has several
     "The sets of a file. Raises one `KdnbError` that names every malformed line."
     return {t.entity: t for t in transfer_sets_of(path)}
+
+def check_sets(entities, sets:dict): # key of an entity -> TransferSet
+    "A set that was made for another definition of an entity is a `KdnbError`."
+    for e in entities:
+        made_for = sets[e.key].definition if e.key in sets else ''
+        if made_for and made_for.split() != e.definition.split():
+            raise KdnbError(f"the transfer set of {e.key!r} was made for another definition ({made_for[:60]!r}): make one for this definition with kdnb generate")
 
 # %% ../nbs/03_transfer.ipynb #ce41609c
 def shipped_transfer_sets(name:str='smollm2' # of the generator
