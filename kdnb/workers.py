@@ -8,9 +8,11 @@ __all__ = ['TRIES', 'Worker', 'spread']
 # %% ../nbs/16c_workers.ipynb #70b5318e
 import os, sys
 from collections import Counter, deque
+from contextlib import ExitStack
 from pathlib import Path
 from tqdm.auto import tqdm
-from .entities import KdnbError, load_dataset, sample
+from .files import KdnbError, locked
+from .entities import load_dataset, sample
 from .lm import load_lm, memory_free
 from .context import method_need
 from .experiment import REGIMES, Run, collect, key, write_json
@@ -53,7 +55,9 @@ def spread(runs:list, # of `Run`, each one at a time with reset, on the same mod
         if not lm.loaded: raise KdnbError(f"{lm.name} was not loaded by load_lm, so a worker does not know how to")
         need = workers*max(method_need(lm, r.method, measured_in=r.how['measured_in']) for r in runs)
         if address is None and need > (free := memory_free(lm, own=False)): raise KdnbError(f"{workers} workers need about {need:.1f} GiB of memory, and {free:.1f} are free: use fewer")
-        _hand_out(_ray(), runs, todo, min(workers, len(todo)), address, progress)
+        with ExitStack() as locks:
+            for r in runs: locks.enter_context(locked(r.folder))
+            _hand_out(_ray(), runs, todo, min(workers, len(todo)), address, progress)
     return [r.go(progress=False) for r in runs]
 
 # %% ../nbs/16c_workers.ipynb #cbf530bd
