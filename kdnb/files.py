@@ -98,7 +98,7 @@ def read_text(path:str|Path, most:int=LONGEST) -> str:
         return path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e: raise KdnbError(f"{path} is not UTF-8 text (byte {e.start}): save it as UTF-8") from None
     except OSError as e: raise KdnbError(f"cannot read {path}: {e.strerror or e}") from None
-    except ValueError as e: raise KdnbError(f"cannot read {str(path)!r}: {e}") if not isinstance(e, KdnbError) else e from None
+    except ValueError as e: raise KdnbError(f"cannot read {path}: {e}") if not isinstance(e, KdnbError) else e from None
 
 def read_json(path:str|Path,
               shape=object, # type that the value must have, e.g. dict
@@ -144,7 +144,7 @@ def read_lines(path:str|Path, # a file of JSON lines
     try:
         end = unfinished_line(path, first_key) if first_key else None
         f = open(path, 'rb')
-    except (OSError, ValueError) as e: raise KdnbError(f"cannot read {str(path)!r}: {getattr(e, 'strerror', None) or e}") from None
+    except (OSError, ValueError) as e: raise KdnbError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
     with f:
         for i in count(1):
             if end is not None and f.tell() >= end: notice(f'{path}, line {i}: passed over, since an interruption left it unfinished'); return
@@ -154,7 +154,7 @@ def read_lines(path:str|Path, # a file of JSON lines
             try: text = line.decode('utf-8-sig' if i == 1 else 'utf-8')
             except UnicodeDecodeError as e: yield i, None, f'not UTF-8 text (byte {e.start}): save the file as UTF-8'; continue
             if not text.strip(): continue
-            try: value = parse_json(text)
+            try: value = parse_json(text.rstrip())
             except ValueError as e: yield i, None, str(e)
             else: yield i, value, ''
 
