@@ -154,7 +154,7 @@ def read_lines(path:str|Path, # a file of JSON lines
             try: text = line.decode('utf-8-sig' if i == 1 else 'utf-8')
             except UnicodeDecodeError as e: yield i, None, f'not UTF-8 text (byte {e.start}): save the file as UTF-8'; continue
             if not text.strip(): continue
-            try: value = parse_json(text.rstrip())
+            try: value = parse_json(text.rstrip('\r\n'))
             except ValueError as e: yield i, None, str(e)
             else: yield i, value, ''
 
@@ -221,7 +221,9 @@ def writing(where): # a file or folder, for the message
     "Within this context, a library that writes files and meets a full disk gives one sentence."
     try: yield
     except KdnbError: raise
-    except (OSError, SafetensorError) as e: raise KdnbError(f"cannot write {where}: {getattr(e, 'strerror', None) or e}; what was finished before is kept, and the same command goes on") from None
+    except Exception as e:
+        if not isinstance(e, (OSError, SafetensorError)) and 'os error' not in str(e): raise # the tokenizers have no class of their own for it
+        raise KdnbError(f"cannot write {where}: {getattr(e, 'strerror', None) or e}; what was finished before is kept, and the same command goes on") from None
 
 # %% ../nbs/000_files.ipynb #011c44fb
 def inside(folder:str|Path, name:str, # relative to `folder`
