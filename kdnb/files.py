@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SECRET_VARIABLES', 'SHORTEST_SECRET', 'extra_secrets', 'LONGEST', 'LONGEST_LINE', 'NOTE', 'secret_forms', 'redact',
            'KdnbError', 'printable', 'notice', 'choose', 'check_whole', 'parse_json', 'read_text', 'read_json',
-           'unfinished_line', 'read_lines', 'make_folder', 'repair_jsonl', 'append_jsonl', 'replacing', 'write_text',
-           'finite', 'write_json', 'writing', 'inside', 'check_id', 'file_sha256', 'FolderRecord', 'locked']
+           'as_written', 'unfinished_line', 'read_lines', 'make_folder', 'repair_jsonl', 'append_jsonl', 'replacing',
+           'write_text', 'finite', 'write_json', 'writing', 'inside', 'check_id', 'file_sha256', 'FolderRecord',
+           'locked']
 
 # %% ../nbs/000_files.ipynb #418f56ee
 import hashlib, json, os, shutil, sys, tempfile
@@ -113,6 +114,14 @@ def read_json(path:str|Path,
         if k not in value: raise KdnbError(f"{path}, field {k}: is missing")
         if not isinstance(value[k], kind) or isinstance(value[k], bool) and kind is not bool: raise KdnbError(f"{path}, field {k}: is {str(value[k])[:40]!r}, which is of the wrong type")
     return value
+
+@contextmanager
+def as_written(where): # a file or folder of ours, for the message
+    "Within this context, a file that kdnb cannot have written in the form that is found is a `KdnbError`."
+    try: yield
+    except KdnbError: raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, SafetensorError) as e:
+        raise KdnbError(f"a file in {where} is damaged ({type(e).__name__}: {str(e)[:80]}): remove it, and it is made again") from None
 
 # %% ../nbs/000_files.ipynb #b69c2492
 LONGEST_LINE = 1<<24 # bytes

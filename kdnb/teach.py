@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from tqdm.auto import tqdm
-from .files import NOTE, FolderRecord, KdnbError, check_id, locked, make_folder, notice, read_json, write_json, write_text, writing
+from .files import NOTE, FolderRecord, KdnbError, as_written, check_id, locked, make_folder, notice, read_json, write_json, write_text, writing
 from .text import FUNCTION_WORDS, find_mention
 from .entities import Dataset, Entity, Probe, load_dataset, read_entities, says
 from .definitions import read_definitions
@@ -267,12 +267,15 @@ def _teach(record, lm, new, generator, n, held, method, apart, n_specificity, se
 # %% ../nbs/18b_teach.ipynb #d02779fd
 def summary(out:str|Path) -> dict: # of the last teaching: entities, and of all probes how many were right before, with the definition in front, and after
     "What a folder's last teaching reached, in numbers."
-    version = Path(out)/'versions'/versions_of(FolderRecord.read(out))[-1]
-    base, front, after = (read_json(version/f'{k}.json') for k in ('base', 'prepend', 'after'))
-    right = lambda r: sum(p['correct'] for t in r['target'] for p in t['probes'])
-    known = [(b['correct'], a['correct']) for b, a in zip(base['specificity'], after['specificity'])]
-    return dict(entities=len(after['target']), probes=sum(len(t['probes']) for t in after['target']), before=right(base), with_definition=right(front), after=right(after),
-                known=len(known), known_before=sum(b for b, _ in known), known_after=sum(a for _, a in known), lost=sum(b and not a for b, a in known))
+    versions = versions_of(FolderRecord.read(out))
+    if not versions: raise KdnbError(f"nothing was taught into {out}")
+    version = Path(out)/'versions'/versions[-1]
+    base, front, after = (read_json(version/f'{k}.json', dict) for k in ('base', 'prepend', 'after'))
+    with as_written(version):
+        right = lambda r: sum(p['correct'] for t in r['target'] for p in t['probes'])
+        known = [(b['correct'], a['correct']) for b, a in zip(base['specificity'], after['specificity'])]
+        return dict(entities=len(after['target']), probes=sum(len(t['probes']) for t in after['target']), before=right(base), with_definition=right(front), after=right(after),
+                    known=len(known), known_before=sum(b for b, _ in known), known_after=sum(a for _, a in known), lost=sum(b and not a for b, a in known))
 
 def undo_teaching(out:str|Path) -> list: # names of the entities that are known now
     "Takes back the last teaching into a folder: the one before is published again, or nothing. Deletes only what kdnb made there."
