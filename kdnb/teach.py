@@ -142,8 +142,11 @@ def publish(record:FolderRecord, version:Path, lm:LM|None=None, # with its token
             merged:bool=False): # the weights of `lm` as they are now are written, too
     "Puts the adapter of a version, with the base model's name in it, a model card and the report where users look for them."
     base, entities = BaseModel(**read_json(version/'base_model.json', dict)), read_entities(version/'definitions.jsonl')
-    with tempfile.TemporaryDirectory(dir=record.folder, prefix='.publishing-') as tmp, writing(record.folder):
-        tmp, places = Path(tmp), shelf_places(version) if (version/'shelf.json').exists() else None
+    name = f'.publishing-{os.getpid()}'
+    record.delete(*[n for n in record.files if n.startswith('.publishing-')]) # of a process that was killed
+    record.claim_folder(name)
+    tmp, places = make_folder(record.folder/name), shelf_places(version) if (version/'shelf.json').exists() else None
+    with writing(record.folder):
         if places: write_json(tmp/'shelf.json', places)
         else:
             (tmp/'adapter_model.safetensors').write_bytes((version/'edit'/'adapter_model.safetensors').read_bytes())
@@ -154,6 +157,7 @@ def publish(record:FolderRecord, version:Path, lm:LM|None=None, # with its token
         if lm: lm.tokenizer.save_pretrained(tmp)
         if merged: lm.model.save_pretrained(tmp/'model'); lm.tokenizer.save_pretrained(tmp/'model')
         place(record, tmp)
+    record.delete(name)
 
 def check_place(record:FolderRecord, lm:LM, apart:bool, merge:bool):
     "Before any work: is everything that will be published free or ours?"
