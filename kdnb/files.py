@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SECRET_VARIABLES', 'SHORTEST_SECRET', 'extra_secrets', 'LONGEST', 'LONGEST_LINE', 'NOTE', 'secret_forms', 'redact',
-           'KdnbError', 'printable', 'notice', 'choose', 'check_whole', 'parse_json', 'read_text', 'read_json',
-           'as_written', 'unfinished_line', 'read_lines', 'make_folder', 'repair_jsonl', 'append_jsonl', 'replacing',
-           'write_text', 'finite', 'write_json', 'writing', 'inside', 'check_id', 'file_sha256', 'FolderRecord',
-           'locked']
+           'KdnbError', 'printable', 'notice', 'choose', 'check_whole', 'check_text', 'parse_json', 'read_text',
+           'read_json', 'as_written', 'unfinished_line', 'read_lines', 'make_folder', 'repair_jsonl', 'append_jsonl',
+           'replacing', 'write_text', 'finite', 'write_json', 'writing', 'inside', 'check_id', 'file_sha256',
+           'FolderRecord', 'locked']
 
 # %% ../nbs/000_files.ipynb #418f56ee
 import hashlib, json, os, shutil, sys, tempfile
@@ -70,6 +70,11 @@ def check_whole(value, name:str, least:int=0) -> int: # the same value
     "A setting that must be a whole number of at least `least`; otherwise a `KdnbError`."
     if isinstance(value, int) and not isinstance(value, bool) and value >= least: return value
     raise KdnbError(f"{name} is {value!r}: it must be a whole number of at least {least}")
+
+def check_text(value:str, name:str) -> str: # the same value
+    "A text that can be stored and shown; one with bytes that are not UTF-8 is a `KdnbError`."
+    if printable(value) == value and '\0' not in value: return value
+    raise KdnbError(f"{name} holds a character that is not text ({value[:40]!r}): give it as UTF-8")
 
 # %% ../nbs/000_files.ipynb #b21615b3
 def _no_duplicates(pairs):
