@@ -268,12 +268,16 @@ class FolderRecord:
         if sha is None or path.is_symlink() or path.is_dir() != (sha == 'folder'): return False
         return sha in ('', 'folder') or not path.exists() or file_sha256(path) == sha
 
-    def claim(self, *names:str):
-        "Before files are written: refuses those that somebody else made or changed, and notes the others as ours."
+    def check(self, *names:str):
+        "Refuses files that somebody else made or changed. Nothing is written."
         for name in names:
             path = inside(self.folder, name)
             if os.path.lexists(path) and not self.is_ours(name):
                 raise KdnbError(f"{path} {'was changed since kdnb wrote it' if name in self.files else 'was not made by kdnb'}, so it is not replaced: move it away, or choose another folder")
+
+    def claim(self, *names:str):
+        "Before files are written: refuses those that somebody else made or changed, and notes the others as ours."
+        self.check(*names)
         self.files.update({n: '' for n in names}); self.save()
 
     def claim_folder(self, name:str):
