@@ -8,7 +8,7 @@ __all__ = ['package_file', 'load_code', 'python_command', 'module_command', 'saf
 # %% ../nbs/003_process.ipynb #91fe7b50
 import os, sys
 from pathlib import Path
-import kdnb
+import kdnb.files
 
 # %% ../nbs/003_process.ipynb #4435e4d5
 _LOAD = '''import sys
@@ -20,7 +20,7 @@ spec.loader.exec_module(sys.modules['kdnb'])
 
 def package_file() -> Path:
     "The file `__init__.py` of this very package."
-    return Path(kdnb.__file__).resolve()
+    return Path(kdnb.files.__file__).resolve().with_name('__init__.py')
 
 def load_code() -> str:
     "Code that loads this very package, before anything can be imported under its name."

@@ -30,7 +30,7 @@ from papermill.engines import papermill_engines
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from .files import NOTE, FolderRecord, make_folder, redact, write_text, writing
-from .process import python_command, safe_environment
+from .process import package_file, python_command, safe_environment
 from .entities import KdnbError, choose
 from .evaluate import Interval, interval
 from .experiment import SAME, Run, _cases, collect, key, read_json, write_json
@@ -40,8 +40,7 @@ from .workers import spread
 # %% ../nbs/18_report.ipynb #78943207
 def reports_folder() -> Path:
     "Where the report notebooks are: in the repository that this package was installed from."
-    import kdnb
-    p = Path(kdnb.__file__).resolve().parent.parent/'nbs'/'reports'
+    p = package_file().parent.parent/'nbs'/'reports'
     if not p.is_dir(): raise KdnbError(f"the report notebooks are not at {p}: clone the repository and install it with pip install -e .")
     return p
 
