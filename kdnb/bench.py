@@ -14,6 +14,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from .process import python_command, safe_environment
 from .entities import KdnbError, choose, load_dataset, sample
 from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_peak, uses_bfloat16
 from .transfer import shipped_transfer_sets
@@ -122,7 +123,9 @@ def main():
 class Side:
     "A side that was started, and is told what to do."
     def __init__(self, **how):
-        self.process = subprocess.Popen([sys.executable, '-c', 'from kdnb.bench import main; main()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_WAIT_POLICY': 'PASSIVE', 'GOMP_SPINCOUNT': '0'})
+        env = safe_environment(OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0')
+        command = python_command('from kdnb.bench import main\nmain()')
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.say(how)
 
     def say(self, what):

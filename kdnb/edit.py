@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from .display import escape_markdown
 from .entities import DATA, KdnbError
 from .lm import LM, blocks_of, load_lm
 
@@ -58,7 +59,7 @@ class Edit:
         n = sum(t.numel() for t in self.tensors.values()) + sum(a.A.numel() + a.B.numel() for a in self.adapter.values())
         what = f'{n/1e6:.1f} M numbers' if n else f'{len(self.context)} definition(s) in the context'
         loss = f"; loss {self.losses[0]:.2f} → {self.losses[-1]:.2f} in {len(self.losses)} steps" if self.losses else ''
-        return f"**Edit** of {self.lm} by {self}: {what}{loss}; {self.seconds:.1f} s"
+        return f"**Edit** of {escape_markdown(self.lm)} by {escape_markdown(self)}: {what}{loss}; {self.seconds:.1f} s"
 
 # %% ../nbs/07_edit.ipynb #189d64a1
 def _check(self, lm):

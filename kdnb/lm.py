@@ -20,6 +20,7 @@ import numpy as np
 import psutil, torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache
 from transformers.pytorch_utils import Conv1D
+from .display import escape_markdown
 from .entities import KdnbError, choose
 from .fetch import BUILTIN, NOTE, builtin_folder, load_gguf, quiet_transformers, weights_sha256
 
@@ -60,8 +61,8 @@ class LM:
         return self.tokenizer(text).input_ids
     def _repr_markdown_(self):
         p = next(self.model.parameters())
-        on = '; edits applied: ' + ', '.join(str(e) for e in self.edits) if self.edits else ''
-        return f"**{self.name}**: {self.n_params/1e6:.0f} M parameters, {str(p.dtype)[6:]} on {p.device}, {len(self.tokenizer):,} tokens{on}"
+        on = '; edits applied: ' + ', '.join(escape_markdown(e) for e in self.edits) if self.edits else ''
+        return f"**{escape_markdown(self.name)}**: {self.n_params/1e6:.0f} M parameters, {str(p.dtype)[6:]} on {p.device}, {len(self.tokenizer):,} tokens{on}"
 
 # %% ../nbs/02_lm.ipynb #f1cea080
 def has_fast_bfloat16(device) -> bool:

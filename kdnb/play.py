@@ -6,9 +6,9 @@
 __all__ = ['CARD', 'BAR', 'next_tokens', 'compare', 'compared', 'believed', 'card', 'playground']
 
 # %% ../nbs/18d_play.ipynb #c79a0af7
-import html
 import pandas as pd
 import torch
+from .display import escape_html
 from .entities import Entity, KdnbError, Probe, choose
 from .lm import LM, generate, logits_at, score_candidates
 from .generator import make_transfer_set
@@ -61,8 +61,8 @@ def card(title:str, prompt:str,
          asked:dict # of `compare`, for one condition
         ) -> str:
     "One condition as HTML."
-    bars = ''.join(BAR.format(token=html.escape(t), width=6*p, p=p) for t, p in asked['tokens'])
-    return CARD.format(title=html.escape(title), prompt=html.escape(prompt), text=html.escape(asked['text']), bars=bars)
+    bars = ''.join(BAR.format(token=escape_html(t.replace('\n', '↵')), width=6*p, p=p) for t, p in asked['tokens'])
+    return CARD.format(title=escape_html(title), prompt=escape_html(prompt), text=escape_html(asked['text']), bars=bars)
 
 # %% ../nbs/18d_play.ipynb #b6892100
 def playground(lm:LM, entities, # to pick from
@@ -74,24 +74,24 @@ def playground(lm:LM, entities, # to pick from
     by, transfer, edits = {e.key: e for e in entities}, dict(transfer or {}), {}
     if not by: raise KdnbError("there is no entity to pick from")
     pick, teach = w.Dropdown(options=list(by), description='entity'), w.Button(description='teach it', button_style='primary')
-    definition, prompt, said, out = w.HTML(), w.Text(description='prompt', layout=w.Layout(width='95%'), continuous_update=False), w.Label(), w.HBox(layout=w.Layout(flex_flow='row wrap', grid_gap='1rem'))
+    definition, prompt, said, out = w.HTML(), w.Text(description='prompt', layout=w.Layout(width='95%'), continuous_update=False), w.HTML(), w.HBox(layout=w.Layout(flex_flow='row wrap', grid_gap='1rem'))
     def show(*_):
         e = by[pick.value]
         try: found = compare(lm, prompt.value, e, edits.get(e.key))
-        except KdnbError as error: said.value = str(error); return
+        except KdnbError as error: said.value = escape_html(error); return
         out.children = [w.HTML(card(c, prompt.value, r)) for c, r in found.items()]
         said.value = '' if e.key in edits else 'not taught yet: the edited model comes after the button'
     def chosen(*_):
         e = by[pick.value]
-        definition.value, prompt.value = f'<p>{html.escape(e.definition)}</p>', f'{e.name} is a'
+        definition.value, prompt.value = f'<p>{escape_html(e.definition)}</p>', f'{e.name} is a'
         show()
     def taught(*_):
-        e = by[pick.value]; teach.disabled, said.value = True, f'teaching {e.name} …'
+        e = by[pick.value]; teach.disabled, said.value = True, f'teaching {escape_html(e.name)} …'
         try:
             if e.key not in transfer: transfer[e.key] = make_transfer_set(lm, e)
             if e.key not in edits: edits[e.key] = (method or Distill())(lm, [e], transfer)
             show()
-        except KdnbError as error: said.value = str(error)
+        except KdnbError as error: said.value = escape_html(error)
         finally: teach.disabled = False
     pick.observe(chosen, 'value'); prompt.observe(show, 'value'); teach.on_click(taught); chosen()
     return w.VBox([w.HBox([pick, teach]), definition, prompt, said, out])

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tqdm.auto import tqdm
 from .files import KdnbError, locked
+from .process import load_code, package_file
 from .entities import load_dataset, sample
 from .lm import load_lm, memory_free
 from .context import method_need
@@ -29,6 +30,20 @@ class Worker:
         run = self.runs.get(i) or self.runs.setdefault(i, Run(self.lm, **self.hows[i]))
         if key(run.params) != wanted: raise KdnbError(f"a worker on {os.uname().nodename} has other code, versions, hardware or weights than here, so its results would not be of the same run")
         return run.case(next(e for e in run.taught if e.key == entity))
+
+# %% ../nbs/16c_workers.ipynb #9afdb1a4
+def _actor():
+    "The class of Ray's actors, each of which holds a `Worker`."
+    class Worker:
+        def __init__(self, here, file, load, packed):
+            import os, pickle, sys
+            if sys.path[0] in ('', here): del sys.path[0]
+            if os.path.exists(file): exec(load, {})
+            loaded, hows = pickle.loads(packed)
+            from kdnb.workers import Worker as Held
+            self.worker = Held(loaded, hows)
+        def case(self, *asked): return self.worker.case(*asked)
+    return Worker
 
 # %% ../nbs/16c_workers.ipynb #10ce3911
 TRIES = 3
@@ -75,9 +90,12 @@ def _hand_out(ray, runs, todo, workers, address, progress):
     lm, mine, tries, flying = runs[0].lm, not ray.is_initialized(), Counter(), {}
     if mine: _start(ray, workers, address)
     try:
-        hows = ray.put([{**r.how, 'folder': str(Path(r.how['folder']).resolve())} for r in runs])
-        kind = ray.remote(num_cpus=1, num_gpus=int(lm.device.type == 'cuda'))(Worker)
-        start = lambda: kind.remote({**lm.loaded, 'name': str(Path(lm.loaded['name']).resolve()) if Path(lm.loaded['name']).exists() else lm.loaded['name']}, hows)
+        hows = [{**r.how, 'folder': str(Path(r.how['folder']).resolve())} for r in runs]
+        name = lm.loaded['name']
+        loaded = {**lm.loaded, 'name': str(Path(name).resolve()) if Path(name).exists() else name}
+        packed = ray.put(ray.cloudpickle.dumps((loaded, hows)))
+        kind = ray.remote(num_cpus=1, num_gpus=int(lm.device.type == 'cuda'))(_actor())
+        start = lambda: kind.remote(os.path.abspath(os.curdir), str(package_file()), load_code(), packed)
         idle = [start() for _ in range(workers)]
         with tqdm(total=len(todo), desc=f'{workers} workers', unit='case', disable=not progress) as bar:
             while todo or flying:
