@@ -73,12 +73,6 @@ WHERE = ('after mention', 'all tokens')
 UNPLACED = ('all tokens', 'skip', 'name in front')
 _TEACHES = ('drawn', 'always')
 
-def _tokens(lm, text):
-    "Token ids, and for each its (start, end) in characters; special tokens are empty."
-    enc = lm.tokenizer(text, return_offsets_mapping=True) if lm.tokenizer.is_fast else None
-    if enc is None: raise KdnbError(f"the tokenizer of {lm.name} cannot tell where its tokens stand in a text: load it with its fast tokenizer (tokenizer.json)")
-    return enc.input_ids, enc.offset_mapping
-
 @dataclass
 class Example:
     "A text and the positions at which it teaches."
@@ -95,8 +89,8 @@ class Example:
 def example(lm:LM, continuation:Continuation, definition:str, where:str='after mention', separator:str=' ') -> Example:
     "What student and teacher read, and at which positions they are compared; without a mention, at all."
     text, (_, mention_end) = continuation.text, continuation.mention or (0, 0)
-    ids, spans = _tokens(lm, text)
-    t_ids, t_spans = _tokens(lm, definition + separator + text)
+    ids, spans = lm.encode_with_offsets(text)
+    t_ids, t_spans = lm.encode_with_offsets(definition + separator + text)
     shift = len(definition) + len(separator)
     partner = {(end - shift, i): k for k, ((start, end), i) in enumerate(zip(t_spans, t_ids)) if end > start}
     first = mention_end if choose(where, WHERE, 'where') == 'after mention' else 0

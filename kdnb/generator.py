@@ -90,7 +90,7 @@ def render(lm:LM, prompt:Prompt, entity:Entity, i:int=0) -> tuple: # token ids o
     text, start = ask(prompt, entity, i, chat)
     if not chat: return lm.encode(text), start
     text = lm.tokenizer.apply_chat_template([dict(role='user', content=text)], tokenize=False, add_generation_prompt=True)
-    return lm.tokenizer(text + start, add_special_tokens=False).input_ids, start
+    return lm.encode(text + start, special=False), start
 
 # %% ../nbs/04_generator.ipynb #6a6d55c8
 @dataclass

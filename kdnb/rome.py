@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError
 from .fetch import cache_folder
-from .lm import LM, _call, _only_at, _pad, generate, load_lm, memory_need, memory_peak, trim
+from .lm import LM, _call, _only_at, check_length, generate, load_lm, memory_need, memory_peak, pad, trim
 from .edit import Adapter, Edit, unedited
 from .transfer import mention
-from .distill import _tokens, make_edit, middle_block, read_texts
+from .distill import make_edit, middle_block, read_texts
 
 # %% ../nbs/11_rome.ipynb #cf30d76a
 ARCHITECTURES = json.loads((DATA/'architectures.json').read_text(encoding='utf-8')) # model type -> blocks, mlp_output, norm_after
@@ -82,7 +82,8 @@ def _at(lm, text, subject):
     "Token ids of a text, and the position of the last token of the subject in it."
     end = text.rfind(subject)
     if end < 0: raise KdnbError(f"the subject {subject!r} does not stand in the prompt {text!r}: name it there")
-    ids, spans = _tokens(lm, text); end += len(subject)
+    ids, spans = lm.encode_with_offsets(text)
+    end += len(subject)
     return ids, max(k for k, (a, b) in enumerate(spans) if a < end and b > a)
 
 @contextmanager
@@ -105,7 +106,7 @@ def read_at(lm:LM, module:torch.nn.Module, texts:list, # of (token ids, position
     ins, outs = [], []
     for b in range(0, len(texts), batch):
         part = texts[b:b+batch]
-        ids, mask, pos = _pad([t for t, _ in part], lm.device)
+        ids, mask, pos = pad(lm, [t for t, _ in part])
         at = torch.arange(len(part), device=lm.device), torch.tensor([p for _, p in part], device=lm.device)
         with _hooked(module, {}, at) as seen, _only_at(lm.model, [(0, 0)]): _call(lm.model, ids, mask, pos, use_cache=False)
         ins.append(seen['in']); outs.append(seen['out'])
@@ -162,7 +163,7 @@ def covariance(lm:LM, layers:list, # indices of blocks
     with tqdm(total=len(texts), initial=done, desc='keys', unit='text', disable=not progress) as bar, unedited(lm):
         for b in range(done, len(texts), batch):
             part = [ids for t in texts[b:b+batch] if len(ids := lm.encode(t)) > 1]
-            ids, mask, pos = _pad(part, lm.device)
+            ids, mask, pos = pad(lm, part)
             at = torch.nonzero(mask[:, 1:], as_tuple=True); at = at[0], at[1] + 1
             seen = {i: {} for i in layers if int(out[i]['texts']) < len(texts)}
             hooks = [ls[i].out.register_forward_hook(lambda m, args, o, i=i: seen[i].update(k=args[0][at].double().cpu())) for i in seen]
@@ -240,7 +241,7 @@ def find_value(lm:LM, module:torch.nn.Module, r:Request, how:Locate, seed:int=0)
     asked = _asked(lm, r, how, seed)
     kl_ids, kl_at = _at(lm, f'{r.subject} is a', r.subject)
     seqs, n = [a[0] for a in asked] + [kl_ids], len(asked)
-    ids, mask, pos = _pad(seqs, lm.device)
+    ids, mask, pos = pad(lm, seqs)
     at = torch.arange(n+1, device=lm.device), torch.tensor([a[1] for a in asked] + [kl_at], device=lm.device)
     want = [(i, p) for i, a in enumerate(asked) for p in a[2]] + [(n, len(kl_ids)-1)]
     targets = torch.tensor([t for a in asked for t in a[3]], device=lm.device)
