@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'PRECISION', 'LM', 'check_tokens', 'check_length', 'has_fast_bfloat16', 'memory_need', 'memory_free',
-           'check_memory', 'load_lm', 'pad', 'owned', 'check_causal', 'blocks_of', 'states_below', 'logits_at',
+           'check_memory', 'check_causal', 'load_lm', 'pad', 'owned', 'blocks_of', 'states_below', 'logits_at',
            'headless', 'has_plain_head', 'token_logprobs', 'score_candidates', 'passed_once', 'score_spans',
            'uses_bfloat16', 'bfloat16_weights', 'in_bfloat16', 'ends_of', 'generate', 'memory_peak', 'trim',
            'release_memory', 'versions']
@@ -187,6 +187,18 @@ def _from_pretrained(name, dtype, first=lambda config, tok: None):
     check_weights(name, info)
     return model, tok
 
+# %% ../nbs/02_lm.ipynb #66a54b4c
+@torch.no_grad()
+def check_causal(lm:LM):
+    "Refuses a model whose scores are no numbers, or in which a later token changes what is said at an earlier position."
+    dtype, seqs = next(lm.model.parameters()).dtype, ([1, 2, 3, 4, 5], [1, 2, 3, 9, 8])
+    with one_sentence(f"{lm.name} cannot be asked as a causal LM"):
+        ids = torch.tensor(seqs, device=lm.device) % lm.model.config.get_text_config().vocab_size
+        a, b = lm.model(input_ids=ids, use_cache=False).logits[:, :3].float()
+    if not (a.isfinite().all() and b.isfinite().all()): raise KdnbError(f"the scores of {lm.name} are not finite numbers: its weights are damaged, or too large for {str(dtype)[6:]}")
+    if (a - b).abs().max() > (1e-4 if dtype == torch.float32 else 1e-2)*a.std():
+        raise KdnbError(f"{lm.name} is no causal LM: a later token changes what it says before it, as in a model that fills gaps; take one that goes on with a text")
+
 # %% ../nbs/02_lm.ipynb #6272e4e9
 def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder, a .gguf file, or a name on the model hub
             dtype:str='float32', # of the weights: float32, bfloat16 or float16
@@ -259,16 +271,6 @@ def _call(model, ids, mask, pos, **kw):
     if 'position_ids' in takes: kw['position_ids'] = pos
     if 'cache' in kw and 'cache' not in takes: kw['past_key_values'] = kw.pop('cache') # its older name
     return model(input_ids=ids, attention_mask=mask, **kw)
-
-@torch.no_grad()
-def check_causal(lm:LM):
-    "Refuses a model in which a later token changes what is said at an earlier position: it fills gaps, and does not go on with a text."
-    with one_sentence(f"{lm.name} cannot be asked as a causal LM"):
-        seqs = [[t % lm.model.config.get_text_config().vocab_size for t in s] for s in ([1, 2, 3, 4, 5], [1, 2, 3, 9, 8])]
-        a, b = _call(lm.model, *_pad(seqs, lm.device), use_cache=False).logits[:, :3].float()
-    if not (a.isfinite().all() and b.isfinite().all()): raise KdnbError(f"the scores of {lm.name} are not finite numbers: its weights are damaged, or too large for {str(next(lm.model.parameters()).dtype)[6:]}")
-    near = 1e-4 if next(lm.model.parameters()).dtype == torch.float32 else 1e-2
-    if (a - b).abs().max() > near*a.std(): raise KdnbError(f"{lm.name} is no causal LM: a later token changes what it says before it, as in a model that fills gaps; take one that goes on with a text")
 
 def _groups(lengths):
     "Indices of all sequences as one batch, or as several of like lengths where that saves a fifth of the padded tokens."
