@@ -623,14 +623,17 @@ def _begun(lm, seqs, n):
 def ends_of(lm:LM) -> list: # of token ids
     "The tokens at which a text ends, for the model or for its tokenizer."
     said = lm.model.generation_config.eos_token_id
-    ids = torch.as_tensor([] if said is None else said).reshape(-1).tolist() + [lm.tokenizer.eos_token_id]
-    return [i for i in dict.fromkeys(ids) if isinstance(i, int) and i >= 0]
+    return _tokens_of(lm, [*(said if isinstance(said, (list, tuple)) else [said]), lm.tokenizer.eos_token_id])
+
+def _tokens_of(lm, ids): # those of some values that are token ids of the model, each once
+    n = len(lm.model.get_input_embeddings().weight)
+    return list(dict.fromkeys(i for i in ids if type(i) is int and 0 <= i < n))
 
 @contextmanager
 def _own_settings(lm, max_new_tokens, temperature, top_p):
     "Within this context the model has no settings of generation but those that this yields: the tokens at which a text ends are its own."
     ends, own = ends_of(lm), lm.model.generation_config
-    fill = next((i for i in (lm.tokenizer.pad_token_id, *ends) if i is not None), 0)
+    fill = next(iter(_tokens_of(lm, [lm.tokenizer.pad_token_id, *ends])), 0)
     how = dict(do_sample=True, temperature=float(temperature), top_p=top_p, top_k=0) if temperature else dict(do_sample=False)
     lm.model.generation_config = GenerationConfig()
     try: yield GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=fill, num_beams=1, **how)

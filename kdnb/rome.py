@@ -62,6 +62,8 @@ class Request:
     subject: str
     target: str
 
+_IN_FRONT = 12 # tokens of a context, at most
+
 _VERBS = r'\s+(?:is|was|are|were|will be|has been)\b'
 
 def request_of(entity:Entity, span:tuple|None=None # (start, end) of the masked part of the definition, in characters
@@ -135,11 +137,12 @@ def own_text(lm:LM, tokens:int, seed:int=0, progress:bool=False) -> list: # of s
     "Text of about `tokens` tokens that the model writes itself, from nothing but a first word."
     starts = ['The', 'In', 'A', 'It', 'He', 'She', 'On', 'After', 'When', 'According to', 'There', 'One', 'We', 'If', 'For', 'This']
     path, out = cache_folder()/'written'/f'{lm.sha256[:12]}-{seed}.json', []
+    most = 64 if lm.max_tokens is None else min(64, lm.max_tokens//2) # tokens of a text
     if path.exists(): out = json.loads(path.read_text(encoding='utf-8'))
     with tqdm(total=tokens, desc='text of its own', unit='token', disable=not progress) as bar:
         n = sum(k for _, k in out); bar.update(min(n, tokens))
         while n < tokens:
-            with unedited(lm): texts = [(f'{a}{t}' if t.startswith(' ') else f'{a} {t}').strip() for a, (t,) in zip(starts, generate(lm, starts, 1, 64, 1., .95, seed*1_000_003 + len(out), fast=True))]
+            with unedited(lm): texts = [(f'{a}{t}' if t.startswith(' ') else f'{a} {t}').strip() for a, (t,) in zip(starts, generate(lm, starts, 1, most, 1., .95, seed*1_000_003 + len(out), fast=True))]
             new = [(t, len(lm.encode(t))) for t in texts]; n += sum(k for _, k in new); out += new
             path.parent.mkdir(parents=True, exist_ok=True); tmp = path.with_suffix(f'.{os.getpid()}.tmp'); tmp.write_text(json.dumps(out), encoding='utf-8'); os.replace(tmp, path)
             bar.update(sum(k for _, k in new))
@@ -280,6 +283,7 @@ class Rome(Locate):
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Writes the definition of the entities: the edit, with `lm` left as it was."
+        check_length(lm, entities, new=_IN_FRONT)
         start, ls = time.perf_counter(), layers_of(lm)
         i, = self.where(ls)
         (C, n), l, losses, pieces = covariance(lm, [i], self.texts(lm, progress), progress)[i], ls[i], [], []
@@ -334,6 +338,7 @@ class Memit(Locate):
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Writes the definitions of the entities: the edit, with `lm` left as it was."
+        check_length(lm, entities, new=_IN_FRONT)
         start, ls = time.perf_counter(), layers_of(lm)
         where = self.where(ls); last = where[-1]
         C, losses, values, requests = covariance(lm, where, self.texts(lm, progress), progress), [], [], [request_of(e, e.span) for e in entities]
