@@ -21,7 +21,7 @@ from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
 from .distill import Distill, example, kl_loss, n_below
 from .context import method_under, protocol_settings
-from .evaluate import answer_probes
+from .evaluate import answer_probes, choice_of
 
 # %% ../nbs/16b_bench.ipynb #a2bd8274
 PAPER_STEPS = 5 # on each sentence
@@ -55,7 +55,8 @@ def paper_answers(lm:LM, models, # of transformers
                 n, ids = len(lm.encode(p.left)), lm.encode(f'{p.left}{p.glue}{c}')
                 lp = model(input_ids=torch.tensor([ids], device=lm.device)).logits[0].float().log_softmax(-1)
                 scores.append(sum(lp[k-1, ids[k]].item() for k in range(n, len(ids))))
-            right.append(p.candidates[int(np.argmax(scores))] == p.gold)
+            best = choice_of(scores)
+            right.append(best is not None and p.candidates[best] == p.gold)
     return out
 
 # %% ../nbs/16b_bench.ipynb #6d2b8a90

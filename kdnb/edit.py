@@ -6,16 +6,17 @@
 __all__ = ['Adapter', 'Edit', 'apply', 'undo', 'on', 'unedited', 'untouched', 'save', 'load_edit', 'context_of']
 
 # %% ../nbs/07_edit.ipynb #1c3048f5
-import hashlib, json, os, sys
+import hashlib, json, math, sys
 from functools import lru_cache
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from .files import KdnbError, check_id, inside, make_folder, read_json, replacing, write_json, writing
 from .display import escape_markdown
-from .entities import DATA, KdnbError
+from .entities import DATA
+from .fetch import one_sentence
 from .lm import LM, blocks_of, load_lm
 
 # %% ../nbs/07_edit.ipynb #0de0c395
@@ -54,6 +55,13 @@ class Edit:
     def id(self) -> str:
         what = [self.method, self.entities, self.base, sorted(self.tensors), sorted(self.adapter), self.context, self.find_above, self.settings, self.losses, self.after]
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    def check_numbers(self):
+        "Refuses an edit with a number that is not finite: a model with it would answer at random. It is looked at once."
+        if vars(self).get('checked'): return
+        parts = [*self.tensors.items(), *((n, t) for n, a in self.adapter.items() for t in (a.A, a.B, torch.tensor(float(a.scale))))]
+        for n, t in parts:
+            if not t.isfinite().all(): raise KdnbError(f"the edit {self} has numbers for {n!r} that are not finite: make it again, with a lower lr or float32 weights")
+        self.checked = True
     def __str__(self): return f"{self.method} ({', '.join(self.entities[:3])}{', …' if len(self.entities) > 3 else ''})"
     def _repr_markdown_(self):
         n = sum(t.numel() for t in self.tensors.values()) + sum(a.A.numel() + a.B.numel() for a in self.adapter.values())
@@ -70,11 +78,19 @@ def _check(self, lm):
     if below != tuple(self.after):
         raise KdnbError(f"the edit {self} was made on top of {len(self.after)} edit(s), and {lm.name} has {len(below)} applied (others, or in another order): apply the same ones first")
 
+def _check_shapes(self, lm, params):
+    unknown = (set(self.tensors) | set(self.adapter)) - set(params)
+    if unknown: raise KdnbError(f"{lm.name} has no parameter {sorted(unknown)[0]!r}, which the edit {self} changes")
+    shapes = {n: tuple(t.shape) for n, t in self.tensors.items()}
+    for n, a in self.adapter.items(): shapes[n] = (a.B.shape[0], a.A.shape[1])[::-1 if a.transposed else 1]
+    for n, s in shapes.items():
+        if s != tuple(params[n].shape): raise KdnbError(f"the edit {self} has numbers for {n!r} in the shape {s}, and that of {lm.name} has the shape {tuple(params[n].shape)}: the edit is damaged, or for another model")
+
 @torch.no_grad()
 def _apply(self, lm):
     params = dict(lm.model.named_parameters())
-    unknown = (set(self.tensors) | set(self.adapter)) - set(params)
-    if unknown: raise KdnbError(f"{lm.name} has no parameter {sorted(unknown)[0]!r}, which the edit {self} changes")
+    _check_shapes(self, lm, params)
+    self.check_numbers()
     new = {n: t.to(params[n].device, params[n].dtype) for n, t in self.tensors.items()}
     for n, a in self.adapter.items(): new[n] = (params[n].float() + a.delta().to(params[n].device)).to(params[n].dtype)
     kept = {n: params[n].data for n in new}
@@ -139,31 +155,70 @@ def _save_adapter(adapter, folder):
 def save(self:Edit, folder:str|Path # made if it is missing
         ) -> Path: # the folder
     "Writes the edit. `edit.json` comes last, so a folder that has one is whole."
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    self.check_numbers()
+    folder = make_folder(folder)
+    with writing(folder):
         (folder/'edit.json').unlink(missing_ok=True)
-        if self.tensors: save_file({n: t.cpu().contiguous() for n, t in self.tensors.items()}, folder/'tensors.safetensors')
+        if self.tensors:
+            with replacing(folder/'tensors.safetensors') as tmp: save_file({n: t.cpu().contiguous() for n, t in self.tensors.items()}, tmp)
         if self.adapter: _save_adapter(self.adapter, folder)
-        note = {**{k: getattr(self, k) for k in _FIELDS}, 'adapter': {n: [a.scale, a.transposed] for n, a in self.adapter.items()}}
-        tmp = folder/'edit.json.tmp'
-        tmp.write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding='utf-8'); os.replace(tmp, folder/'edit.json')
-    except (OSError, SafetensorError) as e: raise KdnbError(f"cannot save the edit in {folder}: {getattr(e, 'strerror', None) or e}") from None
+        how = {n: [a.scale, a.transposed] for n, a in self.adapter.items()}
+        write_json(folder/'edit.json', {**{k: getattr(self, k) for k in _FIELDS}, 'adapter': how, 'tensors': sorted(self.tensors)})
     return folder
 
+# %% ../nbs/07_edit.ipynb #269f499d
+_NUMBER = (int, float)
+_MUST = {'method': str, 'entities': list, 'lm': str, 'base': str, 'adapter': dict, 'after': list}
+_MAY = {'context': dict, 'find_above': (*_NUMBER, type(None)), 'settings': dict, 'losses': list, 'texts': dict, 'tensors': list,
+        'seconds': _NUMBER, 'peak_memory_gib': _NUMBER}
+
+def _is_how(value): # of an adapter: its scale, and whether it is transposed
+    if not isinstance(value, list) or len(value) != 2: return False
+    scale, transposed = value
+    return type(scale) in _NUMBER and math.isfinite(scale) and type(transposed) is bool
+
+def _read_note(path):
+    "What an edit.json says, if it has the shape that `save` gives it."
+    note = read_json(path, fields=_MUST)
+    wrong = lambda k, why: KdnbError(f"{path}, field {k}: {why}; the edit is damaged: save it again")
+    if unknown := set(note) - {*_MUST, *_MAY}: raise wrong(sorted(unknown)[0], 'is unknown')
+    for k, kind in _MAY.items():
+        if k in note and (not isinstance(note[k], kind) or isinstance(note[k], bool)): raise wrong(k, f'is {str(note[k])[:40]!r}, which is of the wrong type')
+    for k in ('entities', 'tensors'):
+        if not all(isinstance(x, str) for x in note.get(k, ())): raise wrong(k, 'must be a list of texts')
+    if not all(isinstance(x, str) for x in note.get('context', {}).values()): raise wrong('context', 'must have a text for each entity')
+    if not all(x is None or isinstance(x, _NUMBER) for x in note.get('losses', ())): raise wrong('losses', 'must be a list of numbers')
+    for n, how in note['adapter'].items():
+        if not _is_how(how): raise wrong('adapter', f'{n!r} must have a finite scale, and whether it is transposed')
+    for x in note['after']: check_id(x, path)
+    return note
+
+def _read_tensors(folder, name) -> dict: # of a file in the folder of an edit
+    path = inside(folder, name, folder/'edit.json')
+    if not path.is_file(): raise KdnbError(f"the edit in {folder} is damaged: {name} is missing; save it again")
+    with one_sentence(f"the edit in {folder} is damaged: {name} cannot be read, so save it again"): return load_file(path)
+
+def _factors(folder, low, name): # A and B of one weight
+    found = [low.get(f"base_model.model.{name.removesuffix('.weight')}.lora_{k}.weight") for k in 'AB']
+    if any(t is None for t in found): raise KdnbError(f"the edit in {folder} is damaged: adapter_model.safetensors has no factors for {name!r}, so save it again")
+    A, B = found
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]: raise KdnbError(f"the edit in {folder} is damaged: the factors for {name!r} have the shapes {tuple(A.shape)} and {tuple(B.shape)}, which do not fit, so save it again")
+    return A, B
+
 def load_edit(folder:str|Path) -> Edit:
-    "The edit that `save` wrote."
-    folder = Path(folder)
-    try:
-        note = json.loads((folder/'edit.json').read_text(encoding='utf-8'))
-        how = note.pop('adapter')
-        tensors = load_file(folder/'tensors.safetensors') if (folder/'tensors.safetensors').exists() else {}
-        low = load_file(folder/'adapter_model.safetensors') if how else {}
-        adapter = {n: Adapter(*(low[f"base_model.model.{n.removesuffix('.weight')}.lora_{k}.weight"] for k in 'AB'), *how[n]) for n in how}
-        return Edit(**{**note, 'entities': tuple(note['entities']), 'after': tuple(note['after'])}, tensors=tensors, adapter=adapter)
-    except FileNotFoundError as e: raise KdnbError(f"{folder} holds no saved edit: {Path(e.filename or folder).name} is missing") from None
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as e:
-        raise KdnbError(f"the edit in {folder} is damaged ({type(e).__name__}: {str(e)[:100]}): save it again") from None
+    "The edit that `save` wrote. A folder with anything else is a `KdnbError` that says what is wrong."
+    folder = Path(folder); path = folder/'edit.json'
+    if not path.is_file(): raise KdnbError(f"{folder} holds no saved edit: edit.json is missing")
+    note = _read_note(path)
+    how, names = note.pop('adapter'), note.pop('tensors', None)
+    if names is None: names = (folder/'tensors.safetensors').exists() or [] # as it was written before
+    tensors = _read_tensors(folder, 'tensors.safetensors') if names else {}
+    if names is not True and set(names) != set(tensors): raise KdnbError(f"the edit in {folder} is damaged: tensors.safetensors does not hold what edit.json says, so save it again")
+    low = _read_tensors(folder, 'adapter_model.safetensors') if how else {}
+    adapter = {n: Adapter(*_factors(folder, low, n), *how[n]) for n in how}
+    edit = Edit(**{**note, 'entities': tuple(note['entities']), 'after': tuple(note['after'])}, tensors=tensors, adapter=adapter)
+    edit.check_numbers()
+    return edit
 
 Edit.save, Edit.load = save, staticmethod(load_edit)
 

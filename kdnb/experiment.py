@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from .files import KdnbError, as_written, check_whole, choose, locked, make_folder, notice, read_json, replacing, write_json
+from .files import KdnbError, as_written, check_whole, choose, finite, locked, make_folder, notice, read_json, replacing, write_json
 from .entities import DATA, Dataset, load_dataset, sample
 from .fetch import pin_of
 from .lm import LM, check_memory, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_peak, release_memory, uses_bfloat16, versions
@@ -273,7 +273,7 @@ def as_json(row:dict|pd.Series # a row of `collect`
            ) -> dict:
     "What `--json` prints."
     def plain(v):
-        if isinstance(v, Interval): return asdict(v)
+        if isinstance(v, Interval): return finite(asdict(v))
         if isinstance(v, np.generic): v = v.item()
         return None if v is None or v != v else v
     keys = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'gap_share_explicit', 'gap_share_indirect',

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from .files import KdnbError, append_jsonl, choose, repair_jsonl
 from .entities import DATA, Entity, load_dataset
-from .lm import LM, generate, has_fast_bfloat16, load_lm, versions
+from .lm import LM, check_tokens, generate, has_fast_bfloat16, load_lm, versions
 from .transfer import REASONS, Continuation, TransferSet, clean, find_mention, read_transfer_sets, same, shipped_transfer_sets, transfer_sets_of, why_drop
 
 # %% ../nbs/04_generator.ipynb #21194be0
@@ -90,7 +90,7 @@ def render(lm:LM, prompt:Prompt, entity:Entity, i:int=0) -> tuple: # token ids o
     text, start = ask(prompt, entity, i, chat)
     if not chat: return lm.encode(text), start
     text = lm.tokenizer.apply_chat_template([dict(role='user', content=text)], tokenize=False, add_generation_prompt=True)
-    return lm.tokenizer(text + start, add_special_tokens=False).input_ids, start
+    return lm.encode(text + start, special=False), start
 
 # %% ../nbs/04_generator.ipynb #6a6d55c8
 @dataclass
@@ -136,6 +136,7 @@ class LMGenerator:
               want:dict, r:int, how:Sampling, spent:Counter) -> list: # of `Draft`
         "The drafts of round `r`."
         asked = [(p, *render(self.lm, prompts[p], entity, r*self.batch + i)) for p in prompts for i in range(self.batch)]
+        check_tokens(self.lm, f'a prompt for {entity.key!r}', max(len(ids) for _, ids, _ in asked), how.max_new_tokens)
         seed = int.from_bytes(hashlib.sha256(f'{how.seed} {entity.definition} {r}'.encode()).digest()[:4], 'big')
         texts = [t for t, in generate(self.lm, [ids for _, ids, _ in asked], 1, how.max_new_tokens, how.temperature, how.top_p, seed, fast=True)]
         spent.update(calls=len(asked), tokens_in=sum(len(ids) for _, ids, _ in asked), tokens_out=sum(len(self.lm.encode(t)) for t in texts))

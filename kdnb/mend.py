@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .files import KdnbError, make_folder, replacing
 from .entities import DATA, Entity
-from .lm import LM, load_lm, logits_at, memory_need, memory_peak
+from .lm import LM, check_length, check_tokens, load_lm, logits_at, memory_need, memory_peak
 from .edit import Adapter, Edit
 from .benchmarks import placed
 from .compose import compose
@@ -192,6 +192,7 @@ def train_editor(lm:LM, pairs:list, # of `practice_pairs`
                  path:str|Path, # file of the editor; if it is there, training goes on
                  how:Practice=Practice(), save_every:int=100, progress:bool=True) -> tuple: # `Editor` and the log: a row for each step
     "Trains an editor by practice edits. Interrupted, the same call goes on from the last save."
+    for x, after in pairs: check_tokens(lm, 'a text of an entity to practise on', max(len(y.ids) for y in (x, *after)))
     layers, neutral = edited_layers(lm, how.blocks), [example(lm, Continuation(t, (0, 1)), '', 'all tokens', separator='') for t in read_texts(DATA/'neutral.txt')]
     if Path(path).exists():
         editor, was, log, state = read_editor(path, lm)
@@ -230,6 +231,7 @@ class Mend:
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Edits by the definitions of the entities: the edit, with `lm` left as it was."
         if not self.editor: raise KdnbError(f"MEND needs an editor that was trained for {lm.name}: kdnb mend-train --lm {lm.name} --out FILE, and then the setting editor FILE")
+        check_length(lm, entities)
         start = time.perf_counter()
         editor, how, _, _ = read_editor(self.editor, lm)
         layers, losses, found = edited_layers(lm, how.blocks), [], []

@@ -21,7 +21,7 @@ from .lm import LM, generate, load_lm
 from .transfer import shipped_transfer_sets
 from .generator import make_transfer_sets
 from .edit import load_edit
-from .distill import Distill, _tokens, token_kls
+from .distill import Distill, token_kls
 from .context import make_method, method_under
 from .evaluate import evaluate
 from .shelf import Shelf, shelf_places
@@ -36,7 +36,7 @@ def _word(text): # the first word of what was written
 def _places(lm, entity, continuations): # of each, what stands in front of its words behind the mention: where the definition changes the word most comes first
     found = []
     for c, kls in zip(continuations, token_kls(lm, entity, continuations, 'after mention')):
-        starts = [start for start, _ in _tokens(lm, c.text)[1][-len(kls):]]
+        starts = [start for start, _ in lm.encode_with_offsets(c.text)[1][-len(kls):]]
         begins = [(v, c.text[:i].rstrip()) for (_, v), i in zip(kls, starts) if c.text[i-1:i].isspace() or c.text[i:i+1].isspace()] # a word begins here
         found.append([left for _, left in sorted(begins, reverse=True)])
     return found

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from zoo import zoo
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test may reach for the network behind our back
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
