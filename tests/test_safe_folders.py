@@ -244,3 +244,16 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'fsync', real)
     with pytest.raises(KdnbError, match='lone surrogate'): write_json(path, {'a': '\ud83d'})
     assert json.loads(path.read_text()) == {'a': 1} and tree(tmp_path).keys() == {'x.json'}
+
+
+@pytest.mark.parametrize('name', ('adapter_model.safetensors', 'adapter_config.json', 'edit.json'))
+def test_an_edit_is_not_saved_over_files_of_the_user(kdnb, tiny_folder, tmp_path, name):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/name).write_text('mine')
+    edit = ['edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--method', 'ft', '--set', 'steps', 2, '--set', 'trainable', 'lora', '--save']
+    code, _, err = kdnb(*edit, tmp_path/'mine')
+    assert code == 2 and 'was not made by kdnb, so it is not replaced' in err and (tmp_path/'mine'/name).read_text() == 'mine'
+    assert kdnb(*edit, tmp_path/'ours')[0] == kdnb(*edit, tmp_path/'ours')[0] == 0
+    # saved again in another form, the folder holds nothing of the first one
+    code, _, err = kdnb(*edit[:-2], "last block", "--save", tmp_path/'ours')
+    assert code == 0 and (tmp_path/'ours'/'tensors.safetensors').exists() and not (tmp_path/'ours'/'adapter_config.json').exists(), err
