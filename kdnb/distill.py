@@ -9,7 +9,7 @@ __all__ = ['WHERE', 'UNPLACED', 'TRAINABLE', 'BATCH', 'TEACHERS', 'SCHEDULE', 'D
            'make_edit', 'token_kls', 'token_kl']
 
 # %% ../nbs/08_distill.ipynb #dc231a7e
-import json, math, os, re, shutil, time, warnings
+import json, math, os, shutil, time, warnings
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
+from .text import spans
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, PRECISION, bfloat16_weights, blocks_of, check_length, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below, trim, uses_bfloat16
 from .edit import Adapter, Edit, unedited
@@ -354,7 +355,8 @@ def swap(lm:LM, entity:Entity, continuations, how:Training, seed:int=0) -> list:
     for c in continuations:
         if not c.mention: continue
         (start, end), other = c.mention, names[rng.integers(len(names))]
-        text = c.text[:start] + re.sub(rf'(?<!\w){re.escape(c.text[start:end])}(?!\w)', lambda m: other, c.text[start:])
+        text, later = c.text, [s for s in spans(c.text, c.text[start:end], 'exact') if s[0] >= end]
+        for a, b in [*reversed(later), (start, end)]: text = text[:a] + other + text[b:]
         out.append(replace(example(lm, Continuation(text, (start, start + len(other))), '', how.where, separator=''), role='held'))
     return out
 

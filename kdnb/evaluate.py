@@ -8,10 +8,11 @@ __all__ = ['NEAR', 'TARGETS', 'choice_of', 'as_loss', 'answer_probes', 'answer_q
            'summarise', 'signature']
 
 # %% ../nbs/15_evaluate.ipynb #7becbedd
-import math, re
+import math
 from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
+from .text import spans
 from .entities import Entity, KdnbError, Probe, load_dataset, sample, says
 from .lm import LM, check_length, generate, load_lm, owned, passed_once, score_candidates, score_spans, token_logprobs
 from .edit import context_of, untouched
@@ -70,9 +71,9 @@ NEAR = { # name -> rows of a target, their kind, what counts
     'written_near': ('near', 'near', 'written'), 'written_near_plus': ('near_plus', 'near', 'written')}
 
 def said_first(text:str, candidates) -> str: # '' if none of them is said
-    "The candidate that a text says first, as whole words, whatever the case."
-    at = {c: m.start() for c in candidates if (m := re.search(rf'(?<!\w){re.escape(c.casefold())}(?!\w)', text.casefold()))}
-    return min(at, key=lambda c: (at[c], -len(c)), default='')
+    "The candidate that a text says first, as whole words, whatever its case and spelling; of two that differ in these alone, the one that is written so."
+    found = {c: place for c in candidates if (place := next(spans(text, c), None))}
+    return min(found, key=lambda c: (found[c][0], text[slice(*found[c])] != c, -len(c)), default='')
 
 def write_answers(lm:LM, probes, # of `Probe`, with candidates
                   about=None, # as in `answer_probes`

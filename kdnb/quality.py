@@ -6,12 +6,12 @@
 __all__ = ['distinct', 'self_bleu', 'qualities', 'quality', 'select']
 
 # %% ../nbs/09_quality.ipynb #409150a3
-import re
 from collections import Counter
 from dataclasses import replace
 import numpy as np
 import pandas as pd
 from sacrebleu.metrics import BLEU
+from .text import words_of
 from .entities import Entity, KdnbError, choose, load_dataset, says
 from .lm import LM, load_lm
 from .transfer import TransferSet, copied, mention, shipped_transfer_sets
@@ -20,7 +20,7 @@ from .distill import token_kls
 # %% ../nbs/09_quality.ipynb #c5b28fd9
 def distinct(texts, n:int=2) -> float: # from 0 to 1; 0 if no text has n words
     "Share of the n-word sequences of texts that are different (arXiv 1510.03055)."
-    grams = [tuple(w[i:i+n]) for t in texts for w in [re.findall(r'\w+', t.casefold())] for i in range(len(w)-n+1)]
+    grams = [tuple(w[i:i+n]) for t in texts for w in [words_of(t)] for i in range(len(w)-n+1)]
     return len(set(grams))/len(grams) if grams else 0.
 
 def self_bleu(texts) -> list: # for each text, from 0 to 100
@@ -35,7 +35,7 @@ def qualities(entity:Entity, ts:TransferSet, lm:LM|None=None # whose teacher and
     texts, found = [c.text for c in ts.continuations], [mention(c.text, entity) for c in ts.continuations]
     golds = [p.gold for p in entity.probes if not says(entity.definition, p.gold)]
     df = pd.DataFrame({'text': texts, 'prompt': [c.prompt for c in ts.continuations], 'rule': [c.rule or (f and f[1]) or 'none' for c, f in zip(ts.continuations, found)],
-                       'at': [c.mention[1]/len(c.text) if c.mention else np.nan for c in ts.continuations], 'words': [len(re.findall(r'\w+', t)) for t in texts],
+                       'at': [c.mention[1]/len(c.text) if c.mention else np.nan for c in ts.continuations], 'words': [len(words_of(t)) for t in texts],
                        'copied': [copied(t, entity.definition) for t in texts], 'self_bleu': self_bleu(texts), 'leaks': [sum(says(t, g) for g in golds) for t in texts]})
     if lm and texts: df['kl'] = [np.mean([k for _, k in ks]) if ks else 0. for ks in token_kls(lm, entity, ts.continuations, 'after mention')]
     return df
