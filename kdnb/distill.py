@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
+from .files import as_written, replacing
 from .text import spans
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, PRECISION, bfloat16_weights, blocks_of, check_length, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below, trim, uses_bfloat16
@@ -467,13 +468,12 @@ class Kept:
     def load(self, params, losses:list, met:set) -> dict|None: # the step that comes next, and AdamW's state
         "Brings the parameters and lists to where they were, if there is something."
         if not self.path.exists(): return None
-        try:
+        with as_written(self.path):
             with safe_open(self.path, 'pt') as f: note, tensors = json.loads(f.metadata()['note']), {k: f.get_tensor(k) for k in f.keys()}
-        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as e: raise KdnbError(f"{self.path} is damaged ({type(e).__name__}): remove it, and the training starts anew") from None
-        if note['shapes'] != [list(p.shape) for p in params]: raise KdnbError(f"{self.path} holds another training: remove it, and this one starts anew")
-        for i, p in enumerate(params): p.data.copy_(tensors[f'param.{i}'])
-        losses += note['losses']; met |= set(note['met'])
-        return {'step': note['step'], 'adam': tensors}
+            if note['shapes'] != [list(p.shape) for p in params]: raise KdnbError(f"{self.path} holds another training: remove it, and this one starts anew")
+            for i, p in enumerate(params): p.data.copy_(tensors[f'param.{i}'])
+            losses += note['losses']; met |= set(note['met'])
+            return {'step': note['step'], 'adam': tensors}
 
     def restore(self, opt, state):
         "AdamW's moments."
@@ -483,11 +483,10 @@ class Kept:
     def now_and_then(self, step:int, params, opt, losses:list, met:set):
         "Writes it, if the last time was long ago."
         if time.monotonic() - self.last < self.every: return
-        start, tmp = time.monotonic(), self.path.with_suffix(f'.{os.getpid()}.tmp')
+        start = time.monotonic()
         tensors = {f'param.{i}': p.detach() for i, p in enumerate(params)} | {f'{k}.{i}': v for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
         note = dict(step=step, losses=losses, met=[int(k) for k in met], shapes=[list(p.shape) for p in params])
-        try: save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, tmp, metadata={'note': json.dumps(note)}); os.replace(tmp, self.path)
-        except (OSError, SafetensorError) as e: tmp.unlink(missing_ok=True); raise KdnbError(f"cannot write {self.path}: {getattr(e, 'strerror', None) or e}") from None
+        with replacing(self.path) as tmp: save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, tmp, metadata={'note': json.dumps(note)})
         self.last = time.monotonic(); self.every = max(self.every, self.share*(self.last - start))
 
 # %% ../nbs/08_distill.ipynb #2b23a456

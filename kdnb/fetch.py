@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers import PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.utils import cached_file
-from .files import KdnbError, notice, read_json, read_text
+from .files import KdnbError, notice, read_json, read_text, replacing, write_json, writing
 from .process import module_command, safe_environment
 from .entities import DATA
 
@@ -281,7 +281,7 @@ def _terms(name, builtin):
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=cache_folder()) as tmp:
             with zipfile.ZipFile(_fetch(builtin.terms, tmp)) as z: text = z.read(builtin.terms.member)
-            (Path(tmp)/'terms').write_bytes(text); os.replace(Path(tmp)/'terms', path)
+            with replacing(path) as part: part.write_bytes(text)
     return path
 
 # %% ../nbs/01_fetch.ipynb #29e02bcd
@@ -290,14 +290,15 @@ def _convert(name, builtin, folder, quiet):
     free = shutil.disk_usage(folder.parent).free/2**30
     if free < 2.2*builtin.gib:
         raise KdnbError(f"converting {name} needs {2.2*builtin.gib:.1f} GiB on the disk of {folder.parent}, and {free:.1f} are free: set KDNB_CACHE to a larger disk")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'{name}-', suffix='.tmp') as tmp:
+    if folder.exists() and not (folder/NOTE).is_file(): raise KdnbError(f"{folder} was not made by kdnb, so it is not replaced: set KDNB_CACHE to another folder, or move it away")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'{name}-', suffix='.tmp') as tmp, writing(folder):
         gguf = _assemble(builtin, tmp, quiet)
         if not quiet: print(f'converting {name}, once …', file=sys.stderr, flush=True)
         model, tok = load_gguf(gguf, getattr(torch, builtin.dtype))
         new = Path(tmp)/'folder'
         model.save_pretrained(new); tok.save_pretrained(new)
         files = {p.name: p.stat().st_size for p in sorted(new.iterdir())}
-        (new/NOTE).write_text(json.dumps(dict(name=name, gguf_sha256=builtin.sha256, weights_sha256=weights_sha256(model), licence=builtin.licence, files=files), indent=1))
+        write_json(new/NOTE, dict(name=name, gguf_sha256=builtin.sha256, weights_sha256=weights_sha256(model), licence=builtin.licence, files=files))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(new, folder)
 

@@ -7,14 +7,15 @@ __all__ = ['ARCHITECTURES', 'Layer', 'layers_of', 'Request', 'request_of', 'read
            'Locate', 'find_value', 'rank_one', 'Rome', 'least_squares', 'Memit']
 
 # %% ../nbs/11_rome.ipynb #1bcc4a48
-import hashlib, json, os, re, time
+import hashlib, json, re, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from .entities import DATA, Entity, KdnbError
+from .files import KdnbError, as_written, make_folder, read_json, replacing, write_json
+from .entities import DATA, Entity
 from .fetch import cache_folder
 from .lm import LM, _call, _only_at, check_length, generate, load_lm, memory_need, memory_peak, pad, trim
 from .edit import Adapter, Edit, unedited
@@ -138,13 +139,14 @@ def own_text(lm:LM, tokens:int, seed:int=0, progress:bool=False) -> list: # of s
     starts = ['The', 'In', 'A', 'It', 'He', 'She', 'On', 'After', 'When', 'According to', 'There', 'One', 'We', 'If', 'For', 'This']
     path, out = cache_folder()/'written'/f'{lm.sha256[:12]}-{seed}.json', []
     most = 64 if lm.max_tokens is None else min(64, lm.max_tokens//2) # tokens of a text
-    if path.exists(): out = json.loads(path.read_text(encoding='utf-8'))
+    if path.exists(): out = read_json(path, list)
     with tqdm(total=tokens, desc='text of its own', unit='token', disable=not progress) as bar:
         n = sum(k for _, k in out); bar.update(min(n, tokens))
         while n < tokens:
             with unedited(lm): texts = [(f'{a}{t}' if t.startswith(' ') else f'{a} {t}').strip() for a, (t,) in zip(starts, generate(lm, starts, 1, most, 1., .95, seed*1_000_003 + len(out), fast=True))]
             new = [(t, len(lm.encode(t))) for t in texts]; n += sum(k for _, k in new); out += new
-            path.parent.mkdir(parents=True, exist_ok=True); tmp = path.with_suffix(f'.{os.getpid()}.tmp'); tmp.write_text(json.dumps(out), encoding='utf-8'); os.replace(tmp, path)
+            make_folder(path.parent)
+            write_json(path, out, indent=None)
             bar.update(sum(k for _, k in new))
     return _first_tokens(lm, (t for t, _ in out), tokens)
 
@@ -158,7 +160,7 @@ def covariance(lm:LM, layers:list, # indices of blocks
     ls = layers_of(lm)
     name = hashlib.sha256(json.dumps([lm.sha256, texts]).encode()).hexdigest()[:16]
     files = {i: cache_folder()/'covariance'/f'{name}-{i}.safetensors' for i in layers}
-    out = {i: load_file(f) for i, f in files.items() if f.exists()}
+    with as_written(cache_folder()/'covariance'): out = {i: load_file(f) for i, f in files.items() if f.exists()}
     out = {i: out.get(i, {'C': torch.zeros(ls[i].W.shape[1], ls[i].W.shape[1], dtype=torch.float64), 'tokens': torch.tensor(0), 'texts': torch.tensor(0)}) for i in layers}
     done = min((int(d['texts']) for d in out.values()), default=0)
     for i in layers:
@@ -178,7 +180,8 @@ def covariance(lm:LM, layers:list, # indices of blocks
             bar.update(len(texts[b:b+batch]))
             if (b//batch) % 20 == 19 or b + batch >= len(texts):
                 for i in seen:
-                    files[i].parent.mkdir(parents=True, exist_ok=True); tmp = files[i].with_suffix(f'.{os.getpid()}.tmp'); save_file(out[i], tmp); os.replace(tmp, files[i])
+                    make_folder(files[i].parent)
+                    with replacing(files[i]) as tmp: save_file(out[i], tmp)
     return {i: (d['C']/max(int(d['tokens']), 1), int(d['tokens'])) for i, d in out.items()}
 
 # %% ../nbs/11_rome.ipynb #2ac51c66

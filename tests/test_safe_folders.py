@@ -257,3 +257,12 @@ def test_an_edit_is_not_saved_over_files_of_the_user(kdnb, tiny_folder, tmp_path
     # saved again in another form, the folder holds nothing of the first one
     code, _, err = kdnb(*edit[:-2], "last block", "--save", tmp_path/'ours')
     assert code == 0 and (tmp_path/'ours'/'tensors.safetensors').exists() and not (tmp_path/'ours'/'adapter_config.json').exists(), err
+
+
+def test_a_model_folder_of_the_user_in_the_cache_folder_is_not_replaced(kdnb, tmp_path, monkeypatch):
+    monkeypatch.setenv('KDNB_CACHE', str(tmp_path/'models'))
+    (tmp_path/'models'/'smollm2').mkdir(parents=True)
+    (tmp_path/'models'/'smollm2'/'model.safetensors').write_text('mine')
+    code, _, err = kdnb('evaluate', '--method', 'base', '--device', 'cpu')
+    assert code == 2 and 'was not made by kdnb, so it is not replaced: set KDNB_CACHE to another folder' in err
+    assert (tmp_path/'models'/'smollm2'/'model.safetensors').read_text() == 'mine'
