@@ -24,15 +24,18 @@ from .evaluate import Interval
 LABEL = {'base': 'base', 'prepend': 'prepend definition', 'random': 'prepend random definition', 'retrieve': 'retrieve definition', 'finetune-definition': 'fine-tune on definition',
          'finetune-transfer': 'fine-tune on transfer set', 'distill': 'distill', 'rome': 'ROME', 'memit': 'MEMIT', 'mend': 'MEND'}
 
-FONTS = ('Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'WenQuanYi Zen Hei', 'Microsoft YaHei', 'PingFang SC', 'Hiragino Sans',
-         'Arial Unicode MS', 'Noto Sans Thai', 'Noto Sans Arabic', 'Noto Emoji', 'Segoe UI Emoji') # for scripts that the usual ones lack
+FONTS = ('Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'WenQuanYi Zen Hei', 'Microsoft YaHei',
+         'PingFang SC', 'Hiragino Sans', 'Arial Unicode MS', 'Noto Sans Thai', 'Noto Sans Arabic', 'Noto Emoji',
+         'Segoe UI Emoji') # for scripts that the usual ones lack
 
 def style():
-    "The look of all figures, and of tables: names in them are shown as they are, and none is read as mathematics."
+    "The look of all figures, and of tables: names in them are shown as they are, not read as mathematics."
     look = {'figure.dpi': 100, 'savefig.bbox': 'tight', 'axes.spines.top': False, 'axes.spines.right': False}
-    sns.set_theme(context='notebook', style='whitegrid', palette='colorblind', rc={**look, 'text.parse_math': False, 'text.usetex': False})
+    plain = {'text.parse_math': False, 'text.usetex': False}
+    sns.set_theme(context='notebook', style='whitegrid', palette='colorblind', rc={**look, **plain})
     more = [f for f in FONTS if f in get_font_names()]
-    for k in ('font.sans-serif', 'font.monospace'): plt.rcParams[k] = [f for f in plt.rcParams[k] if f not in more] + more
+    for k in ('font.sans-serif', 'font.monospace'):
+        plt.rcParams[k] = [f for f in plt.rcParams[k] if f not in more] + more
     pd.set_option('display.html.use_mathjax', False)
 
 def colours() -> dict: # method -> colour
