@@ -54,7 +54,7 @@ def legend(ax, **how): # as for `Axes.legend`
     "A legend of all that was drawn under a label, also under one that begins with an underscore."
     drawn = [*(a for a in ax.get_children() if isinstance(a, (Line2D, Patch, Collection))), *ax.containers]
     named = {a: a.get_label() or '' for a in drawn}
-    shown = [a for a, label in named.items() if label and not re.fullmatch(r'_nolegend_|_child\d+', label)]
+    shown = [a for a, label in named.items() if label and not re.fullmatch(r'_nolegend_|_(child|container)\d+', label)]
     return ax.legend(shown, [named[a] for a in shown], **{'frameon': False, **how})
 
 # %% ../nbs/17_plots.ipynb #b91e40a7
