@@ -7,7 +7,7 @@ __all__ = ['NO_DIFFERENCE', 'CHILD', 'STYLE', 'INDEX_POLICY', 'report_names', 'p
            'plan_reports', 'run_reports', 'results', 'verdicts', 'index_page', 'cost']
 
 # %% ../nbs/18c_batch.ipynb #008865f7
-import ast, html, json, os, re, subprocess, sys, time
+import ast, html, json, os, re, subprocess, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -78,11 +78,13 @@ def _given(folder, name):
         given = ast.parse(cells.get('injected-parameters', '')).body
         return {n.targets[0].id: ast.literal_eval(n.value) for n in given if isinstance(n, ast.Assign)}
     except Exception: # nbformat has many of them
-        raise KdnbError(f"{path} is not a notebook that kdnb made, so nothing is written there: move it away, or give this result another name by --label") from None
+        raise KdnbError(f"{path} is not a notebook that kdnb made, so nothing is written there: "
+                        "move it away, or give this result another name by --label") from None
 
 def _folder(out, name, label):
     "Where the result of a report goes: a folder of its own, two below `out`."
-    if Path(label).name != label: raise KdnbError(f"the label {label!r} is not a name for a folder: give one by --label, without a slash")
+    if Path(label).name != label:
+        raise KdnbError(f"the label {label!r} is not a name for a folder: give one by --label, without a slash")
     return inside(Path(out)/name, label, 'the label')
 
 def _job(name, pairs, set, out, label, again):
@@ -101,8 +103,8 @@ def _job(name, pairs, set, out, label, again):
     return Job(name, folder, given, there is not None and not again)
 
 # %% ../nbs/18c_batch.ipynb #57357529
-_OLD_INDEX = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-              '<title>Reports</title><style>') # with which the page of earlier versions begins
+_OLD_INDEX = ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
+              '<meta name="viewport" content="width=device-width"><title>Reports</title><style>') # with which the page of earlier versions begins
 
 def check_index(out:str|Path # folder of the results
                ):
@@ -147,7 +149,8 @@ def _here(job):
 def _apart(job, threads):
     "The same in a process with so many threads."
     what = json.dumps(dict(report=job.report, folder=str(job.folder), parameters=job.parameters))
-    got = subprocess.run(python_command(CHILD), input=what, capture_output=True, text=True, env=safe_environment(OMP_NUM_THREADS=str(threads)))
+    env = safe_environment(OMP_NUM_THREADS=str(threads))
+    got = subprocess.run(python_command(CHILD), input=what, capture_output=True, text=True, env=env)
     return got.returncode and ((got.stderr.strip().splitlines() or [f'exit status {got.returncode}'])[-1].partition('KdnbError: ')[2] or f'exit status {got.returncode}: {got.stderr.strip()[-300:]}')
 
 def _ended(job, run):
@@ -193,7 +196,8 @@ def results(out:str|Path='outputs' # folder of the results
         if parameters is None: continue
         names = re.findall(r'^#\s*figure:\s*([\w-]+)\s*(\(headline\))?', '\n'.join(c.source for c in nbformat.read(folder/f'{name}.ipynb', 4).cells if c.cell_type == 'code'), re.M)
         found.append(dict(report=name, label=folder.name, folder=folder, page=page, figures=[folder/f'{n}.png' for n, _ in sorted(names, key=lambda x: not x[1]) if (folder/f'{n}.png').exists()],
-                          parameters={k: v for k, v in parameters.items() if k not in NO_DIFFERENCE}, run=_made_by(folder/'run.json')))
+                          parameters={k: v for k, v in parameters.items() if k not in NO_DIFFERENCE},
+                          run=_made_by(folder/'run.json')))
     return found
 
 def verdicts(result:dict # of `results`
@@ -208,19 +212,23 @@ STYLE = """:root { color-scheme: light dark; } body { font: 16px/1.5 system-ui, 
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.5rem; } article { border: 1px solid #8886; border-radius: .5rem; padding: 1rem; }
 img { width: 100%; height: auto; background: #fff; border-radius: .25rem; } h2 { font-size: 1.1rem; margin: .3rem 0; } small { color: GrayText; overflow-wrap: anywhere; }"""
 
-INDEX_POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+INDEX_POLICY = ("default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; "
+                "base-uri 'none'; form-action 'none'")
 
 def _card(r, out):
     "A result as HTML: its figure, what the report asks, and what made it."
-    title, what = (t.replace('*', '') for t in about(r['report'])) if r['report'] in report_names() else (r['report'], '')
-    link, name = (lambda p: html.escape(quote(p.relative_to(out).as_posix()))), escape_html(f"{title}: {r['label']}")
-    alt = lambda p: html.escape(f"{title}, {r['label']}: {p.stem}")
-    figure = f'<a href="{link(r["page"])}"><img src="{link(f)}" loading="lazy" alt="{alt(f)}"></a>' if (f := next(iter(r['figures']), None)) else ''
+    known = r['report'] in report_names()
+    title, what = (t.replace('*', '') for t in about(r['report'])) if known else (r['report'], '')
+    link = lambda p: html.escape(quote(p.relative_to(out).as_posix()))
+    page, name, figure = link(r['page']), escape_html(f"{title}: {r['label']}"), ''
+    for f in r['figures'][:1]:
+        alt = html.escape(f"{title}, {r['label']}: {f.stem}")
+        figure = f'<a href="{page}"><img src="{link(f)}" loading="lazy" alt="{alt}"></a>'
     took = f"{r['run']['minutes']:.0f} min on {r['run']['machine']}; " if r['run'] else ''
     given = ', '.join(f'{k} = {v}' for k, v in r['parameters'].items())
     given = re.sub(r'(?<![\w.])/(?:[^\s/]+/)+', '…/', given) # whose folders these were is nobody's business
-    heading = f'<h2><a href="{link(r["page"])}">{name}</a></h2>'
-    return f'<article>{figure}{heading}<p>{escape_html(what)}</p><small>{escape_html(took + given)}</small></article>'
+    text = f'<h2><a href="{page}">{name}</a></h2><p>{escape_html(what)}</p><small>{escape_html(took + given)}</small>'
+    return f'<article>{figure}{text}</article>'
 
 def index_page(out:str|Path='outputs' # folder of the results
               ) -> Path: # of index.html in it
@@ -229,9 +237,11 @@ def index_page(out:str|Path='outputs' # folder of the results
     check_index(out)
     cards = [_card(r, out) for r in results(out)]
     if not cards: raise KdnbError(f"there is no result of a report under {out}: kdnb reports run first_look makes one")
-    head = f'{page_head(INDEX_POLICY)}<meta name="viewport" content="width=device-width"><title>Reports</title><style>{STYLE}</style>'
+    head = (f'{page_head(INDEX_POLICY)}<meta name="viewport" content="width=device-width">'
+            f'<title>Reports</title><style>{STYLE}</style>')
     body = '<h1>Reports</h1><main>\n' + '\n'.join(cards) + '\n</main>'
-    write_text(out/'index.html', f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n')
+    page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+    write_text(out/'index.html', page)
     return out/'index.html'
 
 # %% ../nbs/18c_batch.ipynb #cea0f432

@@ -126,7 +126,8 @@ class Side:
     def __init__(self, **how):
         env = safe_environment(OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0')
         command = python_command('from kdnb.bench import main\nmain()')
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, env=env, **pipes)
         self.say(how)
 
     def say(self, what):

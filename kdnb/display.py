@@ -25,15 +25,16 @@ def escape_html(text # anything; shown by its `str`
     return ''.join(special.get(c, c) for c in escape(_plain(text)))
 
 # %% ../nbs/002_display.ipynb #44fe65e0
-_MARKS = {**{c: f'&#{ord(c)};' for c in '*_`~[]|{}'}, '\n': '<br>', '$': '<span>&#36;</span>', '\\': '<span>&#92;</span>'}
-_BLOCK = re.compile(r'^[#+\-=:%(]|(?<=^\d)[.)]|(?<=^\d\d)[.)]|(?<=^\d\d\d)[.)]') # what makes a heading, a list or another block
+_MARKS = {**{c: f'&#{ord(c)};' for c in '*_`~[]|{}'},
+          '\n': '<br>', '$': '<span>&#36;</span>', '\\': '<span>&#92;</span>'}
+_BLOCK = re.compile(r'^[#+\-=:%(]|^(\d+)[.)]') # what makes a heading, a list or another block
 _LINKS = re.compile(r':(?=//)|(?<=www)\.|@', re.IGNORECASE) # what makes a link of plain text
 _EDGES = re.compile(r'^[ \t]+|[ \t]+$') # spaces that would mean something, or be lost
 
 def escape_markdown(text # anything; shown by its `str`
                    ) -> str: # Markdown, for within a line, a table's cell or an emphasis
     "Data as Markdown that shows the text as it is. It has no line ends, so it fits into a list or a table."
-    by_number = lambda m: ''.join(f'&#{ord(c)};' for c in m[0])
+    by_number = lambda m: ''.join(c if c.isalnum() else f'&#{ord(c)};' for c in m[0])
     text = escape(_plain(text), quote=False)
     for pattern in (_BLOCK, _LINKS, _EDGES): text = pattern.sub(by_number, text)
     return ''.join(_MARKS.get(c, c) for c in text)

@@ -64,7 +64,8 @@ class Entity:
 
     def _repr_markdown_(self):
         md = escape_markdown
-        row = lambda p: f"| {md(p.kind)} | {md(p.left)} … | **{md(p.gold)}** | {md(', '.join(c for c in p.candidates if c != p.gold))} |"
+        others = lambda p: ', '.join(c for c in p.candidates if c != p.gold)
+        row = lambda p: f"| {md(p.kind)} | {md(p.left)} … | **{md(p.gold)}** | {md(others(p))} |"
         rows = '\n'.join(map(row, self.probes[:12]))
         q = f"\n\n*{md(self.question.text)}* {md(' / '.join(self.question.answers))}" if self.question else ''
         table = f"\n\n| probe | left context | gold | other candidates |\n|---|---|---|---|\n{rows}" if rows else ''

@@ -65,8 +65,10 @@ def card(title:str, prompt:str,
          asked:dict # of `compare`, for one condition
         ) -> str:
     "One condition as HTML."
-    bars = ''.join(BAR.format(token=escape_html(t.replace('\n', '↵')), width=6*p, p=p) for t, p in asked['tokens'])
-    return CARD.format(title=escape_html(title), prompt=escape_html(prompt), text=escape_html(asked['text']), bars=bars)
+    token = lambda t: escape_html(t.replace('\n', '↵'))
+    bars = ''.join(BAR.format(token=token(t), width=6*p, p=p) for t, p in asked['tokens'])
+    title, prompt, text = map(escape_html, (title, prompt, asked['text']))
+    return CARD.format(title=title, prompt=prompt, text=text, bars=bars)
 
 # %% ../nbs/18d_play.ipynb #b6892100
 def playground(lm:LM, entities, # to pick from

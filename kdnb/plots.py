@@ -24,15 +24,18 @@ from .evaluate import Interval
 LABEL = {'base': 'base', 'prepend': 'prepend definition', 'random': 'prepend random definition', 'retrieve': 'retrieve definition', 'finetune-definition': 'fine-tune on definition',
          'finetune-transfer': 'fine-tune on transfer set', 'distill': 'distill', 'rome': 'ROME', 'memit': 'MEMIT', 'mend': 'MEND'}
 
-FONTS = ('Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'WenQuanYi Zen Hei', 'Microsoft YaHei', 'PingFang SC', 'Hiragino Sans',
-         'Arial Unicode MS', 'Noto Sans Thai', 'Noto Sans Arabic', 'Noto Emoji', 'Segoe UI Emoji') # for scripts that the usual ones lack
+FONTS = ('Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'WenQuanYi Zen Hei', 'Microsoft YaHei',
+         'PingFang SC', 'Hiragino Sans', 'Arial Unicode MS', 'Noto Sans Thai', 'Noto Sans Arabic', 'Noto Emoji',
+         'Segoe UI Emoji') # for scripts that the usual ones lack
 
 def style():
-    "The look of all figures, and of tables: names in them are shown as they are, and none is read as mathematics."
+    "The look of all figures, and of tables: names in them are shown as they are, not read as mathematics."
     look = {'figure.dpi': 100, 'savefig.bbox': 'tight', 'axes.spines.top': False, 'axes.spines.right': False}
-    sns.set_theme(context='notebook', style='whitegrid', palette='colorblind', rc={**look, 'text.parse_math': False, 'text.usetex': False})
+    plain = {'text.parse_math': False, 'text.usetex': False}
+    sns.set_theme(context='notebook', style='whitegrid', palette='colorblind', rc={**look, **plain})
     more = [f for f in FONTS if f in get_font_names()]
-    for k in ('font.sans-serif', 'font.monospace'): plt.rcParams[k] = [f for f in plt.rcParams[k] if f not in more] + more
+    for k in ('font.sans-serif', 'font.monospace'):
+        plt.rcParams[k] = [f for f in plt.rcParams[k] if f not in more] + more
     pd.set_option('display.html.use_mathjax', False)
 
 def colours() -> dict: # method -> colour
@@ -51,7 +54,7 @@ def legend(ax, **how): # as for `Axes.legend`
     "A legend of all that was drawn under a label, also under one that begins with an underscore."
     drawn = [*(a for a in ax.get_children() if isinstance(a, (Line2D, Patch, Collection))), *ax.containers]
     named = {a: a.get_label() or '' for a in drawn}
-    shown = [a for a, label in named.items() if label and not re.fullmatch(r'_nolegend_|_child\d+', label)]
+    shown = [a for a, label in named.items() if label and not re.fullmatch(r'_nolegend_|_(child|container)\d+', label)]
     return ax.legend(shown, [named[a] for a in shown], **{'frameon': False, **how})
 
 # %% ../nbs/17_plots.ipynb #b91e40a7

@@ -29,7 +29,7 @@ import pandas as pd
 from papermill.engines import papermill_engines
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from .files import NOTE, FolderRecord, make_folder, redact, write_text, writing
+from .files import NOTE, FolderRecord, finite, make_folder, redact, write_text, writing
 from .process import package_file, python_command, safe_environment
 from .entities import KdnbError, choose
 from .evaluate import Interval, interval
@@ -62,14 +62,15 @@ def _figures(nb):
     for cell in nb.cells:
         m = re.match(r'#\s*figure:\s*([\w-]+)', cell.source)
         pngs = [o['data']['image/png'] for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
-        for i, png in enumerate(pngs if m else []): out[f"{m[1]}{f'-{i+1}' if i else ''}.png"] = base64.b64decode(png)
+        for i, png in enumerate(pngs if m else []):
+            out[f"{m[1]}{f'-{i+1}' if i else ''}.png"] = base64.b64decode(png)
     return out
 
 def _failure(nb):
     "What went wrong in a notebook, in one line, or None."
     for cell in nb.cells:
         for o in cell.get('outputs', []):
-            if o.output_type == 'error' and (o.ename, o.evalue) not in (('SystemExit', ''), ('SystemExit', '0')):
+            if o.output_type == 'error' and f'{o.ename} {o.evalue}' not in ('SystemExit ', 'SystemExit 0'):
                 return f"stopped in a cell ({o.ename}: {str(o.evalue)[:300]})"
 
 # %% ../nbs/18_report.ipynb #cba14396
@@ -88,13 +89,14 @@ def kernel_command() -> list:
     return python_command(code, '-f', '{connection_file}')
 
 class OwnKernel(AsyncKernelManager):
-    "Starts a kernel with this interpreter and this very package, whatever the Jupyter path has under its name."
+    "Starts a kernel with this interpreter and this very package, whatever the Jupyter path has."
     @property
     def kernel_spec(self):
         if self._kernel_spec is None:
             env = {k: safe_environment()[k] for k in ('PYTHONSAFEPATH', 'PYTHONPATH')}
-            metadata = {**get_kernel_dict()['metadata'], 'kernel_provisioner': {'provisioner_name': 'local-provisioner'}}
-            self._kernel_spec = KernelSpec(argv=kernel_command(), display_name='kdnb', language='python', env=env, metadata=metadata)
+            here = {'kernel_provisioner': {'provisioner_name': 'local-provisioner'}}
+            self._kernel_spec = KernelSpec(argv=kernel_command(), display_name='kdnb', language='python', env=env,
+                                           metadata={**get_kernel_dict()['metadata'], **here})
         return self._kernel_spec
 
 KERNEL_OPTIONS = ('--IPKernelApp.log_level=CRITICAL', # it would tell of its own end
@@ -104,44 +106,45 @@ KERNEL_OPTIONS = ('--IPKernelApp.log_level=CRITICAL', # it would tell of its own
 def _execute(nb, progress):
     "Runs the cells of a notebook. Why it stopped, or None."
     with writing('temporary files'), TemporaryDirectory(prefix='kdnb-ipython-') as profile:
-        try:
-            papermill_engines.execute_notebook_with_engine(None, nb, kernel_name='python3', progress_bar=progress,
-                kernel_manager_class=OwnKernel, extra_arguments=[*KERNEL_OPTIONS, f'--ipython-dir={profile}'])
-        except (DeadKernelError, RuntimeError) as e: # its process ended
-            return _failure(nb) or f'stopped, since its process ended ({e}): the machine may have too little memory'
+        how = dict(kernel_manager_class=OwnKernel, extra_arguments=[*KERNEL_OPTIONS, f'--ipython-dir={profile}'])
+        try: papermill_engines.execute_notebook_with_engine(None, nb, 'python3', progress_bar=progress, **how)
+        except (DeadKernelError, RuntimeError) as e:
+            why = f'stopped, since its process ended or does not answer ({e}): the machine may have too little memory'
+            return _failure(nb) or why
     return _failure(nb)
 
 # %% ../nbs/18_report.ipynb #a9f3a7a9
-TAGS = ('a abbr b blockquote br caption code col colgroup dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i kbd li ol p pre s samp '
-        'small span strong sub sup table tbody td tfoot th thead tr tt u ul var').split()
+TAGS = ('a abbr b blockquote br caption code col colgroup dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i kbd li ol p '
+        'pre s samp small span strong sub sup table tbody td tfoot th thead tr tt u ul var').split()
 ATTRIBUTES = {'*': ['class', 'style', 'title'], 'a': ['href'], 'table': ['border'], 'ol': ['start'],
               **{t: ['colspan', 'rowspan', 'halign', 'valign', 'align', 'scope'] for t in ('td', 'th', 'tr')}}
-STYLES = ['background-color', 'color', 'font-style', 'font-weight', 'text-align', 'vertical-align', 'white-space']
+STYLES = 'background-color color font-style font-weight text-align vertical-align white-space'.split()
 SHOWN = ('text/html', 'text/markdown', 'image/png', 'image/jpeg', 'text/plain')
 
 _sanitizer = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=STYLES)
 
 def safe_html(html:str) -> str:
     "HTML without anything that runs, loads or covers something. Tags that are not in `TAGS` are shown as text."
-    html = re.sub(r'<style\b[^>]*>.*?</style\s*>', '', html, flags=re.S|re.I) # pandas brings one with each table
-    return _sanitizer.sanitize_html_tags(html)
+    without_styles = re.sub(r'<style\b[^>]*>.*?</style\s*>', '', html, flags=re.S|re.I) # pandas brings one
+    return _sanitizer.sanitize_html_tags(without_styles)
 
 def safe_outputs(outputs, # of a cell
                  markdown:bool=True # keep Markdown; False: make HTML of it
                 ) -> list: # copies
-    "What a cell has given, without scripts, widgets and other things that are more than text, tables and pictures."
+    "What a cell has given, without scripts, widgets and all else that is more than text, tables and pictures."
     kept = []
     for o in map(deepcopy, outputs):
         if 'data' in o:
             data = {k: ''.join(v) for k, v in o.data.items() if k in SHOWN}
-            if not markdown and 'text/markdown' in data: data.setdefault('text/html', markdown2html(data.pop('text/markdown')))
+            if not markdown and (text := data.pop('text/markdown', None)): data.setdefault('text/html', markdown2html(text))
             if 'text/html' in data: data['text/html'] = safe_html(data['text/html'])
             o.data = nbformat.from_dict(data)
         if o.get('data', True): kept.append(o)
     return kept
 
 # %% ../nbs/18_report.ipynb #7c0e8885
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; form-action 'none'"
+POLICY = ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; "
+          "base-uri 'none'; form-action 'none'")
 GENERATOR = '<meta name="generator" content="kdnb">' # by which a page of ours is known
 
 def page_head(policy:str=POLICY) -> str: # HTML
@@ -154,7 +157,7 @@ def _local_style(m): # a style element without what it would load
 
 def local_only(page:str # HTML of nbconvert, whose data are escaped
               ) -> str:
-    "A page without scripts and without anything that loads from elsewhere, and with a policy that forbids both. Links to click stay."
+    "A page without scripts and all that loads from elsewhere, with a policy that forbids both. Links to click stay."
     page = re.sub(r'<script\b.*?</script\s*>\s*', '', page, flags=re.S|re.I)
     page = re.sub(r'<(?:link|base|object|embed|iframe)\b[^>]*>\s*', '', page, flags=re.I)
     page = re.sub(r'<style\b.*?</style\s*>', _local_style, page, flags=re.S|re.I)
@@ -167,7 +170,8 @@ class OwnExporter(HTMLExporter):
     "nbconvert's page by the template that comes with it: not by one of the working folder, or of the user."
     def get_prefix_root_dirs(self):
         "The one folder in which templates are looked for."
-        found = [f.locate() for f in files('nbconvert') or () if str(f).endswith('nbconvert/templates/lab/index.html.j2')]
+        lab = 'nbconvert/templates/lab/index.html.j2'
+        found = [f.locate() for f in files('nbconvert') or () if str(f).endswith(lab)]
         return [str(Path(found[0]).resolve().parents[3] if found else Path(sys.prefix)/'share'/'jupyter')]
 
 def report_page(nb, # executed
@@ -175,7 +179,8 @@ def report_page(nb, # executed
                ) -> str: # HTML
     "An executed notebook as a page that can be sent to somebody: one file, which loads nothing."
     nb = deepcopy(nb)
-    for c in nb.cells: c.update({'outputs': safe_outputs(c.outputs, markdown=False)} if 'outputs' in c else {})
+    for c in nb.cells:
+        if 'outputs' in c: c.outputs = safe_outputs(c.outputs, markdown=False)
     nb.metadata['title'] = title
     exporter = OwnExporter(template_name='lab', extra_template_basedirs=[], template_data_paths=[],
                            exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True)
@@ -184,9 +189,11 @@ def report_page(nb, # executed
 # %% ../nbs/18_report.ipynb #6799e736
 def _file_names(name, nb, out):
     "The files that a report writes: notebook, page, what made them, figures."
-    figures = re.findall(r'^#\s*figure:\s*([\w-]+)', '\n'.join(c.source for c in nb.cells if c.cell_type == 'code'), re.M)
+    code = '\n'.join(c.source for c in nb.cells if c.cell_type == 'code')
+    figures = re.findall(r'^#\s*figure:\s*([\w-]+)', code, re.M)
     more = [p.name for f in figures for p in out.glob(f'{f}-*.png') if p.stem.removeprefix(f'{f}-').isdecimal()]
-    return [f'{name}.ipynb', f'{name}.html', 'run.json', f'{name}.part.ipynb', *(f'{f}.png' for f in figures), *more]
+    fixed = [f'{name}.ipynb', f'{name}.html', 'run.json', f'{name}.part.ipynb']
+    return [*fixed, *(f'{f}.png' for f in figures), *more]
 
 def is_result(folder:Path, name:str) -> bool:
     "Whether a folder without a record holds a result of this report."
@@ -200,27 +207,31 @@ def is_result(folder:Path, name:str) -> bool:
 def _record(name, nb, out, more):
     "What of a folder is ours; an error if a file that is not has the name of one that the report writes."
     record, names = FolderRecord.read(out), [*_file_names(name, nb, out), *more]
-    if not (out/NOTE).exists() and is_result(out, name): record.files.update({n: '' for n in names if (out/n).is_file()})
+    if not (out/NOTE).exists() and is_result(out, name):
+        record.files.update({n: '' for n in names if (out/n).is_file()})
     record.check(*names)
     return record
 
 def _redacted(value):
     "Notebook cells, without secrets in any of their texts."
-    if isinstance(value, dict): return type(value)({k: v if k == 'image/png' else _redacted(v) for k, v in value.items()})
+    if isinstance(value, dict):
+        return type(value)({k: v if k == 'image/png' else _redacted(v) for k, v in value.items()})
     if isinstance(value, list): return [_redacted(v) for v in value]
     return redact(value) if isinstance(value, str) else value
 
 def _put(record, result):
     "Puts the files of a result (name -> text or bytes) into their folder: all of them, or none."
     with writing(record.folder), TemporaryDirectory(dir=record.folder, prefix='.kdnb-') as stage:
-        for n, x in result.items(): write_text(Path(stage)/n, x) if isinstance(x, str) else (Path(stage)/n).write_bytes(x)
+        for n, x in result.items():
+            if isinstance(x, str): write_text(Path(stage)/n, x)
+            else: (Path(stage)/n).write_bytes(x)
         record.claim(*result)
         for n in result: os.replace(Path(stage)/n, record.folder/n)
     record.finish(*result)
 
 # %% ../nbs/18_report.ipynb #38c081d1
 def _as_written(nb):
-    "An executed notebook as it is kept: without secrets, without what papermill notes, and with safe outputs only."
+    "An executed notebook as it is kept: without secrets and papermill's notes, and with safe outputs only."
     nb = _redacted(nb)
     nb.cells = [c for c in nb.cells if c.cell_type != 'raw'] # nbdev's front matter is nothing to read
     for c in nb.cells:
@@ -236,6 +247,12 @@ def _given_up(record, name, nb, why):
     except KdnbError as e: return f'the report {name} {why}; {e}'
     return f'the report {name} {why}; the notebook as far as it came is {record.folder/part}'
 
+def _result(name, nb, parameters, minutes):
+    "The files of a result: name -> text or bytes."
+    run = dict(report=name, parameters=parameters, minutes=round(minutes, 2), machine=machine(), versions=versions())
+    made = {'run.json': json.dumps(finite(run), ensure_ascii=False, indent=1), f'{name}.ipynb': nbformat.writes(nb)}
+    return {**_figures(nb), f'{name}.html': report_page(nb, name), **made}
+
 def _own_results(out, parameters):
     "The file of numbers, where the report is told to write it beside its own files."
     path = parameters.get('results')
@@ -246,8 +263,8 @@ def run_report(name:str, # of a report
                progress:bool=False, # show a bar over its cells
                **parameters # that differ from the report's defaults
               ) -> Path: # of the HTML
-    """Runs a report through papermill: NAME.ipynb, NAME.html and PNGs in `out`, and run.json, which says what made them.
-    A result that was there stays as it is until this one is whole. Files that kdnb did not make are a `KdnbError`."""
+    """Runs a report through papermill: NAME.ipynb, NAME.html and PNGs in `out`, and run.json: what made them.
+    A result that was there stays until this one is whole. Files that kdnb did not make are a `KdnbError`."""
     known, start = report_parameters(name), time.perf_counter()
     for k in parameters: choose(k, known, f'parameter of the report {name}')
     nb, out = load_notebook_node(report_notebook(name)), make_folder(out)
@@ -258,9 +275,7 @@ def run_report(name:str, # of a report
     try: why = _execute(nb, progress)
     except KeyboardInterrupt: _given_up(record, name, nb, 'was interrupted'); raise
     if why: raise KdnbError(_given_up(record, name, nb, why))
-    nb = _as_written(nb)
-    run = dict(report=name, parameters=parameters, minutes=round((time.perf_counter() - start)/60, 2), machine=machine(), versions=versions())
-    _put(record, {**_figures(nb), f'{name}.html': report_page(nb, name), 'run.json': json.dumps(run, ensure_ascii=False, indent=1), f'{name}.ipynb': nbformat.writes(nb)})
+    _put(record, _result(name, _as_written(nb), parameters, (time.perf_counter() - start)/60))
     record.finish(*numbers)
     if f'{name}.part.ipynb' in record.files: record.delete(f'{name}.part.ipynb')
     return out/f'{name}.html'

@@ -87,7 +87,8 @@ def launch(n:int, # processes
     if STARTED in os.environ: raise KdnbError("a process that was started for a part of a model does not know of the others: torch.distributed.run gave it no RANK") # and it must not start more of them
     command = 'import sys\nfrom kdnb.cli import main\nsys.exit(main(sys.argv[1:]))'
     threads = {} if 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//n))}
-    parts = module_command('torch.distributed.run', '--standalone', '--nproc-per-node', n, '--no-python', *python_command(command, *argv))
+    how = '--standalone', '--nproc-per-node', n, '--no-python'
+    parts = module_command('torch.distributed.run', *how, *python_command(command, *argv))
     return subprocess.run(parts, env=safe_environment(**threads, **{STARTED: str(n)})).returncode
 
 def is_shard() -> bool:

@@ -70,9 +70,11 @@ class TransferSet:
         md = escape_markdown
         parts = lambda c: (c.text[:c.mention[0]], c.text[slice(*c.mention)], c.text[c.mention[1]:])
         show = lambda c: '{}**{}**{}'.format(*map(md, parts(c))) if c.mention else md(c.text)
-        items = '\n'.join(f"{i}. {show(c)} *({md(c.prompt or c.rule or 'no mention')})*" for i, c in enumerate(self.continuations, 1))
+        why = lambda c: md(c.prompt or c.rule or 'no mention')
+        items = '\n'.join(f"{i}. {show(c)} *({why(c)})*" for i, c in enumerate(self.continuations, 1))
         lost = md(', '.join(f'{n} {why}' for why, n in self.dropped.items()) or 'none')
-        return f"**{md(self.entity)}**: {len(self.continuations)} continuations from {self.tries} samples (dropped: {lost})\n\n{items}"
+        n = len(self.continuations)
+        return f"**{md(self.entity)}**: {n} continuations from {self.tries} samples (dropped: {lost})\n\n{items}"
 
 # %% ../nbs/03_transfer.ipynb #e0536a46
 def clean(text:str, # what was written

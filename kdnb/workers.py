@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tqdm.auto import tqdm
 from .files import KdnbError, locked
-from .process import load_code, package_file
+from .process import load_code, package_file, safe_environment
 from .entities import load_dataset, sample
 from .lm import load_lm, memory_free
 from .context import method_need
@@ -50,6 +50,7 @@ TRIES = 3
 
 def _ray():
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    os.environ.update(safe_environment()) # Ray's processes inherit it
     try: import ray
     except ImportError: raise KdnbError("several workers need Ray: pip install ray, or install kdnb with its extra: pip install 'kdnb[ray]'") from None
     return ray
