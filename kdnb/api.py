@@ -11,16 +11,18 @@ __all__ = ['PRICES', 'PRICES_DATED', 'KEY', 'NO_TEXT', 'REFUSED', 'OPTIONS', 'EN
 # %% ../nbs/05_api.ipynb #caf7fd48
 import email.utils, hashlib, json, logging, math, os, re, threading, time
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 import openai, tenacity
-from .files import KdnbError, append_jsonl, check_whole, choose, extra_secrets, notice, read_json, read_lines, redact, repair_jsonl
+from .files import (KdnbError, append_jsonl, check_whole, choose, extra_secrets, notice, read_json, read_lines,
+                        redact, repair_jsonl)
 from .entities import DATA, Entity, load_dataset
 from .lm import LM, load_lm
 from .transfer import whole_characters
-from .generator import PROMPTS, Draft, LMGenerator, Sampling, ask, make_transfer_set, make_transfer_sets, plan
+from .generator import (PROMPTS, Draft, LMGenerator, Sampling, ask, make_transfer_set, make_transfer_sets,
+                            plan)
 
 # %% ../nbs/05_api.ipynb #4422e1e0
 _TABLE = read_json(DATA/'prices.json', dict)
@@ -32,7 +34,7 @@ def tokens_about(text:str) -> int:
     return math.ceil((len(text) - other)/4) + other
 
 def amount(value) -> float|None:
-    "A number that can be an amount of something: finite, not negative, and not beyond belief. Of anything else, None."
+    "A number that can be an amount: finite, not negative, not beyond belief. Of anything else, None."
     if isinstance(value, bool) or not isinstance(value, (int, float)): return None
     return value if 0 <= value <= 1e12 else None # NaN is not
 
@@ -41,7 +43,8 @@ def price_of(model:str, price=None # dollars per million tokens (read, written),
     "What a model costs, by its exact name; None if nobody knows."
     if price is None: return tuple(PRICES[model]) if model in PRICES else None
     if not isinstance(price, (list, tuple)) or len(price) != 2 or None in map(amount, price):
-        raise KdnbError(f"price is {price!r}: it must be two numbers, dollars per million tokens that are read and that are written")
+        raise KdnbError(f"price is {price!r}: it must be two numbers, dollars per million tokens that are "
+                        f"read and that are written")
     return tuple(price)
 
 def cost(price, tokens_in, tokens_out): return (tokens_in*price[0] + tokens_out*price[1])/1e6 if price else 0.
@@ -51,7 +54,8 @@ def _check_reply(d):
     if not isinstance(d, dict): raise KdnbError(f'it is {type(d).__name__} and no object')
     if not isinstance(d.get('key'), str): raise KdnbError('its field key must be text')
     for k in ('texts', 'refused'):
-        if not isinstance(d.get(k), list) or not all(isinstance(t, str) for t in d[k]): raise KdnbError(f'its field {k} must be a list of texts')
+        if not isinstance(d.get(k), list) or not all(isinstance(t, str) for t in d[k]):
+            raise KdnbError(f'its field {k} must be a list of texts')
     for k in ('calls', 'tokens_in', 'tokens_out', 'cost'):
         if amount(d.get(k)) is None: raise KdnbError(f'its field {k} must be a number of at least 0')
 
@@ -68,7 +72,9 @@ class Replies:
             try:
                 if broken: raise KdnbError(broken)
                 _check_reply(d)
-            except KdnbError as e: raise KdnbError(f"{self.path}, line {i}, is no answer of a generator ({e}): it may be another file; give a new one") from None
+            except KdnbError as e:
+                raise KdnbError(f"{self.path}, line {i}, is no answer of a generator ({e}): it may be "
+                                f"another file; give a new one") from None
             self._take(d)
 
     def open(self):
@@ -96,14 +102,15 @@ KEY = 'OPENAI_API_KEY' # of the environment
 
 def _key(): return os.environ.get(KEY, '').strip()
 
-def _wrong_in_key(): # (the first character that no key has, counted from 1, or 0; their number): no frame of an error holds the key
+def _wrong_in_key(): # place (from 1) of a character that no key has, or 0; and how many there are
     return next((i for i, c in enumerate(_key(), 1) if not '!' <= c <= '~'), 0), len(_key())
 
 def read_key() -> str: # '' if there is none
-    "The key, without white space around it. One that cannot be a key is a `KdnbError`, in which it does not stand."
+    "The key, without white space around it. One that cannot be a key is a `KdnbError` without it."
     wrong, n = _wrong_in_key()
-    if wrong: raise KdnbError(f"the value of {KEY} cannot be a key, since its character {wrong} of {n} is a space, "
-                              "a control character or not ASCII: copy the key again")
+    if wrong:
+        raise KdnbError(f"the value of {KEY} cannot be a key, since its character {wrong} of {n} is a space, "
+                        "a control character or not ASCII: copy the key again")
     extra_secrets.add(_key())
     return _key()
 
@@ -121,26 +128,37 @@ _SECRETIVE = re.compile(r'key|token|secret|pass|sig|auth|code|cred', re.IGNORECA
 def _without_scheme(url): # the sentence, without what may be secret
     shown = re.sub(r'^(?:https?:)?/*', '', re.split(r'[?#]', url)[0]).rpartition('@')[2]
     host = re.match(r'(?:\[[^]]*\]|[^:/]*)', shown)[0]
-    near = re.fullmatch(r'localhost|127\..*|10\..*|192\.168\..*|0\.0\.0\.0|\[.*\]|[^.]*', host) or re.match(r':\d', shown[len(host):])
-    return KdnbError(f"base_url is {shown!r}, without http:// or https://: write {'http' if near else 'https'}://{shown}")
+    local = re.fullmatch(r'localhost|127\..*|10\..*|192\.168\..*|0\.0\.0\.0|\[.*\]|[^.]*', host)
+    near = local or re.match(r':\d', shown[len(host):])
+    return KdnbError(f"base_url is {shown!r}, without http:// or https://: write "
+                     f"{'http' if near else 'https'}://{shown}")
 
 def _keep_secrets(u): # parts of an address
-    extra_secrets.update(filter(None, (u.netloc.rpartition('@')[0], unquote(u.netloc.rpartition('@')[0]), u.password and unquote(u.password), u.password, not u.password and u.username, u.query)))
+    who = u.netloc.rpartition('@')[0]
+    extra_secrets.update((who, unquote(who), u.query))
+    extra_secrets.update(v for s in (u.password or u.username or '',) for v in (s, unquote(s)))
     extra_secrets.update(v for k, v in parse_qsl(u.query) if _SECRETIVE.search(k) or len(v) >= 16)
 
 def read_address(url:str) -> Address:
     "The address of a server as a user writes it. A `KdnbError` says how it is written right."
-    if not isinstance(url, str) or not (url := url.strip()) or any(c.isspace() or not c.isprintable() for c in url):
-        raise KdnbError("base_url is empty, no text, or holds a space or a control character: write it as http://HOST:PORT/v1")
+    url = url.strip() if isinstance(url, str) else ''
+    if not url or any(c.isspace() or not c.isprintable() for c in url):
+        raise KdnbError("base_url is empty, no text, or holds a space or a control character: write it as "
+                        "http://HOST:PORT/v1")
     if '://' not in url: raise _without_scheme(url)
     try: u, port = urlsplit(url), urlsplit(url).port # a port that is none is a ValueError
-    except ValueError: raise KdnbError("base_url cannot be read as an address: write it as http://HOST:PORT/v1") from None
+    except ValueError:
+        raise KdnbError("base_url cannot be read as an address: write it as http://HOST:PORT/v1") from None
     _keep_secrets(u)
     place = f"{u.scheme}://{u.netloc.rpartition('@')[2]}{u.path}".rstrip('/')
-    if u.scheme not in ('http', 'https') or not u.hostname or port == 0: raise KdnbError(f"base_url is {place!r}: it must start with http:// or https://, and name a host")
+    if u.scheme not in ('http', 'https') or not u.hostname or port == 0:
+        raise KdnbError(f"base_url is {place!r}: it must start with http:// or https://, and name a host")
     for end in _ENDS:
-        if place.endswith(end): raise KdnbError(f"base_url is {place!r}, and {end} is added to it: write {place.removesuffix(end)}")
-    return Address(urlunsplit((u.scheme, u.netloc, u.path, '', '')), place, dict(parse_qsl(u.query, keep_blank_values=True)))
+        if place.endswith(end):
+            raise KdnbError(f"base_url is {place!r}, and {end} is added to it: write "
+                            f"{place.removesuffix(end)}")
+    return Address(urlunsplit((u.scheme, u.netloc, u.path, '', '')), place,
+                   dict(parse_qsl(u.query, keep_blank_values=True)))
 
 # %% ../nbs/05_api.ipynb #af49dd5d
 NO_TEXT = 'no text in the answer' # why a draft is dropped
@@ -149,7 +167,8 @@ REFUSED = 'refused by the generator'
 def server_words(value, deep:int=5) -> str:
     "What a server says is wrong, wherever in its JSON it says so."
     if isinstance(value, str): return whole_characters(value).strip()
-    if deep and isinstance(value, list): return '; '.join(filter(None, (server_words(v, deep - 1) for v in value[:5])))
+    if deep and isinstance(value, list):
+        return '; '.join(filter(None, (server_words(v, deep - 1) for v in value[:5])))
     if not deep or not isinstance(value, dict): return ''
     loc = value.get('loc')
     where = f'{loc[-1]}: ' if isinstance(loc, list) and loc else ''
@@ -159,13 +178,15 @@ def server_words(value, deep:int=5) -> str:
 
 def _text_of(content): # of a message: text, or a list of parts; None if there is nothing
     if isinstance(content, list):
-        parts = [p if isinstance(p, str) else p.get('text') for p in content if isinstance(p, str) or isinstance(p, dict) and p.get('type', 'text') in ('text', 'output_text')]
+        parts = [p if isinstance(p, str) else p.get('text') for p in content if isinstance(p, str)
+                 or isinstance(p, dict) and p.get('type', 'text') in ('text', 'output_text')]
         content = ''.join(p for p in parts if isinstance(p, str))
     return whole_characters(content) if isinstance(content, str) and content.strip() else None
 
 def _refuses(choice, message):
-    parts = message.get('content')
-    return choice.get('finish_reason') == 'content_filter' or bool(message.get('refusal')) or isinstance(parts, list) and any(isinstance(p, dict) and p.get('type') == 'refusal' for p in parts)
+    parts = message.get('content') if isinstance(message.get('content'), list) else []
+    refusal = message.get('refusal') or any(isinstance(p, dict) and p.get('type') == 'refusal' for p in parts)
+    return choice.get('finish_reason') == 'content_filter' or bool(refusal)
 
 def _choice(c, chat): # (text or None, what is wrong)
     if not isinstance(c, dict): return None, f'a choice is {_kind(c)}'
@@ -173,23 +194,32 @@ def _choice(c, chat): # (text or None, what is wrong)
     if not isinstance(m, dict): return None, f'a message is {_kind(m)}'
     if _refuses(c, m): return None, REFUSED
     text = _text_of(m.get('content' if chat else 'text'))
-    return text, '' if text else NO_TEXT + (', which ended at the limit of tokens' if c.get('finish_reason') == 'length' else '')
+    if text: return text, ''
+    cut = c.get('finish_reason') == 'length'
+    return None, NO_TEXT + (', which ended at the limit of tokens' if cut else '')
 
-def _kind(value): return {dict: 'an object', list: 'a list', str: 'a text', type(None): 'missing'}.get(type(value), f'a {type(value).__name__}')
+def _kind(value):
+    names = {dict: 'an object', list: 'a list', str: 'a text', type(None): 'missing'}
+    return names.get(type(value), f'a {type(value).__name__}')
+
+_WRITTEN = ('content', 'text', 'reasoning_content', 'reasoning', 'thinking')
 
 def _written(choices): # all that was written, thoughts as well
-    out = []
-    for c in choices if isinstance(choices, list) else ():
-        m = c.get('message', c) if isinstance(c, dict) else None
-        out += [_text_of(m.get(k)) or '' for k in ('content', 'text', 'reasoning_content', 'reasoning', 'thinking')] if isinstance(m, dict) else []
-    return ''.join(out)
+    choices = choices if isinstance(choices, list) else []
+    messages = [c.get('message', c) for c in choices if isinstance(c, dict)]
+    return ''.join(_text_of(m.get(k)) or '' for m in messages if isinstance(m, dict) for k in _WRITTEN)
+
+_USAGE = (('prompt_tokens', 'input_tokens'), ('completion_tokens', 'output_tokens'), ('total_tokens',))
 
 def tokens_used(value:dict, asked:str) -> tuple: # tokens read, tokens written
     "What an answer says it used; what it does not say, or not as a number, is estimated."
     usage = value.get('usage') if isinstance(value.get('usage'), dict) else {}
-    read, written, total = (next((amount(usage[k]) for k in ks if k in usage), None) for ks in (('prompt_tokens', 'input_tokens'), ('completion_tokens', 'output_tokens'), ('total_tokens',)))
-    if read is None: read = total - written if total is not None and written is not None and total >= written else tokens_about(asked)
-    if written is None: written = total - read if total is not None and total >= read else tokens_about(_written(value.get('choices')))
+    read, written, total = (next((amount(usage[k]) for k in names if k in usage), None) for names in _USAGE)
+    rest = lambda part: total - part if total is not None and part is not None and total >= part else None
+    if read is None: read = rest(written)
+    if read is None: read = tokens_about(asked)
+    if written is None: written = rest(read)
+    if written is None: written = tokens_about(_written(value.get('choices')))
     return int(read), int(written)
 
 # %% ../nbs/05_api.ipynb #d05eafaf
@@ -210,24 +240,31 @@ def _status(value): # of an error in the words of HTTP, or 0
     return next((int(c) for c in codes if not isinstance(c, bool) and re.fullmatch(r'[1-5]\d\d', str(c))), 0)
 
 def _unreadable(said, asked): # a text that is no JSON
-    if said.lstrip().startswith('<'): return Answer(billed=False, fault='a page (HTML) and no JSON', kind='page')
+    if said.lstrip().startswith('<'):
+        return Answer(billed=False, fault='a page (HTML) and no JSON', kind='page')
     begun = said.lstrip().startswith('{') # and cut off
-    return Answer(tokens=(tokens_about(asked), tokens_about(said)) if begun else (0, 0), billed=begun, fault='an answer that is no JSON', kind='empty' if begun else 'passing')
+    return Answer(tokens=(tokens_about(asked), tokens_about(said)) if begun else (0, 0), billed=begun,
+                  fault='an answer that is no JSON', kind='empty' if begun else 'passing')
 
 def read_answer(body:bytes, chat:bool, asked:str) -> Answer:
     "The texts of an answer, and what has to be paid for it, whatever the answer is."
     said = body.decode('utf-8', 'replace')
     try: value = json.loads(said)
     except (ValueError, RecursionError): return _unreadable(said, asked)
-    if not isinstance(value, dict): return Answer(billed=False, fault=f'an answer that is {_kind(value)} and no object', kind='empty')
+    if not isinstance(value, dict):
+        return Answer(billed=False, fault=f'an answer that is {_kind(value)} and no object', kind='empty')
     choices = value.get('choices')
     found = [_choice(c, chat) for c in choices] if isinstance(choices, list) else []
     texts, wrong = [t for t, _ in found if t], [w for t, w in found if not t]
-    if texts or REFUSED in wrong: return Answer(texts, [w if w == REFUSED else NO_TEXT for w in wrong], tokens_used(value, asked))
+    if texts or REFUSED in wrong:
+        return Answer(texts, [w if w == REFUSED else NO_TEXT for w in wrong], tokens_used(value, asked))
     billed = choices is not None or bool(value.get('usage'))
-    out = Answer([], [], tokens_used(value, asked) if billed else (0, 0), billed)
-    if (words := server_words(value)) and (value.get('error') or choices is None): out.fault, out.kind, out.status = words, 'error', _status(value)
-    else: out.fault, out.kind = next(iter(wrong), NO_TEXT if choices == [] else f'choices is {_kind(choices)}'), 'empty'
+    out = Answer([], [], tokens_used(value, asked) if billed else (0, 0), billed, kind='empty')
+    words = server_words(value)
+    if words and (value.get('error') or choices is None):
+        out.fault, out.kind, out.status = words, 'error', _status(value)
+    elif wrong: out.fault = wrong[0]
+    else: out.fault = NO_TEXT if choices == [] else f'choices is {_kind(choices)}'
     return out
 
 # %% ../nbs/05_api.ipynb #92892345
@@ -236,22 +273,27 @@ class _Page(_Passing): "A page where an answer should be."
 class _NoText(_Passing): "An answer that has to be paid for, without a text."
 class _Refused(Exception):
     "An error that came with the status 200."
-    def __init__(self, answer): super().__init__(answer.fault); self.status_code, self.body = answer.status, answer.fault
+    def __init__(self, answer):
+        super().__init__(answer.fault)
+        self.status_code, self.body = answer.status, answer.fault
 
-_PASSING = (_Passing, openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError, openai.APIResponseValidationError, json.JSONDecodeError)
+_PASSING = (_Passing, openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError,
+            openai.ConflictError, openai.APIResponseValidationError, json.JSONDecodeError)
 
 _PATIENCE = 300 # seconds; who asks for a longer pause than that has another kind of fault
 
 def raise_fault(answer:Answer):
     "Raises what is wrong with an answer, if something is."
     if not answer.fault: return
-    if answer.kind == 'error' and not (answer.status in (408, 409, 429) or answer.status >= 500): raise _Refused(answer)
+    if answer.kind == 'error' and not (answer.status in (408, 409, 429) or answer.status >= 500):
+        raise _Refused(answer)
     raise {'page': _Page, 'empty': _NoText}.get(answer.kind, _Passing)(answer.fault)
 
 def _code(err): return str(getattr(err, 'code', '') or '')
 
 def _passes(err):
-    return (isinstance(err, _PASSING) or getattr(err, 'status_code', 0) == 408) and _code(err) != 'insufficient_quota' and _retry_after(err) <= _PATIENCE
+    kind = isinstance(err, _PASSING) or getattr(err, 'status_code', 0) == 408
+    return kind and _code(err) != 'insufficient_quota' and _retry_after(err) <= _PATIENCE
 
 def _retry_after(err) -> float: # seconds; 0 if the server says nothing that can be meant
     headers = getattr(getattr(err, 'response', None), 'headers', {})
@@ -265,34 +307,47 @@ def seconds_to_wait(value:str) -> float: # 0 if it is neither a number of second
         except (TypeError, ValueError, OverflowError, OSError): wait = 0.
     return max(wait, 0.) if math.isfinite(wait) else 0.
 
+_NO_JSON = (json.JSONDecodeError, openai.APIResponseValidationError)
+
 def _said(err) -> str: # in a few words
     "What went wrong."
     if isinstance(err, openai.APITimeoutError): return 'no answer in time'
-    if isinstance(err, openai.APIConnectionError): return f'no connection ({type(err.__cause__).__name__}: {err.__cause__})' if err.__cause__ else 'no connection'
-    if not isinstance(err, (openai.APIStatusError, _Refused)): return 'an answer that is no JSON' if isinstance(err, (json.JSONDecodeError, openai.APIResponseValidationError)) else str(err)
+    if isinstance(err, openai.APIConnectionError):
+        why = err.__cause__
+        return f'no connection ({type(why).__name__}: {why})' if why else 'no connection'
+    if isinstance(err, _NO_JSON): return 'an answer that is no JSON'
+    if not isinstance(err, (openai.APIStatusError, _Refused)): return str(err)
     words = server_words(err.body) or getattr(err, 'message', '')
     if words.lstrip().startswith('<'): words = 'a page (HTML)'
     return f'{err.status_code}: {words}' if err.status_code else words
 
 # %% ../nbs/05_api.ipynb #65d903d3
-OPTIONS = {'temperature': '--temperature', 'top_p': '--top-p', 'n': '--n', 'max_tokens': '--max-new-tokens', 'max_completion_tokens': '--max-new-tokens', 'seed': '--seed'} # a setting of a call -> the option that helps
+OPTIONS = { # a setting of a call -> the option that helps
+    'temperature': '--temperature', 'top_p': '--top-p', 'n': '--n', 'max_tokens': '--max-new-tokens',
+    'max_completion_tokens': '--max-new-tokens', 'seed': '--seed'}
+_SETTING = {k: re.compile(rf'(?<!\w){k}(?!\w)') for k in OPTIONS} | { # n is a letter of other words, too
+    'n': re.compile(r"""(?<!\w)(['"`])n\1(?!\w)|(?<![\w'])n(?=\s*(?:>|=|must|should|is|:|not)\W?)""")}
+
+def _named(body): # the settings that a server names in fields of their own
+    error = body.get('error', body) if isinstance(body, dict) else body
+    details = error.get('detail') if isinstance(error, dict) else error
+    places = [d.get('loc') for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+    named = [error.get('param')] if isinstance(error, dict) else []
+    return [k for k in named + [p[-1] for p in places if isinstance(p, list) and p] if isinstance(k, str)]
 
 def blamed(body, sent # the settings of the call
           ) -> str: # one of `sent`, or ''
     "The setting that a server complains of."
-    error = body.get('error', body) if isinstance(body, dict) else body
-    named = [error.get('param')] if isinstance(error, dict) else []
-    details = error.get('detail') if isinstance(error, dict) else error
-    named += [d['loc'][-1] for d in details if isinstance(d, dict) and isinstance(d.get('loc'), list) and d['loc']] if isinstance(details, list) else []
-    for k in named:
-        if isinstance(k, str) and k in sent: return k
-    pattern = lambda k: r"(?<!\w)['\"`]n['\"`](?!\w)|(?<![\w'])n(?=\s*(?:>|=|must|should|is|:|not)\W?)" if k == 'n' else rf'(?<!\w){k}(?!\w)'
-    found = [(m.start(), k) for k in sent if (m := re.search(pattern(k), server_words(body)))]
+    if known := [k for k in _named(body) if k in sent]: return known[0]
+    words = server_words(body)
+    found = [(m.start(), k) for k in sent if (m := _SETTING[k].search(words))]
     return min(found)[1] if found else ''
 
-def adapted(body, sent:dict) -> tuple|None: # a setting that was sent, and the name that it has instead; '' if it is left out
+def adapted(body, sent:dict # the settings of the call
+           ) -> tuple|None: # one of them, and the name that it has instead; '' if it is left out
     "How a call that was refused can be sent so that it means the same."
-    if 'max_tokens' in sent and 'max_completion_tokens' in f"{server_words(body)} {blamed(body, ['max_completion_tokens'])}": return 'max_tokens', 'max_completion_tokens'
+    other = 'max_completion_tokens'
+    if 'max_tokens' in sent and blamed(body, [other]): return 'max_tokens', other
     k = blamed(body, sent)
     if k in ('seed', 'n') or k in ('temperature', 'top_p') and sent[k] == 1: return k, ''
 
@@ -307,8 +362,11 @@ class _Discreet(logging.Filter):
 _DISCREET = _Discreet()
 
 def _client(key, address, timeout):
-    try: client = openai.OpenAI(api_key=key or 'none', base_url=address.url, default_query=address.query or None, timeout=timeout, max_retries=0)
-    except Exception as e: raise KdnbError(f"cannot call {address.place} ({type(e).__name__}): check the address") from None
+    try:
+        client = openai.OpenAI(api_key=key or 'none', base_url=address.url,
+                               default_query=address.query or None, timeout=timeout, max_retries=0)
+    except Exception as e:
+        raise KdnbError(f"cannot call {address.place} ({type(e).__name__}): check the address") from None
     for name in list(logging.root.manager.loggerDict):
         if re.match(r'(openai|httpx2?|httpcore2?)(\.|$)', name): logging.getLogger(name).addFilter(_DISCREET)
     return client
@@ -318,7 +376,8 @@ class Server:
     def __init__(self, model:str, base_url:str|None, chat:bool, timeout:float): # seconds
         key, url = read_key(), base_url or os.environ.get('OPENAI_BASE_URL')
         address = read_address(url) if url else Address()
-        self.model, self.chat, self.own, self.has_key, self.place = model, chat, bool(url), bool(key), address.place
+        self.model, self.chat, self.place = model, chat, address.place
+        self.own, self.has_key = bool(url), bool(key)
         self._client, self._lock = _client(key, address, timeout), threading.Lock()
         self.names = {} # a setting -> its name here; '' if it is left out
         self.met, self.right = False, False # somebody has answered, and has spoken this API
@@ -330,31 +389,35 @@ class Server:
 
     def settings(self, n:int, how:Sampling, seed:int) -> dict:
         "The settings of a call, as this server takes them."
-        out = dict(n=n, temperature=how.temperature, top_p=how.top_p, max_tokens=how.max_new_tokens, seed=seed)
+        out = dict(n=n, temperature=how.temperature, top_p=how.top_p, max_tokens=how.max_new_tokens,
+                   seed=seed)
         return {self.names.get(k, k): v for k, v in out.items() if self.names.get(k, k)}
 
     def _adapt(self, err, sent):
         change = adapted(err.body, sent)
         if not change: return False
         with self._lock:
-            if self.names.get(change[0]) != change[1]:
-                self.names[change[0]] = change[1]
-                notice(f"{self.place} refuses a call ({' '.join(_said(err).split())[:200]}); from now on: {self.changes[-1] if len(self.names) == 1 else ', '.join(self.changes)}")
+            new, self.names[change[0]] = self.names.get(change[0]) != change[1], change[1]
+        said = ' '.join(_said(err).split())[:200]
+        if new: notice(f"{self.place} refuses a call ({said}); from now on: {', '.join(self.changes)}")
         return True
 
-    def send(self, text:str, n:int, how:Sampling, seed:int) -> tuple: # the answer, and how many calls were refused before it
+    def send(self, text:str, n:int, how:Sampling, seed:int
+            ) -> tuple: # the answer, and how many calls were refused before it
         "One question; again, if only the form of a setting was wrong."
         for refused in range(len(OPTIONS) + 1):
             sent = self.settings(n, how, seed)
             try: return self._post(text, sent), refused
             except (openai.BadRequestError, openai.UnprocessableEntityError) as err:
                 self.met = self.right = True
-                if _code(err) == 'content_filter': return Answer(refused=[REFUSED]*n, tokens=(tokens_about(text), 0)), refused
+                blocked = Answer(refused=[REFUSED]*n, tokens=(tokens_about(text), 0))
+                if _code(err) == 'content_filter': return blocked, refused
                 if refused == len(OPTIONS) or not self._adapt(err, sent): raise
 
     def _post(self, text, sent):
-        create = (self._client.chat.completions if self.chat else self._client.completions).with_raw_response.create
-        response = create(model=self.model, **({'messages': [dict(role='user', content=text)]} if self.chat else {'prompt': text}), **sent)
+        what = {'messages': [dict(role='user', content=text)]} if self.chat else {'prompt': text}
+        api = self._client.chat.completions if self.chat else self._client.completions
+        response = api.with_raw_response.create(model=self.model, **what, **sent)
         answer = read_answer(response.http_response.content, self.chat, text)
         self.met, self.right = True, self.right or answer.kind != 'page'
         return answer
@@ -365,23 +428,38 @@ def _with_v1(server): # advice for an address that may lack it
     return f"; the address may lack /v1, so try --base-url {server.place}/v1" if lacks else ''
 
 def _of_status(status, server, said): # a sentence for a status of HTTP, or ''
-    key = f"does not accept the key in {KEY} ({said}): set the right one." if server.has_key else f"wants a key ({said}): set {KEY}."
-    nothing = f"has no model {server.model!r}, or no endpoint for {'chat' if server.chat else 'completions'} ({said}): check the name and the address{_with_v1(server)}."
-    return {401: key, 403: key, 404: nothing, 405: nothing, 402: f"asks for money ({said}): pay, or use another server."}.get(status, '')
+    wrong_key = f"does not accept the key in {KEY} ({said}): set the right one."
+    key = wrong_key if server.has_key else f"wants a key ({said}): set {KEY}."
+    endpoint = 'chat' if server.chat else 'completions'
+    nothing = (f"has no model {server.model!r}, or no endpoint for {endpoint} ({said}): check the name and "
+               f"the address{_with_v1(server)}.")
+    money = f"asks for money ({said}): pay, or use another server."
+    return {401: key, 403: key, 404: nothing, 405: nothing, 402: money}.get(status, '')
+
+def _again_and_again(err, place, said, tries): # the sentence for a fault that passed at no try
+    if isinstance(err, _NoText):
+        thinks = 'limit of tokens' in said
+        helps = ('give more --max-new-tokens, since thinking may use them up' if thinks else
+                 'use another model, or another --endpoint')
+        return (f"{place} gave no text, {tries} times one after the other (the last time: {said}), and may "
+                f"want money for it: {helps}.")
+    later = "try again later, with a lower concurrency or a longer timeout."
+    helps = "check the address, and whether the server runs." if said.startswith('no connection') else later
+    return f"{place} failed {tries} times one after the other (the last time: {said}): {helps}"
 
 def lasting(err:Exception, server:Server, tries:int) -> str: # a sentence
     "What a fault that lasts means, and what helps."
-    said, status, place = redact(' '.join(_said(err).split()))[:200], getattr(err, 'status_code', 0), server.place
-    if sentence := _of_status(status, server, said): return f'{place} {sentence}'
+    said, place = redact(' '.join(_said(err).split()))[:200], server.place
+    if sentence := _of_status(getattr(err, 'status_code', 0), server, said): return f'{place} {sentence}'
     if _code(err) == 'insufficient_quota': return f"the account at {place} is used up ({said})."
-    if _retry_after(err) > _PATIENCE: return f"{place} asks for a pause of {_retry_after(err):.0f} s ({said}): go on then."
-    if isinstance(err, _Page): return f"{place} answers with a page (HTML) and not as an API: check the address{_with_v1(server)}."
-    if isinstance(err, _NoText):
-        helps = 'give more --max-new-tokens, since thinking may use them up' if 'limit of tokens' in said else 'use another model, or another --endpoint'
-        return f"{place} gave no text, {tries} times one after the other (the last time: {said}), and may want money for it: {helps}."
-    if _passes(err): return f"{place} failed {tries} times one after the other (the last time: {said}): " + ("check the address, and whether the server runs." if said.startswith('no connection') else "try again later, with a lower concurrency or a longer timeout.")
+    if _retry_after(err) > _PATIENCE:
+        return f"{place} asks for a pause of {_retry_after(err):.0f} s ({said}): go on then."
+    if isinstance(err, _Page):
+        return f"{place} answers with a page (HTML) and not as an API: check the address{_with_v1(server)}."
+    if _passes(err): return _again_and_again(err, place, said, tries)
     wrong = blamed(getattr(err, 'body', None), OPTIONS)
-    return f"{place} does not understand the call ({said}): " + (f"change {OPTIONS[wrong]}" if wrong else "change the setting it names") + ", or use another model."
+    change = f"change {OPTIONS[wrong]}" if wrong else "change the setting it names"
+    return f"{place} does not understand the call ({said}): {change}, or use another model."
 
 # %% ../nbs/05_api.ipynb #fd453ed9
 class Budget:
@@ -412,10 +490,17 @@ ENDPOINTS = ('chat', 'completions')
 EMPTY_TRIES = 3 # calls without a text before none is expected any more
 
 def _check_number(value, name, least, most):
-    if amount(value) is None or not least <= value <= most: raise KdnbError(f"{name} is {value!r}: it must be a number from {least} to {most}")
+    if amount(value) is None or not least <= value <= most:
+        raise KdnbError(f"{name} is {value!r}: it must be a number from {least} to {most}")
+
+def _check_budget(model, budget, price):
+    if budget is not None: _check_number(budget, 'budget', 0, 1e9)
+    if budget is None or price is not None: return price
+    raise KdnbError(f"a budget needs a price, and none is known for {model!r}: give it, in dollars per "
+                    "million tokens that are read and that are written")
 
 class APIGenerator:
-    "A model behind the OpenAI API as the generator (paper, section 3; its GPT-3.5 sets: the prompt `paper`, n 15 in one call, T 0.9, top_p 1, 256 tokens)."
+    "A model behind the OpenAI API as the generator; by default as the paper's GPT-3.5 (section 3)."
     defaults = dict(prompts=('paper',), n=15, temperature=.9, top_p=1., max_new_tokens=256, rounds=3)
     unit = 'calls' # that are counted
 
@@ -423,38 +508,46 @@ class APIGenerator:
                  replies:str|Path|None=None, # file in which answers are kept; None: in memory
                  endpoint:str='chat', # one of `ENDPOINTS`
                  concurrency:int=8, # calls at a time
-                 timeout:float=60., tries:int=8, # seconds that a call may be silent, and calls before a fault counts as lasting
+                 timeout:float=60., # seconds that a call may be silent
+                 tries:int=8, # calls before a fault counts as lasting
                  wait:tuple=(1., 60.), # seconds before the second call, and at most
                  budget:float|None=None, # dollars that all answers in `replies` together may cost
                  price=None): # dollars per million tokens (read, written); None: from `PRICES`
         choose(endpoint, ENDPOINTS, 'endpoint')
-        for k, v in (('concurrency', concurrency), ('tries', tries)): _check_number(check_whole(v, k, 1), k, 1, 1000)
-        _check_number(timeout, 'timeout', .001, 86400)
-        for v in wait: _check_number(v, 'wait', 0, 86400)
-        self.price = price_of(model, price)
-        if budget is not None:
-            _check_number(budget, 'budget', 0, 1e9)
-            if self.price is None: raise KdnbError(f"a budget needs a price, and none is known for {model!r}: give it, in dollars per million tokens that are read and that are written")
-        self.model, self.endpoint, self.chat, self.name = model, endpoint, endpoint == 'chat', f'openai:{model}'
-        self.concurrency, self.tries, self.wait, self.identity = concurrency, tries, wait, dict(generator=self.name, endpoint=endpoint)
+        for k, v in (('concurrency', concurrency), ('tries', tries)):
+            _check_number(check_whole(v, k, 1), k, 1, 1000)
+        for k, v in (('timeout', timeout), ('wait', wait[0]), ('wait', wait[1])):
+            _check_number(v, k, .001, 86400)
+        self.price = _check_budget(model, budget, price_of(model, price))
+        self.model, self.endpoint, self.name = model, endpoint, f'openai:{model}'
+        self.chat = endpoint == 'chat'
+        self.concurrency, self.tries, self.wait = concurrency, tries, wait
+        self.identity = dict(generator=self.name, endpoint=endpoint)
         self.server, self.replies = Server(model, base_url, self.chat, timeout), Replies(replies)
-        self.files, self.budget = (replies,) if replies else (), Budget(budget, lambda: self.replies.total['cost'])
+        self.files = (replies,) if replies else () # that it writes itself
+        self.budget = Budget(budget, lambda: self.replies.total['cost'])
         self.stop, self.error, self.single = threading.Event(), None, False # single: one text a call
         self._used, self._pool, self._counts = {}, ThreadPoolExecutor(concurrency), threading.Lock()
 
     @property
     def about(self) -> dict:
         "What is noted in a set besides what decides whether it is the same."
-        return dict(place=self.server.place, **({'changes': self.server.changes} if self.server.changes else {}))
+        return dict(place=self.server.place,
+                    **({'changes': self.server.changes} if self.server.changes else {}))
 
     def begin(self, prompts:dict, spend:bool):
         "Before the first set: can it be made? With `spend`, the file of the answers is made ready."
         self.error = None
         self.stop.clear()
         for n, p in prompts.items():
-            if self.chat and not p.chat: raise KdnbError(f"the prompt {n!r} is for models that go on with a text, and a chat cannot be made to start with given words: use the endpoint completions, or one of {', '.join(repr(k) for k, v in PROMPTS.items() if v.chat)}")
+            if self.chat and not p.chat:
+                raise KdnbError(f"the prompt {n!r} is for models that go on with a text, and a chat cannot "
+                                f"be made to start with given words: use the endpoint completions, or one "
+                                f"of {', '.join(repr(k) for k, v in PROMPTS.items() if v.chat)}")
         if not spend: return
-        if not self.server.has_key and not self.server.own: raise KdnbError(f"no key: set the environment variable {KEY}, or give the address of a server of your own (base_url)")
+        if not self.server.has_key and not self.server.own:
+            raise KdnbError(f"no key: set the environment variable {KEY}, or give the address of a server "
+                            f"of your own (base_url)")
         self.replies.open()
 
     def _count(self, spent, **k): # a Counter that several calls count in
@@ -462,7 +555,8 @@ class APIGenerator:
 
     def _stopped(self, sentence=''): # the error, of which the first counts
         n = self.replies.total['calls']
-        self.error = self.error or KdnbError(f"{sentence or 'stopped.'}{f' {n} answers are kept, and the same command goes on.' if n else ''}")
+        kept = f' {n} answers are kept, and the same command goes on.' if n else ''
+        self.error = self.error or KdnbError(f"{sentence or 'stopped.'}{kept}")
         self.stop.set()
         return self.error
 
@@ -472,15 +566,21 @@ class APIGenerator:
         if self.stop.is_set():
             if fits: self.budget.put_back(worst)
             raise self._stopped()
-        if not fits: raise self._stopped(f"the budget of ${self.budget.dollars:g} is used up: ${self.replies.total['cost']:.4f} are spent, and the next call could cost ${worst:.4f}. Give more.")
+        if not fits:
+            raise self._stopped(f"the budget of ${self.budget.dollars:g} is used up: "
+                                f"${self.replies.total['cost']:.4f} are spent, and the next call could cost "
+                                f"${worst:.4f}. Give more.")
         return worst
+
+    def _seed(self, how, key):
+        text = f'{how.seed} {key} {len(self.replies.by[key])}'
+        return int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)
 
     def _try(self, key, text, n, how, spent):
         "One call. What has to be paid is on the disk before anything else is done with it."
         worst, start = self._set_aside(text, n, how), time.perf_counter()
         try:
-            seed = int(hashlib.sha256(f'{how.seed} {key} {len(self.replies.by[key])}'.encode()).hexdigest()[:7], 16)
-            answer, before = self.server.send(text, n, how, seed)
+            answer, before = self.server.send(text, n, how, self._seed(how, key))
             if before: self._count(spent, failed=before)
             if answer.billed: self._keep(key, answer, spent, time.perf_counter() - start)
         finally: self.budget.put_back(worst)
@@ -490,7 +590,8 @@ class APIGenerator:
     def _keep(self, key, answer, spent, seconds):
         tokens = dict(zip(('tokens_in', 'tokens_out'), answer.tokens))
         got = dict(calls=1, **tokens, cost=cost(self.price, *answer.tokens))
-        self.replies.add(key=key, texts=answer.texts, refused=answer.refused, **got, seconds=round(seconds, 2), when=int(time.time()))
+        self.replies.add(key=key, texts=answer.texts, refused=answer.refused, **got,
+                         seconds=round(seconds, 2), when=int(time.time()))
         self._count(spent, **got)
 
     def _lasts(self, state): # for tenacity: it is no use to try again
@@ -507,7 +608,8 @@ class APIGenerator:
     def _call(self, key, text, n, how, spent):
         "Asks for `n` texts until some come, and keeps what comes."
         stop = tenacity.stop_after_attempt(self.tries) | self._lasts | tenacity.stop_when_event_set(self.stop)
-        again = tenacity.Retrying(stop=stop, wait=self._wait, sleep=self.stop.wait, retry=tenacity.retry_if_exception(_passes), reraise=True,
+        again = tenacity.Retrying(stop=stop, wait=self._wait, sleep=self.stop.wait,
+                                  retry=tenacity.retry_if_exception(_passes), reraise=True,
                                   after=lambda state: self._count(spent, failed=1))
         try: again(self._try, key, text, n, how, spent)
         except KdnbError as err: # a full disk, or the budget
@@ -515,43 +617,67 @@ class APIGenerator:
             raise self._stopped() from None
         except Exception as err:
             if self.stop.is_set(): raise self._stopped() from None
-            if isinstance(err, _NoText) and any(t for found in list(self.replies.by.values()) for t, _ in found): return self.replies.forgo(key, n, NO_TEXT)
+            if isinstance(err, _NoText) and self._has_text(): return self.replies.forgo(key, n, NO_TEXT)
             raise self._stopped(lasting(err, self.server, again.statistics['attempt_number'])) from None
+
+    def _has_text(self): return any(t for found in list(self.replies.by.values()) for t, _ in found)
+
+    def _key(self, prompt, text, how):
+        sampling = [how.temperature, how.top_p, how.max_new_tokens, how.seed]
+        asked = json.dumps([self.model, self.endpoint, prompt, text, *sampling])
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
     def _asks(self, entity, prompts, want, how):
         "What is to be asked: key -> name of the prompt, text, start, and how many texts are wanted."
         out = {}
         for name, p in prompts.items():
-            forms = list(dict.fromkeys(ask(p, entity, i, self.chat)[0 if self.chat else slice(None)] for i in range(len(p.vary)*len(p.starts)))) # the different ones
-            for i, form in enumerate(forms[:want[name]]):
-                text, start = (form, '') if self.chat else form
-                key = hashlib.sha256(json.dumps([self.model, self.endpoint, name, text, how.temperature, how.top_p, how.max_new_tokens, how.seed]).encode()).hexdigest()[:16]
-                out[key] = name, text, start, want[name]//len(forms) + (i < want[name] % len(forms))
+            forms = [ask(p, entity, i, self.chat) for i in range(len(p.vary)*len(p.starts))]
+            if self.chat: forms = [(text, '') for text, _ in forms]
+            forms = list(dict.fromkeys(forms)) # the different ones
+            for i, (text, start) in enumerate(forms[:want[name]]):
+                n = want[name]//len(forms) + (i < want[name] % len(forms))
+                out[self._key(name, text, how)] = name, text, start, n
         return out
 
-    def write(self, entity:Entity, prompts:dict, want:dict, r:int, how:Sampling, spent:Counter) -> list: # of `Draft`
+    def write(self, entity:Entity, prompts:dict, want:dict, r:int, how:Sampling, spent:Counter
+             ) -> list: # of `Draft`
         "The drafts of round `r`: as many as are wanted, those from the file first."
         if r == 0: self._used[entity.key] = Counter()
         used, asks, out = self._used[entity.key], self._asks(entity, prompts, want, how), []
         for _ in range(2 + how.n): # a server that brings fewer texts than it is asked for is asked again
             lacks = {key: n + used[key] - len(self.replies.by[key]) for key, (*_, n) in asks.items()}
-            calls = [(key, asks[key][1], k) for key, n in lacks.items() if n > 0 for k in ([1]*n if self.single else [n])]
+            calls = [(key, k) for key, n in lacks.items() if n > 0 for k in ([1]*n if self.single else [n])]
             if not calls: break
-            try:
-                for f in as_completed([self._pool.submit(self._call, key, text, k, how, spent) for key, text, k in calls]): f.result()
-            except BaseException: self.stop.set(); raise # calls that wait for their turn are not begun any more
+            self._call_all([(key, asks[key][1], k, how, spent) for key, k in calls])
         for key, (name, _, start, n) in asks.items():
-            for t, why in self.replies.by[key][used[key]:used[key]+n]: out.append(Draft(name, start, t or '', why, self.chat)); used[key] += 1
+            for t, why in self.replies.by[key][used[key]:used[key]+n]:
+                out.append(Draft(name, start, t or '', why, self.chat))
+                used[key] += 1
         return out
 
-    def plan(self, entity:Entity, prompts:dict, want:dict, how:Sampling) -> dict: # calls, tokens_in, tokens_out, cost
+    def _call_all(self, calls):
+        work = [self._pool.submit(self._call, *c) for c in calls]
+        try:
+            for f in as_completed(work): f.result()
+        except BaseException: # no call is begun any more, and what is under way is waited for and kept
+            self.stop.set()
+            for f in work: f.cancel()
+            wait(work)
+            raise
+
+    def plan(self, entity:Entity, prompts:dict, want:dict, how:Sampling
+            ) -> dict: # calls, tokens_in, tokens_out, cost
         "What a set takes, if every text is kept; those that are there already cost nothing."
-        calls = [(text, n - len(self.replies.by[key])) for key, (_, text, _, n) in self._asks(entity, prompts, want, how).items() if n > len(self.replies.by[key])]
+        asks = self._asks(entity, prompts, want, how)
+        calls = [(text, n - len(self.replies.by[key])) for key, (_, text, _, n) in asks.items()]
+        calls = [(text, n) for text, n in calls if n > 0]
         tokens = sum(tokens_about(t) for t, _ in calls), sum(n for _, n in calls)*how.max_new_tokens
-        return dict(calls=len(calls), tokens_in=tokens[0], tokens_out=tokens[1], cost=cost(self.price, *tokens))
+        dollars = cost(self.price, *tokens)
+        return dict(calls=len(calls), tokens_in=tokens[0], tokens_out=tokens[1], cost=dollars)
 
 # %% ../nbs/05_api.ipynb #25b0b596
-GENERATORS = {'self': 'the base LM itself', 'lm': 'another language model on this machine, as lm:NAME', 'openai': 'a model behind the OpenAI API, as openai:MODEL'}
+GENERATORS = {'self': 'the base LM itself', 'lm': 'another language model on this machine, as lm:NAME',
+              'openai': 'a model behind the OpenAI API, as openai:MODEL'}
 
 def make_generator(spec:str, # 'self', 'lm:NAME' or 'openai:MODEL'
                    lm=None, # for 'self': the base LM, or a function that loads it
@@ -560,6 +686,7 @@ def make_generator(spec:str, # 'self', 'lm:NAME' or 'openai:MODEL'
                   ):
     "A generator by its name."
     kind, _, name = spec.partition(':')
-    if choose(kind, GENERATORS, 'generator') == 'self' and name or kind != 'self' and not name: raise KdnbError(f"the generator {spec!r} is not complete: choose self, lm:NAME or openai:MODEL")
+    if choose(kind, GENERATORS, 'generator') == 'self' and name or kind != 'self' and not name:
+        raise KdnbError(f"the generator {spec!r} is not complete: choose self, lm:NAME or openai:MODEL")
     if kind == 'openai': return APIGenerator(name, **api)
     return LMGenerator(load(name) if kind == 'lm' else lm if isinstance(lm, LM) else lm(), spec)

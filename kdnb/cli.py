@@ -212,17 +212,21 @@ def _generate_sampling(args):
     names = lambda texts: tuple(n.strip() for t in texts for n in t.split(','))
     drop = None if args.drop is None else () if args.drop == 'none' else names([args.drop])
     prompts = names(args.prompt) if args.prompt else None
-    return dict(prompts=prompts, n=args.n, temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, rounds=args.rounds, seed=args.seed, drop=drop)
+    return dict(prompts=prompts, n=args.n, temperature=args.temperature, top_p=args.top_p,
+                max_new_tokens=args.max_new_tokens, rounds=args.rounds, seed=args.seed, drop=drop)
 
 def _generator(args):
     from kdnb.api import make_generator
     from kdnb.lm import load_lm
-    api = {k: getattr(args, k) for k in ('base_url', 'endpoint', 'concurrency', 'timeout', 'tries', 'budget', 'price')} if args.generator.partition(':')[0] == 'openai' else {}
+    names = ('base_url', 'endpoint', 'concurrency', 'timeout', 'tries', 'budget', 'price')
+    api = {k: getattr(args, k) for k in names} if args.generator.partition(':')[0] == 'openai' else {}
     if api: api['replies'] = args.replies or f'{args.out}.replies.jsonl'
-    return make_generator(args.generator, lambda: _load(args), lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
+    return make_generator(args.generator, lambda: _load(args),
+                          lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
 
 def _dollars(g, dollars):
-    return '' if not hasattr(g, 'price') else f', ${dollars:.4f}' if g.price else '; no price is known for this model (--price)'
+    if not hasattr(g, 'price'): return ''
+    return f', ${dollars:.4f}' if g.price else '; no price is known for this model (--price)'
 
 # %% ../nbs/19_cli.ipynb #2d479244
 def _nothing_kept(tries, dropped):
@@ -230,7 +234,8 @@ def _nothing_kept(tries, dropped):
     from kdnb.files import notice
     short = 'more --max-new-tokens, since the model may use them up for thinking'
     other = "another --prompt, another --generator, or an alias by which texts call the entity"
-    helps = {'only thinking': short, 'no text in the answer': short, 'refused by the generator': 'another --generator'}
+    helps = {'only thinking': short, 'no text in the answer': short,
+             'refused by the generator': 'another --generator'}
     most = max(dropped, key=dropped.get, default='')
     reasons = ', '.join(f'{n} {why}' for why, n in dropped.items()) or 'there was none'
     notice(f"kdnb: nothing was kept of {tries} drafts ({reasons}); what may help: {helps.get(most, other)}")
@@ -243,7 +248,8 @@ def _generated(args, g, entities, sets):
     from kdnb.experiment import as_json
     from kdnb.quality import quality
     q = quality(entities, sets, getattr(g, 'lm', None) if args.generator == 'self' else None)
-    spent = {k: sum(s.spent.get(k, 0) for s in sets.values()) for k in ('calls', 'failed', 'tokens_in', 'tokens_out', 'cost')}
+    spent = {k: sum(s.spent.get(k, 0) for s in sets.values())
+             for k in ('calls', 'failed', 'tokens_in', 'tokens_out', 'cost')}
     kept, tries = sum(len(s.continuations) for s in sets.values()), sum(s.tries for s in sets.values())
     dropped = dict(sum((Counter(s.dropped) for s in sets.values()), Counter()))
     empty = [n for n, s in sets.items() if not s.continuations]
@@ -251,12 +257,14 @@ def _generated(args, g, entities, sets):
     print(f"{len(sets)} sets, {kept} continuations kept of {tries} drafts, in {args.out}{none}")
     print(f"dropped: {', '.join(f'{n} {why}' for why, n in dropped.items()) or 'none'}")
     failed = f" and {spent['failed']} that failed" if spent['failed'] else ''
-    print(f"took {spent['calls']} {g.unit}{failed}, {spent['tokens_in']} tokens read, {spent['tokens_out']} written" + _dollars(g, spent['cost']))
+    print(f"took {spent['calls']} {g.unit}{failed}, {spent['tokens_in']} tokens read, "
+          f"{spent['tokens_out']} written" + _dollars(g, spent['cost']))
     if not kept: _nothing_kept(tries, dropped)
     else: print(q.drop(columns='n').mean().round(2).rename('quality (mean of the sets)').to_string())
-    return {**as_json(dict(lm=args.lm, seed=args.seed)), 'generator': g.name, 'entities': len(sets), 'continuations': kept,
-            'tries': tries, 'dropped': dropped, **spent, 'none_kept': empty,
-            'quality': {k: None if v != v else float(v) for k, v in q.mean().items()}, 'out': str(args.out)}
+    worth = {k: None if v != v else float(v) for k, v in q.mean().items()}
+    return {**as_json(dict(lm=args.lm, seed=args.seed)), 'generator': g.name, 'entities': len(sets),
+            'continuations': kept, 'tries': tries, 'dropped': dropped, **spent, 'none_kept': empty,
+            'quality': worth, 'out': str(args.out)}
 
 def _generate(args):
     from kdnb.entities import KdnbError
@@ -266,15 +274,17 @@ def _generate(args):
         print('\n'.join(f"{n} (version {p.version}): {p.about}" for n, p in known.items()))
         return {'prompts': list(known)}
     if not args.out: raise KdnbError("say where the transfer sets shall go: --out FILE")
-    if args.entities and not Path(args.entities).is_file(): raise KdnbError(f"there is no file {args.entities!r} of entities (how many of them: --limit N)")
+    if args.entities and not Path(args.entities).is_file():
+        raise KdnbError(f"there is no file {args.entities!r} of entities (how many of them: --limit N)")
     args.data, args.entities = args.entities or args.data, args.limit
     (ds, _), how, g = _dataset(args), _generate_sampling(args), _generator(args)
     need = plan(g, ds.entities, args.out, known, **how)
     if args.dry_run:
-        for n, text in need['prompts'].items(): print(f'--- prompt {n}, for {ds.entities[0].name} ---\n{text}\n')
+        for n, text in need['prompts'].items():
+            print(f'--- prompt {n}, for {ds.entities[0].name} ---\n{text}\n')
     print(f"{need['missing']} of {need['entities']} sets are missing: at most {need['calls']} {g.unit}, "
-          f"about {need['tokens_in']} tokens to read, at most {need['tokens_out']} to write" + _dollars(g, need['cost']),
-          file=sys.stdout if args.dry_run else sys.stderr)
+          f"about {need['tokens_in']} tokens to read, at most {need['tokens_out']} to write"
+          f"{_dollars(g, need['cost'])}", file=sys.stdout if args.dry_run else sys.stderr)
     if args.dry_run: return need
     sets = make_transfer_sets(g, ds.entities, args.out, known=known, wait=0., **how)
     return _generated(args, g, ds.entities, sets)

@@ -41,13 +41,15 @@ def secret_forms(value:str) -> set:
 
 def _quoted(text):
     "A text as Python and JSON write it between quotes, and once more as a part of another such text."
-    once = {text, repr(text)[1:-1], json.dumps(text)[1:-1], text.replace('/', '\\/'), text.replace("'", "\\'")}
+    once = {text, repr(text)[1:-1], json.dumps(text)[1:-1], text.replace('/', '\\/'),
+            text.replace("'", "\\'")}
     return once | {s for t in once for s in (repr(t)[1:-1], json.dumps(t)[1:-1])}
 
 def redact(text:str) -> str: # `text` with an ellipsis in place of each secret
     "Removes the values of `SECRET_VARIABLES` and of `extra_secrets` from a text, in all their spellings."
     values = {os.environ.get(name, '') for name in SECRET_VARIABLES} | extra_secrets
-    for form in sorted({f for v in values for f in secret_forms(v)}, key=len, reverse=True): text = text.replace(form, '…')
+    for form in sorted({f for v in values for f in secret_forms(v)}, key=len, reverse=True):
+        text = text.replace(form, '…')
     return text
 
 # %% ../nbs/000_files.ipynb #524f4496

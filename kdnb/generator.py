@@ -14,10 +14,12 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tqdm.auto import tqdm
-from .files import KdnbError, append_jsonl, check_whole, choose, locked, parse_json, read_text, repair_jsonl
+from .files import (KdnbError, append_jsonl, check_whole, choose, locked, parse_json, read_text,
+                        repair_jsonl)
 from .entities import DATA, Entity, load_dataset
 from .lm import LM, generate, has_fast_bfloat16, load_lm, versions
-from .transfer import REASONS, Continuation, TransferSet, clean, find_mention, read_transfer_sets, same, shipped_transfer_sets, transfer_sets_of, why_drop, without_thinking
+from .transfer import (REASONS, Continuation, TransferSet, clean, find_mention, read_transfer_sets, same,
+                           shipped_transfer_sets, transfer_sets_of, why_drop, without_thinking)
 
 # %% ../nbs/04_generator.ipynb #21194be0
 HOLES = ('definition', 'name', 'vary')
@@ -27,7 +29,7 @@ class Prompt:
     "How a generator is asked. `{definition}`, `{name}` and `{vary}` are filled in."
     text: str = '' # that a base model goes on with; empty: only for chat
     chat: str = '' # what is asked in a chat; empty: `text` for all
-    starts: tuple = ('',) # how continuations must begin, in turn; counted to the continuation. A server's chat cannot be started
+    starts: tuple = ('',) # how continuations begin, in turn; a part of them. A server's chat cannot be started
     vary: tuple = ('',) # what stands for `{vary}`, in turn
     lines: int = 1 # of what the generator writes are taken
     about: str = '' # for people
@@ -39,27 +41,36 @@ class Prompt:
         check_whole(self.lines, 'lines of a prompt', 1)
         check_whole(self.version, 'version of a prompt')
         if not (self.text or self.chat): raise KdnbError("a prompt needs text or chat, and has neither")
-        for k, texts in (('text', [self.text]), ('chat', [self.chat]), ('starts', self.starts), ('vary', self.vary)):
-            for hole in (h for t in texts for h in holes(t)):
+        texts = dict(text=[self.text], chat=[self.chat], starts=self.starts, vary=self.vary)
+        for k in texts:
+            for hole in (h for t in texts[k] for h in holes(t)):
                 choose(hole, HOLES if k != 'vary' else HOLES[:2], f'hole of a prompt (in its {k})')
 
     @property
-    def key(self) -> str: return hashlib.sha256(json.dumps([self.text, self.chat, self.starts, self.vary, self.lines]).encode()).hexdigest()[:8]
+    def key(self) -> str:
+        told = [self.text, self.chat, self.starts, self.vary, self.lines]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 def _check_text(value, field):
-    if not isinstance(value, str): raise KdnbError(f"{field} of a prompt holds {repr(value)[:40]}: it must be text")
+    if not isinstance(value, str):
+        raise KdnbError(f"{field} of a prompt holds {repr(value)[:40]}: it must be text")
 
 def _check_texts(values, field) -> tuple:
-    if not isinstance(values, (list, tuple)): raise KdnbError(f"{field} of a prompt is {repr(values)[:40]}: it must be a list of texts")
+    if not isinstance(values, (list, tuple)):
+        raise KdnbError(f"{field} of a prompt is {repr(values)[:40]}: it must be a list of texts")
     if not values: raise KdnbError("starts and vary of a prompt must not be empty lists: leave them out")
     for v in values: _check_text(v, field)
     return tuple(values)
 
 def _parts(text): # of (text, hole after it or None)
     try: parts = list(string.Formatter().parse(text))
-    except ValueError as e: raise KdnbError(f"the prompt {text[:60]!r} cannot be read ({e}): a brace that is meant as a brace is written twice") from None
+    except ValueError as e:
+        raise KdnbError(f"the prompt {text[:60]!r} cannot be read ({e}): a brace that is meant as a brace "
+                        f"is written twice") from None
     for _, hole, spec, conversion in parts:
-        if spec or conversion: raise KdnbError(f"the prompt {text[:60]!r} has more than a name in the hole {hole!r}: write {{{hole}}}, without ! and :")
+        if spec or conversion:
+            raise KdnbError(f"the prompt {text[:60]!r} has more than a name in the hole {hole!r}: write "
+                            f"{{{hole}}}, without ! and :")
     return [(before, hole) for before, hole, *_ in parts]
 
 def holes(text:str) -> list: # of str
@@ -75,14 +86,20 @@ def read_prompts(path:str|Path) -> dict: # name -> Prompt
     "The prompts of a JSON file. A `KdnbError` names the prompt that cannot be used."
     try: d = parse_json(read_text(path))
     except KdnbError: raise
-    except ValueError as e: raise KdnbError(f"{path} is not JSON ({e}): it must be one object, with a prompt's fields under its name") from None
-    if not isinstance(d, dict): raise KdnbError(f"{path} holds a {type(d).__name__}: it must be one JSON object, with a prompt's fields under its name")
+    except ValueError as e:
+        raise KdnbError(f"{path} is not JSON ({e}): it must be one object, with a prompt's fields under its "
+                        f"name") from None
+    if not isinstance(d, dict):
+        raise KdnbError(f"{path} holds a {type(d).__name__}: it must be one JSON object, with a prompt's "
+                        f"fields under its name")
     return {name: _prompt(path, name, p) for name, p in d.items()}
 
 def _prompt(path, name, value):
     try:
-        if not name.strip() or name != name.strip() or ',' in name: raise KdnbError("its name must be text without a comma, and without spaces around it")
-        if not isinstance(value, dict): raise KdnbError(f"it is {repr(value)[:40]}, and must be an object with text or chat")
+        if not name.strip() or name != name.strip() or ',' in name:
+            raise KdnbError("its name must be text without a comma, and without spaces around it")
+        if not isinstance(value, dict):
+            raise KdnbError(f"it is {repr(value)[:40]}, and must be an object with text or chat")
         for k in value: choose(k, [f.name for f in fields(Prompt)], 'field')
         return Prompt(**value)
     except KdnbError as e: raise KdnbError(f"{path}, prompt {name!r}: {e}") from None
@@ -92,7 +109,9 @@ PROMPTS = read_prompts(DATA/'prompts.json')
 def with_own(path:str|Path|None) -> dict: # name -> Prompt
     "Our prompts and a user's."
     own = read_prompts(path) if path else {}
-    if taken := sorted(set(own) & set(PROMPTS)): raise KdnbError(f"{path}: the name {taken[0]!r} is taken by a prompt of the package; give yours another")
+    if taken := sorted(set(own) & set(PROMPTS)):
+        raise KdnbError(f"{path}: the name {taken[0]!r} is taken by a prompt of the package; give yours "
+                        f"another")
     return {**PROMPTS, **own}
 
 # %% ../nbs/04_generator.ipynb #7e09e81b
@@ -108,13 +127,18 @@ def ask(prompt:Prompt, entity:Entity, i:int=0, # which of its starts and variati
 
 def _in_template(lm, text): # as a question in the chat template
     other = "use a prompt without a chat form, such as 'started', or another model"
-    try: said = lm.tokenizer.apply_chat_template([dict(role='user', content=text)], tokenize=False, add_generation_prompt=True)
+    try:
+        said = lm.tokenizer.apply_chat_template([dict(role='user', content=text)], tokenize=False,
+                                                add_generation_prompt=True)
     except Exception as e: # whatever the template's author made it raise
-        raise KdnbError(f"the chat template of {lm.name} fails ({type(e).__name__}: {' '.join(str(e).split())[:100]}): {other}") from None
-    if not isinstance(said, str) or not said.strip(): raise KdnbError(f"the chat template of {lm.name} gives no text: {other}")
+        raise KdnbError(f"the chat template of {lm.name} fails ({type(e).__name__}: "
+                        f"{' '.join(str(e).split())[:100]}): {other}") from None
+    if not isinstance(said, str) or not said.strip():
+        raise KdnbError(f"the chat template of {lm.name} gives no text: {other}")
     return said
 
-def render(lm:LM, prompt:Prompt, entity:Entity, i:int=0) -> tuple: # token ids of the whole prompt, and the beginning of the continuation
+def render(lm:LM, prompt:Prompt, entity:Entity, i:int=0
+          ) -> tuple: # token ids of the whole prompt, and the beginning of the continuation
     "What a language model is given: in its chat template, if it has one and the prompt has a form for it."
     chat = bool(prompt.chat and lm.tokenizer.chat_template)
     text, start = ask(prompt, entity, i, chat)
@@ -149,14 +173,18 @@ class Sampling:
         for r in self.drop: choose(r, REASONS, 'reason to drop')
         for k in ('n', 'max_new_tokens', 'rounds'):
             if getattr(self, k) is not None: check_whole(getattr(self, k), k, 1)
-        for k, most, says in (('temperature', math.inf, 'at least 0'), ('top_p', 1, 'above 0 and at most 1')):
-            v = getattr(self, k)
-            fits = v is None or isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and 0 <= v <= most
-            if not fits or v == 0 and k == 'top_p': raise KdnbError(f"{k} is {v!r}: it must be a number, {says}")
+        _check_number(self.temperature, 'temperature', lambda v: v >= 0, 'at least 0')
+        _check_number(self.top_p, 'top_p', lambda v: 0 < v <= 1, 'above 0 and at most 1')
+
+def _check_number(value, name, fits, says):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if value is None or number and fits(value): return
+    raise KdnbError(f"{name} is {value!r}: it must be a number, {says}")
 
 def _check_names(value, field):
     if value is None and field == 'prompts': return None
-    if not isinstance(value, (list, tuple)): raise KdnbError(f"{field} is {repr(value)[:40]}: it must be a list of names")
+    if not isinstance(value, (list, tuple)):
+        raise KdnbError(f"{field} is {repr(value)[:40]}: it must be a list of names")
     twice = next((v for v in value if list(value).count(v) > 1), None)
     if twice is not None: raise KdnbError(f"{field} names {twice!r} twice: name it once")
     return tuple(value)
@@ -200,19 +228,22 @@ def _ready(generator, how, known):
 def _shares(s): return {p: s.n//len(s.prompts) + (i < s.n % len(s.prompts)) for i, p in enumerate(s.prompts)}
 
 def _made_by(g, s, prompts): # what a set that is the same must have been made by
-    return {**g.identity, **json.loads(json.dumps(asdict(s))), 'prompt_versions': {n: f'{p.version} {p.key}' for n, p in prompts.items()}}
+    return {**g.identity, **json.loads(json.dumps(asdict(s))),
+            'prompt_versions': {n: f'{p.version} {p.key}' for n, p in prompts.items()}}
 
 def _judged(d, prompt, entity, seen, s): # the text of a draft, its mention, and why it is dropped
     text = clean(d.text, d.start, prompt.lines, entity.names, d.chat)
     named = find_mention(text, entity.names)
     only_thought = d.text.strip() and not without_thinking(d.text).strip()
-    return text, named, d.why or (only_thought and ONLY_THINKING) or why_drop(text, named, entity, seen, d.start, s.drop)
+    why = d.why or (only_thought and ONLY_THINKING)
+    return text, named, why or why_drop(text, named, entity, seen, d.start, s.drop)
 
 ONLY_THINKING = 'only thinking' # why a draft is dropped in which nothing follows the model's thoughts
 
 def _make(g, s, prompts, entity):
     start = time.perf_counter()
-    want, kept, seen, dropped, spent, tries = _shares(s), {p: [] for p in prompts}, set(), Counter(), Counter(), 0
+    want, kept, seen = _shares(s), {p: [] for p in prompts}, set()
+    dropped, spent, tries = Counter(), Counter(), 0
     for r in range(s.rounds):
         open_ = {p: prompts[p] for p in prompts if len(kept[p]) < want[p]}
         if not open_: break
@@ -221,21 +252,26 @@ def _make(g, s, prompts, entity):
             why = why or ('not needed' if len(kept[d.prompt]) == want[d.prompt] else '')
             tries += 1
             if why: dropped[why] += 1
-            else: kept[d.prompt].append(Continuation(text, named, d.prompt)); seen.add(same(text))
+            else:
+                kept[d.prompt].append(Continuation(text, named, d.prompt))
+                seen.add(same(text))
     made_by = {**_made_by(g, s, prompts), **g.about, 'versions': versions()}
     return TransferSet(entity.key, tuple(c for p in prompts for c in kept[p]), entity.definition, made_by,
                        tries, dict(dropped), dict(spent, seconds=round(time.perf_counter() - start, 2)))
 
 def _resolved(path): # so that a link and its target have one lock
     try: out = Path(path).resolve()
-    except (OSError, RuntimeError, ValueError) as e: raise KdnbError(f"cannot write to {str(path)!r}: {e}") from None
+    except (OSError, RuntimeError, ValueError) as e:
+        raise KdnbError(f"cannot write to {str(path)!r}: {e}") from None
     if out.exists() and not out.is_file(): raise KdnbError(f"cannot write to {path}: it is not a file")
     return out
 
 @contextmanager
 def _alone(g, path, wait): # no other kdnb writes what we write
     files = [_resolved(f) for f in (path, *getattr(g, 'files', ())) if f]
-    if len(set(files)) < len(files): raise KdnbError(f"{path} is to hold both the transfer sets and the replies of the generator: name another file for one of them")
+    if len(set(files)) < len(files):
+        raise KdnbError(f"{path} is to hold both the transfer sets and the replies of the generator: name "
+                        f"another file for one of them")
     with ExitStack() as stack:
         for f in files: stack.enter_context(locked(f, wait))
         yield
@@ -253,13 +289,14 @@ def make_transfer_set(generator, # of `LMGenerator`'s kind, or an `LM`
 # %% ../nbs/04_generator.ipynb #005d83b4
 def _done(path, made):
     "Sets of a file that were made like this, by entity and definition."
-    return {(t.entity, t.definition): t for t in transfer_sets_of(path) if all(t.made_by.get(k) == v for k, v in made.items())} if path and Path(path).exists() else {}
+    there = transfer_sets_of(path) if path and Path(path).exists() else []
+    return {(t.entity, t.definition): t for t in there if all(t.made_by.get(k) == v for k, v in made.items())}
 
 def make_transfer_sets(generator, # of `LMGenerator`'s kind, or an `LM`
                        entities, # of `Entity`
-                       path:str|Path|None=None, # JSON lines: finished sets are read from here and new ones added
+                       path:str|Path|None=None, # JSON lines: finished sets are read from here, new ones added
                        progress:bool=True, known:dict=PROMPTS, # name -> Prompt
-                       wait:float=3600., # seconds to wait for another kdnb that writes the same file, before that is an error
+                       wait:float=3600., # seconds to wait for another kdnb that writes the same file
                        **how # fields of `Sampling`
                       ) -> dict: # key of the entity -> TransferSet
     "Transfer sets for many entities; interrupted, it goes on where it was."
@@ -270,7 +307,8 @@ def make_transfer_sets(generator, # of `LMGenerator`'s kind, or an `LM`
         g.begin(prompts, spend=True)
         out = {e.key: done.get((e.key, e.definition)) for e in entities}
         todo = [e for e in entities if not out[e.key]]
-        with (tqdm(total=len(out), initial=len(out) - len(todo), desc='transfer sets', unit='entity', disable=not progress) as bar,
+        how_far = dict(total=len(out), initial=len(out) - len(todo), desc='transfer sets', unit='entity')
+        with (tqdm(**how_far, disable=not progress) as bar,
               closing(_made(g, s, prompts, todo)) as finished): # closed: no new call is begun
             for e, made in finished:
                 out[e.key] = made

@@ -79,7 +79,7 @@ _CLOSES = re.compile(rf'</(?:seed:)?{_THOUGHT}>|◁/think▷|\[/THINK\]', re.IGN
 _CHANNEL = re.compile(r'<\|channel\|>\s*(\w+)[^<]{0,80}<\|message\|>')
 
 def without_thinking(text:str) -> str:
-    "`text` without what a model thought before it answered, also where the end of a thought, or its beginning, is missing."
+    "`text` without what a model thought before it answered, also where a thought lacks its end or beginning."
     channels = list(_CHANNEL.finditer(text))
     if channels: text = text[channels[-1].end():] if channels[-1][1] == 'final' else ''
     at, out = 0, []
@@ -94,19 +94,24 @@ def _begins_line(text, at): return not text[:at].rpartition('\n')[2].strip()
 
 def _after_thought(text): # where the prompt has begun the thought, only its end is in the answer
     for end in reversed(list(_CLOSES.finditer(text))[-100:]):
-        if _begins_line(text, end.start()) or not text[end.end():].partition('\n')[0].strip(): return text[end.end():]
+        if _begins_line(text, end.start()) or not text[end.end():].partition('\n')[0].strip():
+            return text[end.end():]
     return text
 
 # %% ../nbs/03_transfer.ipynb #fb5dcae4
 _NAME_MARKS = re.compile(r'[*_`#"“”>~]|^(?:[-+•]|\d{1,2}[.)])\s')
 _INLINE = [(re.compile(p), r'\1') for p in (
-    r'(?<![\w*])\*\*(?=[^\s*])([^\n]{1,300}?)(?<=\S)\*\*', r'(?<!\w)__(?![a-z0-9_]+__)(?=[^\s_])([^\n]{1,300}?)(?<=\S)__(?!\w)', # __init__ stays
-    r'(?<![\w*])\*(?=[^\s*])([^*\n]{1,300}?)(?<=[^\s*])\*(?![\w*])', r'(?<![\w_])_(?=[^\s_])([^_\n]{1,300}?)(?<=[^\s_])_(?!\w)',
-    r'``?([^`\n]{1,300})``?', r'~~([^~\n]{1,300})~~', r'\*{1,3}([\ue000-\uf8ff])\*{1,3}')]
+    r'(?<![\w*])\*\*(?=[^\s*])([^\n]{1,300}?)(?<=\S)\*\*', # **bold**
+    r'(?<!\w)__(?![a-z0-9_]+__)(?=[^\s_])([^\n]{1,300}?)(?<=\S)__(?!\w)', # __bold__, but not __init__
+    r'(?<![\w*])\*(?=[^\s*])([^*\n]{1,300}?)(?<=[^\s*])\*(?![\w*])', # *italic*
+    r'(?<![\w_])_(?=[^\s_])([^_\n]{1,300}?)(?<=[^\s_])_(?!\w)', # _italic_
+    r'``?([^`\n]{1,300})``?', r'~~([^~\n]{1,300})~~', # `code`, ~~struck~~
+    r'\*{1,3}([\ue000-\uf8ff])\*{1,3}')] # a name that is set aside
 _LEADING = re.compile(r'^\s*(?:(?:#{1,6}|>|[-*+•–]|\d{1,2}[.)])[ \t]+)+')
-_QUOTES = (('"', '"'), ('“', '”'), ('„', '“'), ('«', '»'), ('‘', '’'), ("'", "'"), ('「', '」'), ('『', '』'))
+_QUOTES = [*zip('"“„«‘「『', '"”“»’」』'), ("'", "'")]
 
-def set_aside(text:str, names) -> tuple: # the text with a private character for each name that holds marks, and what these stand for
+def set_aside(text:str, names
+             ) -> tuple: # the text with private characters for names that hold marks, and these names
     "Protects names that hold characters of Markdown. `put_back` is the way back."
     marked = sorted((n for n in names if _NAME_MARKS.search(n)), key=len, reverse=True)
     if not marked or re.search('[\ue000-\uf8ff]', text): return text, []
@@ -132,19 +137,26 @@ def without_marks(text:str) -> list: # of lines
 
 def _unquoted(line): # without quotes around the whole
     for a, b in _QUOTES:
-        inner = line[1:-1]
-        if len(line) > 2 and line[0] == a and line[-1] == b and not re.search(rf'(?<!\w)[{a}{b}]|[{a}{b}](?!\w)', inner): return inner.strip()
+        if len(line) < 3 or line[0] != a or line[-1] != b: continue
+        other = re.search(rf'(?<!\w)[{a}{b}]|[{a}{b}](?!\w)', line[1:-1]) # a quote within, and no apostrophe
+        if not other: return line[1:-1].strip()
     return line
 
 # %% ../nbs/03_transfer.ipynb #e0536a46
-END_MARKERS = (r'<\|[^<>|\s]{1,40}\|>', r'<｜[^<>｜\s]{1,40}｜>', r'</s>', r'<s>', r'<(?:eos|bos|pad|unk|eot|eod|end|EOS|BOS|PAD|UNK)>',
-               r'</?(?:start|end)_of_\w{1,20}>', r'<(?:unused\d+|extra_id_\d+|endoftext)>', r'\[/?INST\]', r'<</?SYS>>') # patterns of the markers at which models end a text
+END_MARKERS = ( # patterns of the markers at which models end a text
+    r'<\|[^<>|\s]{1,40}\|>', r'<｜[^<>｜\s]{1,40}｜>', r'</s>', r'<s>', r'\[/?INST\]', r'<</?SYS>>',
+    r'<(?:eos|bos|pad|unk|eot|eod|end|EOS|BOS|PAD|UNK|endoftext)>', r'</?(?:start|end)_of_\w{1,20}>',
+    r'<(?:unused|extra_id_)\d+>')
 _END = re.compile('|'.join(END_MARKERS))
 _HERE = r"(?:here(?:['’]s| is| are)|below (?:is|are))\b"
 _OKAY = r'(?:sure(?: thing)?|certainly|of course|absolutely|gladly|okay|ok)'
-_PREAMBLE = re.compile(rf'(?:{_OKAY}[!.,:]*|(?:{_OKAY}\W{{1,4}})?{_HERE}.{{0,200}}:|{_OKAY}\W{{1,4}}{_HERE}.{{0,200}}[.!]|(?:continuation|sentence|answer|response|output|result)s?\s*:)', re.IGNORECASE)
+_PREAMBLE = re.compile('|'.join((
+    rf'{_OKAY}[!.,:]*', rf'(?:{_OKAY}\W{{1,4}})?{_HERE}.{{0,200}}:',
+    rf'{_OKAY}\W{{1,4}}{_HERE}.{{0,200}}[.!]',
+    r'(?:continuation|sentence|answer|response|output|result)s?\s*:')), re.IGNORECASE)
 _ANNOUNCED = re.compile(rf'{_OKAY}[!.,]\s*{_HERE}[^:\n]{{0,200}}:\s*(?=\S)', re.IGNORECASE)
-_WRAPPED = re.compile(r'^\s*<(answer|response|output|final_answer)>|</(?:answer|response|output|final_answer)>', re.IGNORECASE)
+_WRAP = r'(?:answer|response|output|final_answer)'
+_WRAPPED = re.compile(rf'^\s*<{_WRAP}>|</{_WRAP}>', re.IGNORECASE)
 _SENTENCES = re.compile(r'.*(?:[.!?؟।۔]["”’)]?(?=\s|$)|[。！？]["”’」』）]?)', re.DOTALL)
 
 def clean(text:str, # what was written
@@ -153,7 +165,7 @@ def clean(text:str, # what was written
           names=(), # of the entity, whose characters are no marks
          marks:bool=False # it may have marks of Markdown and a preamble, as chat models write them
         ) -> str:
-    "The first lines that say something, without thoughts, up to the last full sentence that ends after `start`; the whole if there is none. A marker such as <end_of_turn> ends the text."
+    "The first lines that say something, up to the last full sentence that ends after `start`, if there is one."
     text = _END.split(_WRAPPED.sub('', without_thinking(whole_characters(text))))[0]
     text, found = set_aside(start + text, names)
     said = _passed_over(without_marks(text)) if marks else [l.strip() for l in text.splitlines() if l.strip()]
@@ -184,7 +196,8 @@ def why_drop(text:str, mention:tuple|None, entity:Entity,
     "Why a continuation is dropped, or '' if it is kept."
     faults = {'no mention': lambda: mention is None, 'nothing written': lambda: len(text) <= len(start),
               'nothing after the mention': lambda: mention and len(words_of(text[mention[1]:])) < 3,
-              'copy of the definition': lambda: copied(entity.definition, text) > .5, 'duplicate': lambda: same(text) in seen}
+              'copy of the definition': lambda: copied(entity.definition, text) > .5,
+              'duplicate': lambda: same(text) in seen}
     return next((r for r in REASONS if r in drop and faults[r]()), '')
 
 def same(text:str) -> str:
