@@ -199,8 +199,8 @@ def _choice(c, chat): # (text or None, what is wrong)
     return None, NO_TEXT + (', which ended at the limit of tokens' if cut else '')
 
 def _kind(value):
-    names = {dict: 'an object', list: 'a list', str: 'a text', type(None): 'missing'}
-    return names.get(type(value), f'a {type(value).__name__}')
+    names = {dict: 'an object', list: 'a list', str: 'a text', type(None): 'null'}
+    return names.get(type(value), 'a number')
 
 _WRITTEN = ('content', 'text', 'reasoning_content', 'reasoning', 'thinking')
 
@@ -459,7 +459,8 @@ def lasting(err:Exception, server:Server, tries:int) -> str: # a sentence
     if _passes(err): return _again_and_again(err, place, said, tries)
     wrong = blamed(getattr(err, 'body', None), OPTIONS)
     change = f"change {OPTIONS[wrong]}" if wrong else "change the setting it names"
-    return f"{place} does not understand the call ({said}): {change}, or use another model."
+    does = 'answers with an error' if isinstance(err, _Refused) else 'does not understand the call'
+    return f"{place} {does} ({said}): {change}, or use another model."
 
 # %% ../nbs/05_api.ipynb #fd453ed9
 class Budget:
