@@ -21,6 +21,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["kdnb", "kdnb.*"]),
+    # by this an installation with -e puts this folder on Python's path, where a package is found before a folder
+    # without __init__.py: that which holds a clone is called kdnb, too, and hid the package from whoever worked beside it
+    package_dir={"": "."},
     package_data={"kdnb": ["data/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split() + cfg["docs_requirements"].split(), "docs": cfg["docs_requirements"].split(), "ray": cfg["ray_requirements"].split()},

@@ -5,6 +5,7 @@
 Notebooks are committed without outputs, so they are run here; a notebook is run again only if it or the package changed."""
 import argparse, hashlib, json, os, re, shutil, subprocess, sys, warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat, yaml
 from execnb.nbio import dict2nb
@@ -13,6 +14,10 @@ from nbdev.processors import FilterDefaults
 
 from kdnb._modidx import d as modidx
 from kdnb.batch import about, results, verdicts
+from kdnb.display import escape_markdown as md
+from kdnb.files import KdnbError
+from kdnb.process import module_command, safe_environment
+from kdnb.report import KERNEL_OPTIONS, OwnKernel, safe_outputs
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent
 CODE = sorted((ROOT/'kdnb').rglob('*.py')) + sorted((ROOT/'kdnb'/'data').glob('*'))
@@ -42,7 +47,10 @@ def run(path):
     nb = nbformat.read(path, 4)
     skipped = [c for c in nb.cells if c.cell_type == 'code' and re.search(r'^#\|\s*(eval:\s*false|slow)', c.source, re.M)]
     for c in skipped: c.cell_type = 'raw' # not run in tests either
-    NotebookClient(nb, timeout=600, kernel_name='python3', extra_arguments=['--IPKernelApp.log_level=ERROR'], resources={'metadata': {'path': str(path.parent)}}).execute() # or each kernel warns that it is not encrypted
+    with TemporaryDirectory() as profile:
+        options = [*KERNEL_OPTIONS, f'--ipython-dir={profile}']
+        NotebookClient(nb, timeout=600, kernel_name='python3', kernel_manager_class=OwnKernel, extra_arguments=options,
+                       resources={'metadata': {'path': str(path.parent)}}).execute()
     for c in skipped: c.cell_type = 'code'; c.outputs = []; c.execution_count = None
     kept.parent.mkdir(parents=True, exist_ok=True)
     for old in kept.parent.glob(f'{path.stem}-*.ipynb'): old.unlink()
@@ -62,15 +70,14 @@ def empty(): return nbformat.v4.new_notebook(metadata={'kernelspec': {'name': 'p
 def tag(cell, *tags): cell.metadata['tags'] = sorted({*cell.metadata.get('tags', []), *tags})
 
 def clean_outputs(cell, alt, pages):
-    "Drops progress bars and what was written to stderr; gives pictures their text; makes links local."
+    "Drops progress bars and what was written to stderr, and what could run or load; gives pictures their text; makes links local."
     kept = []
     for o in cell.get('outputs', []):
         if o.output_type == 'stream' and o.name == 'stderr' or 'application/vnd.jupyter.widget-view+json' in o.get('data', {}): continue
         for k in ('text/markdown', 'text/html'):
             if k in o.get('data', {}): o.data[k] = local(''.join(o.data[k]), pages)
-        if 'text/html' in o.get('data', {}): o.data['text/html'] = re.sub(r'<style scoped>.*?</style>', '', o.data['text/html'], flags=re.S)
         kept.append(o)
-    cell.outputs = kept
+    cell.outputs = kept = safe_outputs(kept, markdown=False)
     if any('image/png' in o.get('data', {}) for o in kept): cell.metadata['mystnb'] = {'image': {'alt': alt}}
 
 def book_page(path, nb, pages):
@@ -114,7 +121,7 @@ def report_page(r, pages):
     out = empty()
     for c in nb.cells:
         if c.cell_type == 'markdown':
-            text = re.sub(r'^# (.+)$', lambda m: f"# {m[1]}: {r['label']}", c.source, count=1, flags=re.M) if not out.cells else c.source
+            text = re.sub(r'^# (.+)$', lambda m: f"# {m[1]}: {md(r['label'])}", c.source, count=1, flags=re.M) if not out.cells else c.source
             for m in re.findall(r'^#+\s+(.+)$', text, re.M): heading = m
             out.cells.append(nbformat.v4.new_markdown_cell(re.sub(r'/(?:[\w.-]+/)+(?=[\w.-])', '…/', text) if '…' in text else text)); continue
         cell = nbformat.v4.new_code_cell(re.sub(r"(?<![\w.])/(?:[^\s/'\"()\[\]]+/)+", '…/', c.source)) # whose folders these were is nobody's business
@@ -138,15 +145,15 @@ def gallery(found, site):
             page = f"{name}-{r['label']}"
             if r['figures']:
                 shutil.copy(r['figures'][0], site/'reports'/f'{page}.png')
-                lines += [f':::{{figure}} {page}.png', f":alt: {title}, {r['label']}: {r['figures'][0].stem}", f':target: {page}.html', '', f"[{r['label']}]({page}.ipynb)", ':::']
-            else: lines += [f"[{r['label']}]({page}.ipynb)"]
+                lines += [f':::{{figure}} {page}.png', f":alt: {title}, {r['label']}: {r['figures'][0].stem}", f':target: {page}.html', '', f"[{md(r['label'])}]({page}.ipynb)", ':::']
+            else: lines += [f"[{md(r['label'])}]({page}.ipynb)"]
         lines += ['::::', '']
     return '\n'.join([*lines, ':::{toctree}', ':hidden:', '', *(f"{r['report']}-{r['label']}.ipynb" for r in found), ':::', ''])
 
 def claims(found):
     "The paper's claims, with what the reports found, and what nobody had asked or answered: first a table, then line by line."
     asked, said_by, lines = json.loads((HERE/'claims.json').read_text(encoding='utf-8')), [(r, verdicts(r)) for r in found], {}
-    link = lambda r: f"[{r['label']}](../reports/{r['report']}-{r['label']}.ipynb)"
+    link = lambda r: f"[{md(r['label'])}](../reports/{r['report']}-{r['label']}.ipynb)"
     for c in asked: lines[c['claim']] = [(r, *v) for r, vs in said_by if r['report'] == c['report'] for v in vs if re.search(c['verdict'], v[0])]
     def found_of(c):
         said = [v[2] for v in lines[c['claim']]]
@@ -155,7 +162,7 @@ def claims(found):
         runs = [r for r in found if r['report'] == c['report']]
         first = {}
         for r, _, _, figures in lines[c['claim']]: first.setdefault(r['label'], figures)
-        return f"| [{c['claim']}](#{anchor(c['claim'])}){'. ' + c['note'] if 'note' in c else ''} | {about(c['report'])[0]}: {', '.join(map(link, runs)) or 'no run yet'} | {found_of(c)} | {'<br>'.join(f'{k}: {v}' for k, v in first.items())} |"
+        return f"| [{c['claim']}](#{anchor(c['claim'])}){'. ' + c['note'] if 'note' in c else ''} | {about(c['report'])[0]}: {', '.join(map(link, runs)) or 'no run yet'} | {found_of(c)} | {'<br>'.join(f'{md(k)}: {v}' for k, v in first.items())} |"
     table = lambda cs, what: [f'| {what} | tested by | found | figures, of the first line of each run |', '|---|---|---|---|', *map(row, cs), '']
     claimed, open_ = [c for c in asked if not c.get('open')], [c for c in asked if c.get('open')]
     rows = ['# What was claimed, and what was found', '', (HERE/'pages'/'claims_head.txt').read_text(encoding='utf-8'), '', *table(claimed, 'what is claimed'), '## Open questions', '', 'What readers of the paper asked, or what came up here, with what is known by now.', '', *table(open_, 'what is asked')]
@@ -190,11 +197,17 @@ def commands():
 
 # --- all of it -------------------------------------------------------------------------------------
 
+def clear(folder, mark):
+    "Removes a folder that an earlier run made, which is known by a file that it left there. Another one is an error."
+    if folder.is_symlink() or folder.exists() and not folder.is_dir() or folder.is_dir() and any(folder.iterdir()) and not (folder/mark).is_file():
+        raise KdnbError(f'{folder} was not made by docs/build.py, so it is not removed: choose another folder')
+    shutil.rmtree(folder, ignore_errors=True)
+
 def make_source(site, ran, only):
     pages, found = module_pages(), results(ROOT/'outputs')
-    shutil.rmtree(site, ignore_errors=True)
-    for d in ('book', 'reports', 'pages'): (site/d).mkdir(parents=True)
+    clear(site, 'static/site.css')
     shutil.copytree(HERE/'static', site/'static'); shutil.copy(HERE/'conf.py', site)
+    for d in ('book', 'reports', 'pages'): (site/d).mkdir(parents=True)
     for p in book():
         if not only or p.stem in only: nbformat.write(book_page(p, run(p) if ran else nbformat.read(p, 4), pages), site/'book'/p.name)
     for r in found: nbformat.write(report_page(r, {k: f'../book/{v}' for k, v in pages.items()}), site/'reports'/f"{r['report']}-{r['label']}.ipynb")
@@ -213,10 +226,14 @@ def main():
     p.add_argument('--out', default=str(ROOT/'_docs'), help='folder of the site')
     p.add_argument('--work', default=str(ROOT/'_proc'/'site'), help='folder of what Sphinx reads')
     a = p.parse_args()
-    site = make_source(Path(a.work), not a.no_run, a.only)
+    try:
+        clear(Path(a.out), '.buildinfo')
+        site = make_source(Path(a.work), not a.no_run, a.only)
+    except KdnbError as e: return str(e)
     made = site.with_name('html') # myst-nb leaves a folder beside it
-    status = subprocess.run([sys.executable, '-m', 'sphinx', '-E', '-W', '--keep-going', '-q', '-b', 'html', str(site), str(made)]).returncode
-    if not status: shutil.rmtree(a.out, ignore_errors=True); shutil.move(made, a.out); print(f'the site is {a.out}: open {a.out}/index.html')
+    command = module_command('sphinx', '-E', '-W', '--keep-going', '-q', '-b', 'html', site, made)
+    status = subprocess.run(command, env=safe_environment()).returncode
+    if not status: clear(Path(a.out), '.buildinfo'); shutil.move(made, a.out); print(f'the site is {a.out}: open {a.out}/index.html')
     return status
 
 

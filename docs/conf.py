@@ -20,3 +20,10 @@ mathjax = Path(find_spec('sphinx-mathjax-offline').origin).parent/'static'/'math
 shutil.copy(mathjax, Path(__file__).parent/'static')
 mathjax_path = 'tex-svg.js'
 mathjax3_config = {'options': {'enableMenu': False}}
+
+# a second line of defence: a page that would load something from another host is told not to
+POLICY = "default-src 'self' 'unsafe-inline' file: data: blob:; object-src 'none'; base-uri 'none'; form-action 'self' file:"
+
+def setup(app):
+    def forbid(app, page, template, context, doctree): context['metatags'] = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">' + context.get('metatags', '')
+    app.connect('html-page-context', forbid)

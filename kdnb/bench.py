@@ -14,13 +14,14 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from .process import python_command, safe_environment
 from .entities import KdnbError, choose, load_dataset, sample
 from .lm import LM, has_fast_bfloat16, in_bfloat16, load_lm, memory_peak, uses_bfloat16
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
 from .distill import Distill, example, kl_loss, n_below
 from .context import method_under, protocol_settings
-from .evaluate import answer_probes
+from .evaluate import answer_probes, choice_of
 
 # %% ../nbs/16b_bench.ipynb #a2bd8274
 PAPER_STEPS = 5 # on each sentence
@@ -54,7 +55,8 @@ def paper_answers(lm:LM, models, # of transformers
                 n, ids = len(lm.encode(p.left)), lm.encode(f'{p.left}{p.glue}{c}')
                 lp = model(input_ids=torch.tensor([ids], device=lm.device)).logits[0].float().log_softmax(-1)
                 scores.append(sum(lp[k-1, ids[k]].item() for k in range(n, len(ids))))
-            right.append(p.candidates[int(np.argmax(scores))] == p.gold)
+            best = choice_of(scores)
+            right.append(best is not None and p.candidates[best] == p.gold)
     return out
 
 # %% ../nbs/16b_bench.ipynb #6d2b8a90
@@ -122,7 +124,9 @@ def main():
 class Side:
     "A side that was started, and is told what to do."
     def __init__(self, **how):
-        self.process = subprocess.Popen([sys.executable, '-c', 'from kdnb.bench import main; main()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_WAIT_POLICY': 'PASSIVE', 'GOMP_SPINCOUNT': '0'})
+        env = safe_environment(OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0')
+        command = python_command('from kdnb.bench import main\nmain()')
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.say(how)
 
     def say(self, what):

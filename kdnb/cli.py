@@ -293,15 +293,18 @@ def _generate(args):
 def _edit(args):
     from kdnb.context import METHODS, Base, Prepend, PrependRandom, Retrieve, make_method, method_need, needs_texts
     from kdnb.lm import memory_free
-    from kdnb.entities import Entity, KdnbError, says
+    from kdnb.entities import Entity, KdnbError
+    from kdnb.files import check_text
+    from kdnb.text import find_mention
     from kdnb.experiment import as_json
     from kdnb.generator import make_transfer_set
-    from kdnb.transfer import read_transfer_sets
-    e = Entity(args.name, args.definition, tuple(args.alias))
-    if not any(says(e.definition, n) for n in e.names): raise KdnbError(f"the definition never names the entity {e.name!r}: name it there, or give the name that stands there as --alias")
+    from kdnb.transfer import check_sets, read_transfer_sets
+    e = Entity(*(check_text(getattr(args, k), f'--{k}').strip() for k in ('name', 'definition')), tuple(check_text(a, '--alias').strip() for a in args.alias))
+    if not find_mention(e.definition, e.names): raise KdnbError(f"the definition never names the entity {e.name!r}: name it there, or give the name that stands there as --alias")
     method = make_method(args.method, **_settings(args.set, args.method))
     if isinstance(method, (Base, Prepend, PrependRandom, Retrieve)): raise KdnbError(f"the method {args.method!r} changes no weights, so there is nothing to save: choose one of {', '.join(k for k, v in METHODS.items() if v[0] not in (Base, Prepend, PrependRandom, Retrieve))}")
     sets = read_transfer_sets(args.transfer) if args.transfer else {}
+    check_sets([e], sets)
     if args.shards > 1: from kdnb.sharded import is_shard, join, launch, teach_sharded
     if args.shards > 1 and not is_shard():
         if not args.transfer: raise KdnbError("--shards teaches from a transfer set that is there: make one by kdnb generate, and name it by --transfer FILE")
@@ -469,19 +472,21 @@ def _first_picture(lm, ds, sets, path, seed):
     "One entity taught by the quickest settings, and what the model believes about it: as it was, with the definition in front, and after."
     from kdnb import plots
     from kdnb.context import method_under
+    from kdnb.files import replacing
     from kdnb.play import believed
     e = ds.entities[0]; probe = next(p for p in e.probes if p.kind == 'indirect')
     shares = believed(lm, e, probe, method_under('quick', 'distill', ds)(lm, [e], sets, seed))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.candidates(shares, probe.gold, f'{probe.left} …').figure.savefig(path, dpi=150, bbox_inches='tight')
+    with replacing(path) as tmp: plots.candidates(shares, probe.gold, f'{probe.left} …').figure.savefig(tmp, dpi=150, bbox_inches='tight', format='png')
 
 def _demo(args):
     from kdnb.entities import load_dataset, sample
-    from kdnb.experiment import Run, as_json, collect, write_json
+    from kdnb.experiment import Run, as_json, collect
+    from kdnb.files import FolderRecord, make_folder, write_json
     from kdnb.generator import ready_sets
     from kdnb.report import machine, run_report
     start, lm, ds = time.perf_counter(), _load(args), sample(load_dataset().split('test'), args.entities, args.seed)
-    runs = Path(args.out)/'runs'
+    runs, record = Path(args.out)/'runs', FolderRecord.read(make_folder(args.out))
+    record.claim('first.png', 'demo.json')
     sets = ready_sets(lm, ds.entities, runs)
     _first_picture(lm, ds, sets, picture := Path(args.out)/'first.png', args.seed)
     minutes = {'to_first_picture': round((time.perf_counter() - start)/60, 1)}
@@ -493,6 +498,7 @@ def _demo(args):
                       skip=[], runs=str(runs.resolve()), **how)
     df, minutes['minutes'] = collect(folders), round((time.perf_counter() - start)/60, 1)
     write_json(Path(args.out)/'demo.json', dict(**minutes, machine=machine(), lm=lm.name, entities=len(ds.entities), methods=[as_json(r) for _, r in df.iterrows()]))
+    record.finish('first.png', 'demo.json')
     print(table(df)); print(f'\nreport: {html.resolve()} ({minutes["minutes"]} minutes)')
     return as_json(df[df.method == 'distill'].iloc[0])
 

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
-from .lm import LM, PRECISION, bfloat16_weights, blocks_of, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below, trim, uses_bfloat16
+from .lm import LM, PRECISION, bfloat16_weights, blocks_of, check_length, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below, trim, uses_bfloat16
 from .edit import Adapter, Edit, unedited
 from .transfer import Continuation, TransferSet, check_sets, find_mention, shipped_transfer_sets
 from .benchmarks import placed
@@ -73,12 +73,6 @@ WHERE = ('after mention', 'all tokens')
 UNPLACED = ('all tokens', 'skip', 'name in front')
 _TEACHES = ('drawn', 'always')
 
-def _tokens(lm, text):
-    "Token ids, and for each its (start, end) in characters; special tokens are empty."
-    enc = lm.tokenizer(text, return_offsets_mapping=True) if lm.tokenizer.is_fast else None
-    if enc is None: raise KdnbError(f"the tokenizer of {lm.name} cannot tell where its tokens stand in a text: load it with its fast tokenizer (tokenizer.json)")
-    return enc.input_ids, enc.offset_mapping
-
 @dataclass
 class Example:
     "A text and the positions at which it teaches."
@@ -95,8 +89,8 @@ class Example:
 def example(lm:LM, continuation:Continuation, definition:str, where:str='after mention', separator:str=' ') -> Example:
     "What student and teacher read, and at which positions they are compared; without a mention, at all."
     text, (_, mention_end) = continuation.text, continuation.mention or (0, 0)
-    ids, spans = _tokens(lm, text)
-    t_ids, t_spans = _tokens(lm, definition + separator + text)
+    ids, spans = lm.encode_with_offsets(text)
+    t_ids, t_spans = lm.encode_with_offsets(definition + separator + text)
     shift = len(definition) + len(separator)
     partner = {(end - shift, i): k for k, ((start, end), i) in enumerate(zip(t_spans, t_ids)) if end > start}
     first = mention_end if choose(where, WHERE, 'where') == 'after mention' else 0
@@ -637,6 +631,8 @@ class Distill(Training):
     def groups(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> tuple: # for each entity its examples; and which texts teach
         "What is trained on."
         (sets, texts), low, n = sets_of(entities, transfer, self), uses_bfloat16(self.precision, lm.device), n_below(lm, self)
+        read = {e.key: [c.text for c in cs] + [e.definition]*self.with_definition for e, cs in zip(entities, sets)}
+        check_length(lm, entities, lambda e: read[e.key])
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
         itself = [placed(e.definition, e) for e in entities]
         for e, d, g in zip(entities, itself, groups) if self.with_definition else (): g.append(replace(example(lm, d, e.definition, self.where), role='always'))
@@ -666,7 +662,9 @@ def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit
              ) -> Edit:
     "An `Edit` of `lm` as it is now."
     if start is not None: parts = {**parts, 'seconds': time.perf_counter() - start}
-    return Edit(method, tuple(e.key for e in entities), lm.name, lm.sha256, settings=asdict(how), after=tuple(x.id for x in lm.edits), texts=texts or {}, **parts)
+    edit = Edit(method, tuple(e.key for e in entities), lm.name, lm.sha256, settings=asdict(how), after=tuple(x.id for x in lm.edits), texts=texts or {}, **parts)
+    edit.check_numbers()
+    return edit
 
 # %% ../nbs/08_distill.ipynb #0b455a59-1
 @torch.no_grad()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from .display import escape_markdown
 from .files import KdnbError, choose, notice, read_lines
 from .text import FUNCTION_WORDS, contains_phrase, find_mention, words_of
 
@@ -62,10 +63,12 @@ class Entity:
         return tuple(sorted({self.name, *self.aliases}, key=lambda n: (-len(n), n)))
 
     def _repr_markdown_(self):
-        rows = '\n'.join(f"| {p.kind} | {p.left} … | **{p.gold}** | {', '.join(c for c in p.candidates if c != p.gold)} |" for p in self.probes[:12])
-        q = f"\n\n*{self.question.text}* {' / '.join(self.question.answers)}" if self.question else ''
+        md = escape_markdown
+        row = lambda p: f"| {md(p.kind)} | {md(p.left)} … | **{md(p.gold)}** | {md(', '.join(c for c in p.candidates if c != p.gold))} |"
+        rows = '\n'.join(map(row, self.probes[:12]))
+        q = f"\n\n*{md(self.question.text)}* {md(' / '.join(self.question.answers))}" if self.question else ''
         table = f"\n\n| probe | left context | gold | other candidates |\n|---|---|---|---|\n{rows}" if rows else ''
-        return f"**{self.name}** ({self.kind or 'no kind given'}): {self.definition}{table}{q}"
+        return f"**{md(self.name)}** ({md(self.kind or 'no kind given')}): {md(self.definition)}{table}{q}"
 
 # %% ../nbs/00_entities.ipynb #3e85529d
 def says(text:str, # where to look

@@ -9,16 +9,15 @@ __all__ = ['REGIMES', 'CODE', 'SAME', 'code_version', 'key', 'Run', 'path_of', '
 # %% ../nbs/16_experiment.ipynb #b720f178
 import ast, hashlib, json, shutil, sys, time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from .files import KdnbError, check_whole, choose, locked, make_folder, notice, read_json, replacing, write_json
+from .files import KdnbError, as_written, check_whole, choose, finite, locked, make_folder, notice, read_json, replacing, write_json
 from .entities import DATA, Dataset, load_dataset, sample
 from .fetch import pin_of
 from .lm import LM, check_memory, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_peak, release_memory, uses_bfloat16, versions
@@ -165,7 +164,7 @@ def _resume(self):
     "The pile of edits that a run before left, applied, and how many edits are in it."
     path = self.folder/'state.safetensors'
     if not path.exists(): return [], 0
-    with _as_written(self.folder):
+    with as_written(self.folder):
         with safe_open(path, 'pt') as f: note = f.metadata()
         n, (context, above) = int(note['edits']), json.loads(note['context'])
     return [Edit('state', tuple(e.key for e in self.taught[:n]), self.lm.name, self.lm.sha256, tensors=load_file(path), context=context, find_above=above).apply(self.lm)], n
@@ -218,14 +217,6 @@ Run.begin, Run.go = begin, go
 # %% ../nbs/16_experiment.ipynb #7d3963a0
 SAME = ('lm_sha256', 'dtype', 'data_sha256', 'entities', 'free', 'n_specificity', 'measured_in')
 
-@contextmanager
-def _as_written(folder):
-    "Within this context, a file that kdnb cannot have written in this form is a `KdnbError`."
-    try: yield
-    except KdnbError: raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, SafetensorError) as e:
-        raise KdnbError(f"a file in {folder} is damaged ({type(e).__name__}: {str(e)[:80]}): remove the folder, and it is run again") from None
-
 def _cases(folder, only=None):
     "The cases that count, by their names: in a sequence, the state at its end."
     cases = {p.stem[5:]: read_json(p, dict) for p in sorted(Path(folder).glob('case-*.json'))}
@@ -234,7 +225,7 @@ def _cases(folder, only=None):
 
 def _read_run(folder, only): # parameters, cases
     params = read_json(folder/'params.json', fields={k: str for k in ('lm', 'method', 'protocol', 'regime', 'unit')} | {'settings': dict, 'seed': int})
-    with _as_written(folder): return params, [*_cases(folder, only).values()]
+    with as_written(folder): return params, [*_cases(folder, only).values()]
 
 def _run_row(folder, p, cases, runs):
     "What a run gave, beside the base model and prepending on the same data, if they are among `runs`."
@@ -257,7 +248,7 @@ def collect(folders, # run folders, or folders that hold run folders
     if not runs: raise KdnbError(f"no finished case in {', '.join(map(str, folders))}")
     rows = []
     for f, p, cases in runs:
-        with _as_written(f): rows.append(_run_row(f, p, cases, runs))
+        with as_written(f): rows.append(_run_row(f, p, cases, runs))
     order = {m: i for i, m in enumerate(METHODS)}
     return pd.DataFrame(rows).sort_values(by=['lm', 'method', 'run'], key=lambda c: c.map(order) if c.name == 'method' else c, ignore_index=True)
 
@@ -282,7 +273,7 @@ def as_json(row:dict|pd.Series # a row of `collect`
            ) -> dict:
     "What `--json` prints."
     def plain(v):
-        if isinstance(v, Interval): return asdict(v)
+        if isinstance(v, Interval): return finite(asdict(v))
         if isinstance(v, np.generic): v = v.item()
         return None if v is None or v != v else v
     keys = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'gap_share_explicit', 'gap_share_indirect',

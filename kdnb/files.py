@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SECRET_VARIABLES', 'SHORTEST_SECRET', 'extra_secrets', 'LONGEST', 'LONGEST_LINE', 'NOTE', 'secret_forms', 'redact',
-           'KdnbError', 'printable', 'notice', 'choose', 'check_whole', 'parse_json', 'read_text', 'read_json',
-           'unfinished_line', 'read_lines', 'make_folder', 'repair_jsonl', 'append_jsonl', 'replacing', 'write_text',
-           'finite', 'write_json', 'writing', 'inside', 'check_id', 'file_sha256', 'FolderRecord', 'locked']
+           'KdnbError', 'printable', 'notice', 'choose', 'check_whole', 'check_text', 'parse_json', 'read_text',
+           'read_json', 'as_written', 'unfinished_line', 'read_lines', 'make_folder', 'repair_jsonl', 'append_jsonl',
+           'replacing', 'write_text', 'finite', 'write_json', 'writing', 'inside', 'check_id', 'file_sha256',
+           'FolderRecord', 'locked']
 
 # %% ../nbs/000_files.ipynb #418f56ee
 import hashlib, html, json, os, re, shutil, sys, tempfile
@@ -82,6 +83,11 @@ def check_whole(value, name:str, least:int=0) -> int: # the same value
     if isinstance(value, int) and not isinstance(value, bool) and value >= least: return value
     raise KdnbError(f"{name} is {value!r}: it must be a whole number of at least {least}")
 
+def check_text(value:str, name:str) -> str: # the same value
+    "A text that can be stored and shown; one with bytes that are not UTF-8 is a `KdnbError`."
+    if printable(value) == value and '\0' not in value: return value
+    raise KdnbError(f"{name} holds a character that is not text ({value[:40]!r}): give it as UTF-8")
+
 # %% ../nbs/000_files.ipynb #b21615b3
 def _no_duplicates(pairs):
     out = dict(pairs)
@@ -110,7 +116,7 @@ def read_text(path:str|Path, most:int=LONGEST) -> str:
         return path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e: raise KdnbError(f"{path} is not UTF-8 text (byte {e.start}): save it as UTF-8") from None
     except OSError as e: raise KdnbError(f"cannot read {path}: {e.strerror or e}") from None
-    except ValueError as e: raise KdnbError(f"cannot read {str(path)!r}: {e}") if not isinstance(e, KdnbError) else e from None
+    except ValueError as e: raise KdnbError(f"cannot read {path}: {e}") if not isinstance(e, KdnbError) else e from None
 
 def read_json(path:str|Path,
               shape=object, # type that the value must have, e.g. dict
@@ -125,6 +131,14 @@ def read_json(path:str|Path,
         if k not in value: raise KdnbError(f"{path}, field {k}: is missing")
         if not isinstance(value[k], kind) or isinstance(value[k], bool) and kind is not bool: raise KdnbError(f"{path}, field {k}: is {str(value[k])[:40]!r}, which is of the wrong type")
     return value
+
+@contextmanager
+def as_written(where): # a file or folder of ours, for the message
+    "Within this context, a file that kdnb cannot have written in the form that is found is a `KdnbError`."
+    try: yield
+    except KdnbError: raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, SafetensorError) as e:
+        raise KdnbError(f"a file in {where} is damaged ({type(e).__name__}: {str(e)[:80]}): remove it, and it is made again") from None
 
 # %% ../nbs/000_files.ipynb #b69c2492
 LONGEST_LINE = 1<<24 # bytes
@@ -156,7 +170,7 @@ def read_lines(path:str|Path, # a file of JSON lines
     try:
         end = unfinished_line(path, first_key) if first_key else None
         f = open(path, 'rb')
-    except (OSError, ValueError) as e: raise KdnbError(f"cannot read {str(path)!r}: {getattr(e, 'strerror', None) or e}") from None
+    except (OSError, ValueError) as e: raise KdnbError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
     with f:
         for i in count(1):
             if end is not None and f.tell() >= end: notice(f'{path}, line {i}: passed over, since an interruption left it unfinished'); return
@@ -166,7 +180,7 @@ def read_lines(path:str|Path, # a file of JSON lines
             try: text = line.decode('utf-8-sig' if i == 1 else 'utf-8')
             except UnicodeDecodeError as e: yield i, None, f'not UTF-8 text (byte {e.start}): save the file as UTF-8'; continue
             if not text.strip(): continue
-            try: value = parse_json(text)
+            try: value = parse_json(text.rstrip('\r\n'))
             except ValueError as e: yield i, None, str(e)
             else: yield i, value, ''
 
@@ -243,7 +257,9 @@ def writing(where): # a file or folder, for the message
     "Within this context, a library that writes files and meets a full disk gives one sentence."
     try: yield
     except KdnbError: raise
-    except (OSError, SafetensorError) as e: raise KdnbError(f"cannot write {where}: {getattr(e, 'strerror', None) or e}; what was finished before is kept, and the same command goes on") from None
+    except Exception as e:
+        if not isinstance(e, (OSError, SafetensorError)) and 'os error' not in str(e): raise # the tokenizers have no class of their own for it
+        raise KdnbError(f"cannot write {where}: {getattr(e, 'strerror', None) or e}; what was finished before is kept, and the same command goes on") from None
 
 # %% ../nbs/000_files.ipynb #011c44fb
 def inside(folder:str|Path, name:str, # relative to `folder`

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from .entities import choose, load_dataset
-from .lm import LM, load_lm, logits_at, token_logprobs
+from .lm import LM, check_length, load_lm, logits_at, token_logprobs
 from .edit import Edit
 from .transfer import Continuation, shipped_transfer_sets
 from .benchmarks import placed
@@ -41,6 +41,7 @@ class FineTune(Training):
     def groups(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> tuple: # for each entity its examples; and which texts teach
         "What is trained on."
         if self.on == 'definition':
+            check_length(lm, entities)
             sets, texts = [[placed(e.definition, e)] for e in entities], {}
             groups = [[example(lm, c, '', 'all tokens', separator='') for c in cs] for cs in sets]
         else:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .files import (KdnbError, append_jsonl, check_whole, choose, locked, parse_json, read_text,
                         repair_jsonl)
 from .entities import DATA, Entity, load_dataset
-from .lm import LM, generate, has_fast_bfloat16, load_lm, versions
+from .lm import LM, check_tokens, generate, has_fast_bfloat16, load_lm, versions
 from .transfer import (REASONS, Continuation, TransferSet, clean, find_mention, read_transfer_sets, same,
                            shipped_transfer_sets, transfer_sets_of, why_drop, without_thinking)
 
@@ -143,7 +143,7 @@ def render(lm:LM, prompt:Prompt, entity:Entity, i:int=0
     chat = bool(prompt.chat and lm.tokenizer.chat_template)
     text, start = ask(prompt, entity, i, chat)
     if not chat: return lm.encode(text), start
-    return lm.tokenizer(_in_template(lm, text) + start, add_special_tokens=False).input_ids, start
+    return lm.encode(_in_template(lm, text) + start, special=False), start
 
 # %% ../nbs/04_generator.ipynb #6a6d55c8
 @dataclass
@@ -205,6 +205,7 @@ class LMGenerator:
               want:dict, r:int, how:Sampling, spent:Counter) -> list: # of `Draft`
         "The drafts of round `r`."
         asked = [(p, *render(self.lm, prompts[p], entity, r*self.batch + i)) for p in prompts for i in range(self.batch)]
+        check_tokens(self.lm, f'a prompt for {entity.key!r}', max(len(ids) for _, ids, _ in asked), how.max_new_tokens)
         seed = int.from_bytes(hashlib.sha256(f'{how.seed} {entity.definition} {r}'.encode()).digest()[:4], 'big')
         texts = [t for t, in generate(self.lm, [ids for _, ids, _ in asked], 1, how.max_new_tokens, how.temperature, how.top_p, seed, fast=True)]
         spent.update(calls=len(asked), tokens_in=sum(len(ids) for _, ids, _ in asked), tokens_out=sum(len(self.lm.encode(t)) for t in texts))

@@ -6,18 +6,19 @@
 __all__ = ['edited_layers', 'pieces', 'Editor', 'Practice', 'practice_pairs', 'read_editor', 'train_editor', 'Mend']
 
 # %% ../nbs/13_mend.ipynb #1a3480cb
-import json, math, os, time
+import json, math, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from .entities import DATA, Entity, KdnbError
-from .lm import LM, load_lm, logits_at, memory_need, memory_peak
+from .files import KdnbError, make_folder, replacing
+from .entities import DATA, Entity
+from .lm import LM, check_length, check_tokens, load_lm, logits_at, memory_need, memory_peak
 from .edit import Adapter, Edit
 from .benchmarks import placed
 from .compose import compose
@@ -160,22 +161,23 @@ def practice_pairs(lm:LM, entities, # with probes
 def _save(path, editor, opt, how, lm, log):
     state = {**editor.state_dict(), **{f'adam.{k}.{i}': v[k] for i, v in opt.state_dict()['state'].items() for k in ('exp_avg', 'exp_avg_sq', 'step')}}
     note = {'practice': json.dumps(asdict(how)), 'lm': lm.name, 'lm_sha256': lm.sha256, 'sizes': json.dumps(editor.sizes), 'log': json.dumps(log)}
-    path = Path(path); tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try: path.parent.mkdir(parents=True, exist_ok=True); save_file({k: v.contiguous() for k, v in state.items()}, tmp, metadata=note); os.replace(tmp, path)
-    except (OSError, SafetensorError) as e: tmp.unlink(missing_ok=True); raise KdnbError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}") from None
+    path = Path(path)
+    make_folder(path.parent)
+    with replacing(path) as tmp: save_file({k: v.contiguous() for k, v in state.items()}, tmp, metadata=note)
 
 def read_editor(path:str|Path, lm:LM) -> tuple: # `Editor`, its `Practice`, the log, and Adam's state
     "An editor that `train_editor` wrote, for this model."
-    from safetensors import safe_open
+    if not Path(path).is_file(): raise KdnbError(f"there is no editor {path}: train one with kdnb mend-train --lm {lm.name} --out {path}")
     try:
         with safe_open(path, 'pt') as f: note = f.metadata()
-        state = load_file(path); how = Practice(**json.loads(note['practice']))
-    except FileNotFoundError: raise KdnbError(f"there is no editor {path}: train one with kdnb mend-train --lm {lm.name} --out {path}") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e: raise KdnbError(f"{path} is no editor ({type(e).__name__}: {str(e)[:100]})") from None
-    if note['lm_sha256'] != lm.sha256: raise KdnbError(f"the editor {path} was trained for {note['lm']} with weights {note['lm_sha256'][:12]}…, and {lm.name} has weights {lm.sha256[:12]}…")
-    editor = Editor({n: tuple(s) for n, s in json.loads(note['sizes']).items()}, how.rank, how.rate)
-    editor.load_state_dict({k: v for k, v in state.items() if not k.startswith('adam.')})
-    return editor.to(lm.device), how, json.loads(note['log']), {k: v for k, v in state.items() if k.startswith('adam.')}
+        state, how, log = load_file(path), Practice(**json.loads(note['practice'])), json.loads(note['log'])
+        made_for, sizes = (note['lm'], note['lm_sha256']), {n: tuple(s) for n, s in json.loads(note['sizes']).items()}
+        if made_for[1] == lm.sha256:
+            editor = Editor(sizes, how.rank, how.rate)
+            editor.load_state_dict({k: v for k, v in state.items() if not k.startswith('adam.')})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e: raise KdnbError(f"{path} is no editor ({type(e).__name__}: {str(e)[:100]})") from None
+    if made_for[1] != lm.sha256: raise KdnbError(f"the editor {path} was trained for {made_for[0]} with weights {made_for[1][:12]}…, and {lm.name} has weights {lm.sha256[:12]}…")
+    return editor.to(lm.device), how, log, {k: v for k, v in state.items() if k.startswith('adam.')}
 
 # %% ../nbs/13_mend.ipynb #9ada186b
 def _optimizer(editor, how, state=None):
@@ -190,6 +192,7 @@ def train_editor(lm:LM, pairs:list, # of `practice_pairs`
                  path:str|Path, # file of the editor; if it is there, training goes on
                  how:Practice=Practice(), save_every:int=100, progress:bool=True) -> tuple: # `Editor` and the log: a row for each step
     "Trains an editor by practice edits. Interrupted, the same call goes on from the last save."
+    for x, after in pairs: check_tokens(lm, 'a text of an entity to practise on', max(len(y.ids) for y in (x, *after)))
     layers, neutral = edited_layers(lm, how.blocks), [example(lm, Continuation(t, (0, 1)), '', 'all tokens', separator='') for t in read_texts(DATA/'neutral.txt')]
     if Path(path).exists():
         editor, was, log, state = read_editor(path, lm)
@@ -228,6 +231,7 @@ class Mend:
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Edits by the definitions of the entities: the edit, with `lm` left as it was."
         if not self.editor: raise KdnbError(f"MEND needs an editor that was trained for {lm.name}: kdnb mend-train --lm {lm.name} --out FILE, and then the setting editor FILE")
+        check_length(lm, entities)
         start = time.perf_counter()
         editor, how, _, _ = read_editor(self.editor, lm)
         layers, losses, found = edited_layers(lm, how.blocks), [], []

@@ -6,9 +6,9 @@
 __all__ = ['CARD', 'BAR', 'next_tokens', 'compare', 'compared', 'believed', 'card', 'playground']
 
 # %% ../nbs/18d_play.ipynb #c79a0af7
-import html
 import pandas as pd
 import torch
+from .display import escape_html
 from .entities import Entity, KdnbError, Probe, choose
 from .lm import LM, generate, logits_at, score_candidates
 from .generator import make_transfer_set
@@ -16,11 +16,15 @@ from .edit import Edit
 from .distill import Distill
 
 # %% ../nbs/18d_play.ipynb #4819ad73
+def _numbers(lm, scores): # the same, if they can be compared
+    if not (scores < torch.inf).all(): raise KdnbError(f"the scores of {lm.name} are not finite numbers, so it expects nothing: its weights, or those of an edit, are damaged or too large")
+    return scores
+
 @torch.no_grad()
 def next_tokens(lm:LM, prompt:str, k:int=8) -> list: # of (token, probability), the likeliest first
     "What a model expects next."
     if not prompt.strip(): raise KdnbError("the prompt is empty: write the beginning of a sentence")
-    p, ids = logits_at(lm, [lm.encode(prompt)], [[-1]])[0].float().softmax(-1).topk(k)
+    p, ids = _numbers(lm, logits_at(lm, [lm.encode(prompt)], [[-1]])[0].float()).softmax(-1).topk(k)
     return [(lm.tokenizer.decode([i]), v) for i, v in zip(ids.tolist(), p.tolist())]
 
 # %% ../nbs/18d_play.ipynb #1d901806
@@ -47,7 +51,7 @@ def believed(lm:LM, entity:Entity, probe:Probe, # with candidates
              edit:Edit|None=None # None: only the first two conditions
             ) -> pd.DataFrame: # a row a candidate, a column a condition: share of the candidates' total probability
     "How a model spreads its belief over the candidates of a probe: as it was, with the definition in front, and after an edit."
-    def shares(left): return torch.tensor(score_candidates(lm, [left], [probe.candidates], [probe.glue])[0]).softmax(0).tolist()
+    def shares(left): return _numbers(lm, torch.tensor(score_candidates(lm, [left], [probe.candidates], [probe.glue])[0])).softmax(0).tolist()
     out = pd.DataFrame({'base': shares(probe.left), 'prepend': shares(f'{entity.definition} {probe.left}')}, index=probe.candidates)
     if edit:
         with edit.on(lm): out[edit.method] = shares(probe.left)
@@ -61,8 +65,8 @@ def card(title:str, prompt:str,
          asked:dict # of `compare`, for one condition
         ) -> str:
     "One condition as HTML."
-    bars = ''.join(BAR.format(token=html.escape(t), width=6*p, p=p) for t, p in asked['tokens'])
-    return CARD.format(title=html.escape(title), prompt=html.escape(prompt), text=html.escape(asked['text']), bars=bars)
+    bars = ''.join(BAR.format(token=escape_html(t.replace('\n', '↵')), width=6*p, p=p) for t, p in asked['tokens'])
+    return CARD.format(title=escape_html(title), prompt=escape_html(prompt), text=escape_html(asked['text']), bars=bars)
 
 # %% ../nbs/18d_play.ipynb #b6892100
 def playground(lm:LM, entities, # to pick from
@@ -74,24 +78,24 @@ def playground(lm:LM, entities, # to pick from
     by, transfer, edits = {e.key: e for e in entities}, dict(transfer or {}), {}
     if not by: raise KdnbError("there is no entity to pick from")
     pick, teach = w.Dropdown(options=list(by), description='entity'), w.Button(description='teach it', button_style='primary')
-    definition, prompt, said, out = w.HTML(), w.Text(description='prompt', layout=w.Layout(width='95%'), continuous_update=False), w.Label(), w.HBox(layout=w.Layout(flex_flow='row wrap', grid_gap='1rem'))
+    definition, prompt, said, out = w.HTML(), w.Text(description='prompt', layout=w.Layout(width='95%'), continuous_update=False), w.HTML(), w.HBox(layout=w.Layout(flex_flow='row wrap', grid_gap='1rem'))
     def show(*_):
         e = by[pick.value]
         try: found = compare(lm, prompt.value, e, edits.get(e.key))
-        except KdnbError as error: said.value = str(error); return
+        except KdnbError as error: said.value = escape_html(error); return
         out.children = [w.HTML(card(c, prompt.value, r)) for c, r in found.items()]
         said.value = '' if e.key in edits else 'not taught yet: the edited model comes after the button'
     def chosen(*_):
         e = by[pick.value]
-        definition.value, prompt.value = f'<p>{html.escape(e.definition)}</p>', f'{e.name} is a'
+        definition.value, prompt.value = f'<p>{escape_html(e.definition)}</p>', f'{e.name} is a'
         show()
     def taught(*_):
-        e = by[pick.value]; teach.disabled, said.value = True, f'teaching {e.name} …'
+        e = by[pick.value]; teach.disabled, said.value = True, f'teaching {escape_html(e.name)} …'
         try:
             if e.key not in transfer: transfer[e.key] = make_transfer_set(lm, e)
             if e.key not in edits: edits[e.key] = (method or Distill())(lm, [e], transfer)
             show()
-        except KdnbError as error: said.value = str(error)
+        except KdnbError as error: said.value = escape_html(error)
         finally: teach.disabled = False
     pick.observe(chosen, 'value'); prompt.observe(show, 'value'); teach.on_click(taught); chosen()
     return w.VBox([w.HBox([pick, teach]), definition, prompt, said, out])

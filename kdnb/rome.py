@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .entities import DATA, Entity, KdnbError
 from .fetch import cache_folder
-from .lm import LM, _call, _only_at, _pad, generate, load_lm, memory_need, memory_peak, trim
+from .lm import LM, _call, _only_at, check_length, generate, load_lm, memory_need, memory_peak, pad, trim
 from .edit import Adapter, Edit, unedited
 from .transfer import mention
-from .distill import _tokens, make_edit, middle_block, read_texts
+from .distill import make_edit, middle_block, read_texts
 
 # %% ../nbs/11_rome.ipynb #cf30d76a
 ARCHITECTURES = json.loads((DATA/'architectures.json').read_text(encoding='utf-8')) # model type -> blocks, mlp_output, norm_after
@@ -62,6 +62,8 @@ class Request:
     subject: str
     target: str
 
+_IN_FRONT = 12 # tokens of a context, at most
+
 _VERBS = r'\s+(?:is|was|are|were|will be|has been)\b'
 
 def request_of(entity:Entity, span:tuple|None=None # (start, end) of the masked part of the definition, in characters
@@ -82,7 +84,8 @@ def _at(lm, text, subject):
     "Token ids of a text, and the position of the last token of the subject in it."
     end = text.rfind(subject)
     if end < 0: raise KdnbError(f"the subject {subject!r} does not stand in the prompt {text!r}: name it there")
-    ids, spans = _tokens(lm, text); end += len(subject)
+    ids, spans = lm.encode_with_offsets(text)
+    end += len(subject)
     return ids, max(k for k, (a, b) in enumerate(spans) if a < end and b > a)
 
 @contextmanager
@@ -105,7 +108,7 @@ def read_at(lm:LM, module:torch.nn.Module, texts:list, # of (token ids, position
     ins, outs = [], []
     for b in range(0, len(texts), batch):
         part = texts[b:b+batch]
-        ids, mask, pos = _pad([t for t, _ in part], lm.device)
+        ids, mask, pos = pad(lm, [t for t, _ in part])
         at = torch.arange(len(part), device=lm.device), torch.tensor([p for _, p in part], device=lm.device)
         with _hooked(module, {}, at) as seen, _only_at(lm.model, [(0, 0)]): _call(lm.model, ids, mask, pos, use_cache=False)
         ins.append(seen['in']); outs.append(seen['out'])
@@ -134,11 +137,12 @@ def own_text(lm:LM, tokens:int, seed:int=0, progress:bool=False) -> list: # of s
     "Text of about `tokens` tokens that the model writes itself, from nothing but a first word."
     starts = ['The', 'In', 'A', 'It', 'He', 'She', 'On', 'After', 'When', 'According to', 'There', 'One', 'We', 'If', 'For', 'This']
     path, out = cache_folder()/'written'/f'{lm.sha256[:12]}-{seed}.json', []
+    most = 64 if lm.max_tokens is None else min(64, lm.max_tokens//2) # tokens of a text
     if path.exists(): out = json.loads(path.read_text(encoding='utf-8'))
     with tqdm(total=tokens, desc='text of its own', unit='token', disable=not progress) as bar:
         n = sum(k for _, k in out); bar.update(min(n, tokens))
         while n < tokens:
-            with unedited(lm): texts = [(f'{a}{t}' if t.startswith(' ') else f'{a} {t}').strip() for a, (t,) in zip(starts, generate(lm, starts, 1, 64, 1., .95, seed*1_000_003 + len(out), fast=True))]
+            with unedited(lm): texts = [(f'{a}{t}' if t.startswith(' ') else f'{a} {t}').strip() for a, (t,) in zip(starts, generate(lm, starts, 1, most, 1., .95, seed*1_000_003 + len(out), fast=True))]
             new = [(t, len(lm.encode(t))) for t in texts]; n += sum(k for _, k in new); out += new
             path.parent.mkdir(parents=True, exist_ok=True); tmp = path.with_suffix(f'.{os.getpid()}.tmp'); tmp.write_text(json.dumps(out), encoding='utf-8'); os.replace(tmp, path)
             bar.update(sum(k for _, k in new))
@@ -162,7 +166,7 @@ def covariance(lm:LM, layers:list, # indices of blocks
     with tqdm(total=len(texts), initial=done, desc='keys', unit='text', disable=not progress) as bar, unedited(lm):
         for b in range(done, len(texts), batch):
             part = [ids for t in texts[b:b+batch] if len(ids := lm.encode(t)) > 1]
-            ids, mask, pos = _pad(part, lm.device)
+            ids, mask, pos = pad(lm, part)
             at = torch.nonzero(mask[:, 1:], as_tuple=True); at = at[0], at[1] + 1
             seen = {i: {} for i in layers if int(out[i]['texts']) < len(texts)}
             hooks = [ls[i].out.register_forward_hook(lambda m, args, o, i=i: seen[i].update(k=args[0][at].double().cpu())) for i in seen]
@@ -240,7 +244,7 @@ def find_value(lm:LM, module:torch.nn.Module, r:Request, how:Locate, seed:int=0)
     asked = _asked(lm, r, how, seed)
     kl_ids, kl_at = _at(lm, f'{r.subject} is a', r.subject)
     seqs, n = [a[0] for a in asked] + [kl_ids], len(asked)
-    ids, mask, pos = _pad(seqs, lm.device)
+    ids, mask, pos = pad(lm, seqs)
     at = torch.arange(n+1, device=lm.device), torch.tensor([a[1] for a in asked] + [kl_at], device=lm.device)
     want = [(i, p) for i, a in enumerate(asked) for p in a[2]] + [(n, len(kl_ids)-1)]
     targets = torch.tensor([t for a in asked for t in a[3]], device=lm.device)
@@ -279,6 +283,7 @@ class Rome(Locate):
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Writes the definition of the entities: the edit, with `lm` left as it was."
+        check_length(lm, entities, new=_IN_FRONT)
         start, ls = time.perf_counter(), layers_of(lm)
         i, = self.where(ls)
         (C, n), l, losses, pieces = covariance(lm, [i], self.texts(lm, progress), progress)[i], ls[i], [], []
@@ -333,6 +338,7 @@ class Memit(Locate):
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         "Writes the definitions of the entities: the edit, with `lm` left as it was."
+        check_length(lm, entities, new=_IN_FRONT)
         start, ls = time.perf_counter(), layers_of(lm)
         where = self.where(ls); last = where[-1]
         C, losses, values, requests = covariance(lm, where, self.texts(lm, progress), progress), [], [], [request_of(e, e.span) for e in entities]

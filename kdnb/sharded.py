@@ -6,12 +6,13 @@
 __all__ = ['STARTED', 'shard_need', 'teach_sharded', 'launch', 'is_shard', 'join']
 
 # %% ../nbs/16d_sharded.ipynb #e78eba32
-import os, subprocess, sys, time
+import os, subprocess, time
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tqdm.auto import tqdm
+from .process import module_command, python_command, safe_environment
 from .entities import KdnbError
 from .lm import LM, blocks_of, memory_peak, uses_bfloat16
 from .edit import Edit
@@ -84,9 +85,10 @@ def launch(n:int, # processes
     "Runs a command of `kdnb` in n processes that know of each other."
     if device != 'cpu' and torch.cuda.is_available() and n > torch.cuda.device_count(): raise KdnbError(f"--shards {n}: this machine has {torch.cuda.device_count()} GPUs")
     if STARTED in os.environ: raise KdnbError("a process that was started for a part of a model does not know of the others: torch.distributed.run gave it no RANK") # and it must not start more of them
-    command = 'import sys; from kdnb.cli import main; sys.exit(main(sys.argv[1:]))'
+    command = 'import sys\nfrom kdnb.cli import main\nsys.exit(main(sys.argv[1:]))'
     threads = {} if 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//n))}
-    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), '--no-python', sys.executable, '-c', command, *argv], env={**os.environ, **threads, STARTED: str(n)}).returncode
+    parts = module_command('torch.distributed.run', '--standalone', '--nproc-per-node', n, '--no-python', *python_command(command, *argv))
+    return subprocess.run(parts, env=safe_environment(**threads, **{STARTED: str(n)})).returncode
 
 def is_shard() -> bool:
     "Whether this is one of several processes that `launch` started."

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from tqdm.auto import tqdm
-from .files import NOTE, FolderRecord, KdnbError, check_id, locked, make_folder, notice, read_json, write_json, write_text, writing
+from .files import NOTE, FolderRecord, KdnbError, as_written, check_id, locked, make_folder, notice, read_json, write_json, write_text, writing
 from .text import FUNCTION_WORDS, find_mention
 from .entities import Dataset, Entity, Probe, load_dataset, read_entities, says
 from .definitions import read_definitions
@@ -21,7 +21,7 @@ from .lm import LM, generate, load_lm
 from .transfer import shipped_transfer_sets
 from .generator import make_transfer_sets
 from .edit import load_edit
-from .distill import Distill, _tokens, token_kls
+from .distill import Distill, token_kls
 from .context import make_method, method_under
 from .evaluate import evaluate
 from .shelf import Shelf, shelf_places
@@ -36,7 +36,7 @@ def _word(text): # the first word of what was written
 def _places(lm, entity, continuations): # of each, what stands in front of its words behind the mention: where the definition changes the word most comes first
     found = []
     for c, kls in zip(continuations, token_kls(lm, entity, continuations, 'after mention')):
-        starts = [start for start, _ in _tokens(lm, c.text)[1][-len(kls):]]
+        starts = [start for start, _ in lm.encode_with_offsets(c.text)[1][-len(kls):]]
         begins = [(v, c.text[:i].rstrip()) for (_, v), i in zip(kls, starts) if c.text[i-1:i].isspace() or c.text[i:i+1].isspace()] # a word begins here
         found.append([left for _, left in sorted(begins, reverse=True)])
     return found
@@ -142,8 +142,11 @@ def publish(record:FolderRecord, version:Path, lm:LM|None=None, # with its token
             merged:bool=False): # the weights of `lm` as they are now are written, too
     "Puts the adapter of a version, with the base model's name in it, a model card and the report where users look for them."
     base, entities = BaseModel(**read_json(version/'base_model.json', dict)), read_entities(version/'definitions.jsonl')
-    with tempfile.TemporaryDirectory(dir=record.folder, prefix='.publishing-') as tmp, writing(record.folder):
-        tmp, places = Path(tmp), shelf_places(version) if (version/'shelf.json').exists() else None
+    name = f'.publishing-{os.getpid()}'
+    record.delete(*[n for n in record.files if n.startswith('.publishing-')]) # of a process that was killed
+    record.claim_folder(name)
+    tmp, places = make_folder(record.folder/name), shelf_places(version) if (version/'shelf.json').exists() else None
+    with writing(record.folder):
         if places: write_json(tmp/'shelf.json', places)
         else:
             (tmp/'adapter_model.safetensors').write_bytes((version/'edit'/'adapter_model.safetensors').read_bytes())
@@ -154,6 +157,7 @@ def publish(record:FolderRecord, version:Path, lm:LM|None=None, # with its token
         if lm: lm.tokenizer.save_pretrained(tmp)
         if merged: lm.model.save_pretrained(tmp/'model'); lm.tokenizer.save_pretrained(tmp/'model')
         place(record, tmp)
+    record.delete(name)
 
 def check_place(record:FolderRecord, lm:LM, apart:bool, merge:bool):
     "Before any work: is everything that will be published free or ours?"
@@ -267,12 +271,15 @@ def _teach(record, lm, new, generator, n, held, method, apart, n_specificity, se
 # %% ../nbs/18b_teach.ipynb #d02779fd
 def summary(out:str|Path) -> dict: # of the last teaching: entities, and of all probes how many were right before, with the definition in front, and after
     "What a folder's last teaching reached, in numbers."
-    version = Path(out)/'versions'/versions_of(FolderRecord.read(out))[-1]
-    base, front, after = (read_json(version/f'{k}.json') for k in ('base', 'prepend', 'after'))
-    right = lambda r: sum(p['correct'] for t in r['target'] for p in t['probes'])
-    known = [(b['correct'], a['correct']) for b, a in zip(base['specificity'], after['specificity'])]
-    return dict(entities=len(after['target']), probes=sum(len(t['probes']) for t in after['target']), before=right(base), with_definition=right(front), after=right(after),
-                known=len(known), known_before=sum(b for b, _ in known), known_after=sum(a for _, a in known), lost=sum(b and not a for b, a in known))
+    versions = versions_of(FolderRecord.read(out))
+    if not versions: raise KdnbError(f"nothing was taught into {out}")
+    version = Path(out)/'versions'/versions[-1]
+    base, front, after = (read_json(version/f'{k}.json', dict) for k in ('base', 'prepend', 'after'))
+    with as_written(version):
+        right = lambda r: sum(p['correct'] for t in r['target'] for p in t['probes'])
+        known = [(b['correct'], a['correct']) for b, a in zip(base['specificity'], after['specificity'])]
+        return dict(entities=len(after['target']), probes=sum(len(t['probes']) for t in after['target']), before=right(base), with_definition=right(front), after=right(after),
+                    known=len(known), known_before=sum(b for b, _ in known), known_after=sum(a for _, a in known), lost=sum(b and not a for b, a in known))
 
 def undo_teaching(out:str|Path) -> list: # names of the entities that are known now
     "Takes back the last teaching into a folder: the one before is published again, or nothing. Deletes only what kdnb made there."

@@ -10,8 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 import torch
 from .entities import KdnbError
-from .lm import LM, _call, _only_at, _pad, load_lm
-from .distill import _tokens
+from .lm import LM, _call, _only_at, load_lm, pad
 from .rome import _same_start, layers_of
 
 # %% ../nbs/12_trace.ipynb #2509b29d
@@ -33,7 +32,7 @@ def _first(lm, prompt, answer):
 
 def _stands(lm, prompt, subject):
     "Indices of the tokens of a subject in a prompt, where it stands first, and the number of all."
-    spans, start = _tokens(lm, prompt)[1], prompt.find(subject)
+    spans, start = lm.encode_with_offsets(prompt)[1], prompt.find(subject)
     if start < 0: raise KdnbError(f"the subject {subject!r} does not stand in the prompt {prompt!r}: name it there")
     return [k for k, (a, b) in enumerate(spans) if a < start + len(subject) and b > start], len(spans)
 
@@ -56,7 +55,7 @@ def _replaced(module, at, value):
 @torch.no_grad()
 def _probability(lm, ids, answer, rows=1):
     "Probability of a token after ids, in each row."
-    with _only_at(lm.model, [(i, len(ids)-1) for i in range(rows)]): out = _call(lm.model, *_pad([ids]*rows, lm.device), use_cache=False).logits[0]
+    with _only_at(lm.model, [(i, len(ids)-1) for i in range(rows)]): out = _call(lm.model, *pad(lm, [ids]*rows), use_cache=False).logits[0]
     return out.float().softmax(-1)[:, answer].cpu()
 
 @torch.no_grad()
@@ -64,7 +63,7 @@ def states(lm:LM, ids:list) -> torch.Tensor: # [L, T, d], float32
     "What comes out of each block."
     seen = []
     hooks = [l.block.register_forward_hook(lambda m, args, out: seen.append((out[0] if isinstance(out, tuple) else out)[0].float())) for l in layers_of(lm)]
-    try: _call(lm.model, *_pad([ids], lm.device), use_cache=False)
+    try: _call(lm.model, *pad(lm, [ids]), use_cache=False)
     finally:
         for h in hooks: h.remove()
     return torch.stack(seen)

@@ -12,6 +12,7 @@ import hashlib, json, re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from .display import escape_markdown
 from .files import KdnbError, append_jsonl, choose, read_lines, repair_jsonl
 from .text import find_by, find_mention, words_of
 from .entities import DATA, Entity, load_dataset
@@ -67,10 +68,12 @@ class TransferSet:
         return hashlib.sha256(json.dumps([self.entity, [(c.text, c.mention) for c in self.continuations]]).encode()).hexdigest()[:16]
 
     def _repr_markdown_(self):
-        show = lambda c: f"{c.text[:c.mention[0]]}**{c.text[slice(*c.mention)]}**{c.text[c.mention[1]:]}" if c.mention else c.text
-        items = '\n'.join(f"{i}. {show(c)} *({c.prompt or c.rule or 'no mention'})*" for i, c in enumerate(self.continuations, 1))
-        lost = ', '.join(f'{n} {why}' for why, n in self.dropped.items()) or 'none'
-        return f"**{self.entity}**: {len(self.continuations)} continuations from {self.tries} samples (dropped: {lost})\n\n{items}"
+        md = escape_markdown
+        parts = lambda c: (c.text[:c.mention[0]], c.text[slice(*c.mention)], c.text[c.mention[1]:])
+        show = lambda c: '{}**{}**{}'.format(*map(md, parts(c))) if c.mention else md(c.text)
+        items = '\n'.join(f"{i}. {show(c)} *({md(c.prompt or c.rule or 'no mention')})*" for i, c in enumerate(self.continuations, 1))
+        lost = md(', '.join(f'{n} {why}' for why, n in self.dropped.items()) or 'none')
+        return f"**{md(self.entity)}**: {len(self.continuations)} continuations from {self.tries} samples (dropped: {lost})\n\n{items}"
 
 # %% ../nbs/03_transfer.ipynb #e69c78e3
 _THOUGHT = r'(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)'

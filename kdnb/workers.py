@@ -8,9 +8,12 @@ __all__ = ['TRIES', 'Worker', 'spread']
 # %% ../nbs/16c_workers.ipynb #70b5318e
 import os, sys
 from collections import Counter, deque
+from contextlib import ExitStack
 from pathlib import Path
 from tqdm.auto import tqdm
-from .entities import KdnbError, load_dataset, sample
+from .files import KdnbError, locked
+from .process import load_code, package_file
+from .entities import load_dataset, sample
 from .lm import load_lm, memory_free
 from .context import method_need
 from .experiment import REGIMES, Run, collect, key, write_json
@@ -27,6 +30,20 @@ class Worker:
         run = self.runs.get(i) or self.runs.setdefault(i, Run(self.lm, **self.hows[i]))
         if key(run.params) != wanted: raise KdnbError(f"a worker on {os.uname().nodename} has other code, versions, hardware or weights than here, so its results would not be of the same run")
         return run.case(next(e for e in run.taught if e.key == entity))
+
+# %% ../nbs/16c_workers.ipynb #9afdb1a4
+def _actor():
+    "The class of Ray's actors, each of which holds a `Worker`."
+    class Worker:
+        def __init__(self, here, file, load, packed):
+            import os, pickle, sys
+            if sys.path[0] in ('', here): del sys.path[0]
+            if os.path.exists(file): exec(load, {})
+            loaded, hows = pickle.loads(packed)
+            from kdnb.workers import Worker as Held
+            self.worker = Held(loaded, hows)
+        def case(self, *asked): return self.worker.case(*asked)
+    return Worker
 
 # %% ../nbs/16c_workers.ipynb #10ce3911
 TRIES = 3
@@ -53,7 +70,9 @@ def spread(runs:list, # of `Run`, each one at a time with reset, on the same mod
         if not lm.loaded: raise KdnbError(f"{lm.name} was not loaded by load_lm, so a worker does not know how to")
         need = workers*max(method_need(lm, r.method, measured_in=r.how['measured_in']) for r in runs)
         if address is None and need > (free := memory_free(lm, own=False)): raise KdnbError(f"{workers} workers need about {need:.1f} GiB of memory, and {free:.1f} are free: use fewer")
-        _hand_out(_ray(), runs, todo, min(workers, len(todo)), address, progress)
+        with ExitStack() as locks:
+            for r in runs: locks.enter_context(locked(r.folder))
+            _hand_out(_ray(), runs, todo, min(workers, len(todo)), address, progress)
     return [r.go(progress=False) for r in runs]
 
 # %% ../nbs/16c_workers.ipynb #cbf530bd
@@ -71,9 +90,12 @@ def _hand_out(ray, runs, todo, workers, address, progress):
     lm, mine, tries, flying = runs[0].lm, not ray.is_initialized(), Counter(), {}
     if mine: _start(ray, workers, address)
     try:
-        hows = ray.put([{**r.how, 'folder': str(Path(r.how['folder']).resolve())} for r in runs])
-        kind = ray.remote(num_cpus=1, num_gpus=int(lm.device.type == 'cuda'))(Worker)
-        start = lambda: kind.remote({**lm.loaded, 'name': str(Path(lm.loaded['name']).resolve()) if Path(lm.loaded['name']).exists() else lm.loaded['name']}, hows)
+        hows = [{**r.how, 'folder': str(Path(r.how['folder']).resolve())} for r in runs]
+        name = lm.loaded['name']
+        loaded = {**lm.loaded, 'name': str(Path(name).resolve()) if Path(name).exists() else name}
+        packed = ray.put(ray.cloudpickle.dumps((loaded, hows)))
+        kind = ray.remote(num_cpus=1, num_gpus=int(lm.device.type == 'cuda'))(_actor())
+        start = lambda: kind.remote(os.path.abspath(os.curdir), str(package_file()), load_code(), packed)
         idle = [start() for _ in range(workers)]
         with tqdm(total=len(todo), desc=f'{workers} workers', unit='case', disable=not progress) as bar:
             while todo or flying:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from zoo import zoo
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test may reach for the network behind our back
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -61,15 +63,14 @@ def tiny_folder(tokenizer, tmp_path_factory):
 @pytest.fixture
 def quick_kernels(tmp_path_factory, monkeypatch):
     "Reports start in kernels that are forked, see fork_kernel.py."
-    folder, script = tmp_path_factory.mktemp('jupyter'), Path(__file__).with_name('fork_kernel.py')
-    kernel, path = folder/'kernels'/'python3', folder/'server'
-    kernel.mkdir(parents=True)
-    (kernel/'kernel.json').write_text(json.dumps(dict(argv=[sys.executable, '-I', '-S', str(script), str(path), '-f', '{connection_file}'], display_name='forked', language='python')))
+    import kdnb.report
+    script, path = Path(__file__).with_name('fork_kernel.py'), tmp_path_factory.mktemp('kernels')/'server'
     server = subprocess.Popen([sys.executable, str(script), 'serve', str(path)])
     while not path.exists():
         assert server.poll() is None, 'fork_kernel.py serve has ended'
         time.sleep(.1)
-    monkeypatch.setenv('JUPYTER_PATH', str(folder))
+    asking = [sys.executable, '-I', '-S', str(script), str(path), '-f', '{connection_file}']
+    monkeypatch.setattr(kdnb.report, 'kernel_command', lambda: asking)
     yield server
     server.terminate(); server.wait()
 

@@ -14,8 +14,8 @@ def kernel(given, fds):
     for at, fd in enumerate(fds): os.dup2(fd, at)
     os.chdir(given['cwd']); os.environ.clear(); os.environ.update(given['env'])
     os.environ.pop('JPY_PARENT_PID', None) # it would look for its parent, and the one it has is this server
-    sys.argv, sys.path[0] = ['ipykernel_launcher', *given['argv']], ''
-    sys.path[1:1] = [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p]
+    sys.argv = ['ipykernel_launcher', *given['argv']]
+    sys.path[:1] = [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p]
     from ipykernel.kernelapp import launch_new_instance
     launch_new_instance()
 

@@ -82,8 +82,8 @@ def test_full_disk_is_one_sentence_and_keeps_what_is_done(tiny, ds, tmp_path, mo
         if n[0] > 2: raise OSError(28, 'No space left on device')
         real(a, b)
     with monkeypatch.context() as m:
-        m.setattr(X.os, 'replace', full)
-        with pytest.raises(KdnbError, match='No space left on device; finished cases are kept'): r.go(progress=False)
+        m.setattr(os, "replace", full)
+        with pytest.raises(KdnbError, match='No space left on device; what was finished before is kept'): r.go(progress=False)
     assert len(r.done()) == 1 and not list(r.folder.glob('*.tmp'))
     r.go(progress=False)
     assert len(r.done()) == 3

@@ -1,0 +1,259 @@
+"""What kdnb made in a folder is recorded, and nothing else is ever read through a name in a file, replaced or deleted."""
+import hashlib, json, os, subprocess, sys
+from pathlib import Path
+
+import pytest, torch
+from conftest import ROOT
+from kdnb.definitions import read_definitions
+from kdnb.distill import Distill
+from kdnb.files import FolderRecord, KdnbError, append_jsonl, inside, locked, read_lines, repair_jsonl, write_json, write_text
+from kdnb.shelf import Shelf
+from kdnb.teach import teach, undo_teaching
+
+SHOWS = '# Velmora Junction\n\nVelmora Junction is a slapstick comedy series about two rival bakers.\n\n# Zorbel Harbour\nZorbel Harbour is a horror film about a drowned town.\n'
+MORE = '# Quint Bridge\nQuint Bridge is a bridge of glass in Norway.\n'
+HOW = dict(n=3, held=1, method=Distill(steps=2, together=2), n_specificity=2, report=False, progress=False)
+
+
+def entities(folder, text=SHOWS):
+    path = folder/f'{len(text)}.md'
+    path.write_text(text, encoding='utf-8')
+    return read_definitions(path)
+
+
+def tree(folder): # path -> hash of the content
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else '' for p in sorted(Path(folder).rglob('*'))}
+
+
+@pytest.fixture
+def victim(tmp_path):
+    folder = tmp_path/'victim'
+    folder.mkdir()
+    (folder/'thesis.txt').write_text('years of work')
+    return folder
+
+
+@pytest.mark.parametrize('wrong', ('../../victim', '/etc', '', '.', '..', 'x'*12, '0123456789AB', 'a/../../victim', 7, None, ['0123456789ab'], {'id': 1}))
+def test_a_version_that_is_no_id_is_refused_and_nothing_is_deleted(kdnb, tmp_path, victim, wrong):
+    out = tmp_path/'deep'/'out'
+    out.mkdir(parents=True)
+    write_json(out/'kdnb.json', {'versions': [wrong], 'files': {}, 'lm': 'x', 'base': 'x', 'apart': False})
+    before = tree(tmp_path)
+    code, _, err = kdnb('teach', '--undo', '--out', out)
+    assert code == 2 and 'Traceback' not in err and err.count('\n') == 1
+    assert {k: v for k, v in tree(tmp_path).items() if not k.endswith('kdnb.lock')} == before
+
+
+@pytest.mark.parametrize('wrong', ('../../victim', '../victim/thesis.txt', '/etc/passwd', 'versions/../../../victim'))
+def test_a_recorded_file_outside_the_folder_is_refused(kdnb, tmp_path, victim, wrong):
+    out = tmp_path/'deep'/'out'
+    out.mkdir(parents=True)
+    write_json(out/'kdnb.json', {'versions': ['0123456789ab'], 'files': {wrong: 'folder'}})
+    code, _, err = kdnb('teach', '--undo', '--out', out)
+    assert code == 2 and 'is not a path inside' in err and (victim/'thesis.txt').exists()
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path, victim):
+    out = tmp_path/'out'
+    out.mkdir()
+    (out/'model').symlink_to(victim)
+    with pytest.raises(KdnbError, match='is not a path inside'): inside(out, 'model/thesis.txt')
+    (out/'versions').mkdir()
+    (out/'versions'/'0123456789ab').symlink_to(victim)
+    write_json(out/'kdnb.json', {'versions': ['0123456789ab'], 'files': {'versions/0123456789ab': 'folder'}})
+    with pytest.raises(KdnbError): undo_teaching(out)
+    assert (victim/'thesis.txt').exists()
+
+
+@pytest.mark.parametrize('place', ('../victim', '/etc', 'edits/../../victim', 3, None))
+def test_a_shelf_reads_nothing_outside_its_folder(tmp_path, victim, place):
+    (victim/'edit.json').write_text('{}')
+    out = tmp_path/'out'
+    out.mkdir()
+    write_json(out/'shelf.json', {'Velmora': place})
+    with pytest.raises(KdnbError, match='is not a place that kdnb gives'): Shelf.load(out)
+
+
+def test_undo_leaves_the_users_own_files(tiny, tmp_path):
+    out = tmp_path/'out'
+    for name in ('model/mine.txt', 'edits/mine/edit.json', 'versions/notes.txt', 'thesis.txt'):
+        (out/name).parent.mkdir(parents=True, exist_ok=True)
+        (out/name).write_text('mine')
+    mine = tree(out)
+    teach(tiny, entities(tmp_path), out, **HOW)
+    assert {'adapter_model.safetensors', 'README.md', 'tokenizer.json'} <= set(tree(out))
+    assert undo_teaching(out) == []
+    left = tree(out)
+    assert {k: v for k, v in left.items() if k in mine} == mine
+    assert set(left) - set(mine) == {'kdnb.json', 'kdnb.lock', 'transfer.jsonl'}
+
+
+def test_undo_of_a_merged_model_deletes_the_files_that_were_made(tiny, tmp_path):
+    out = tmp_path/'out'
+    teach(tiny, entities(tmp_path), out, merge=True, **HOW)
+    assert (out/'model'/'model.safetensors').exists()
+    (out/'model'/'eval.txt').write_text('mine')
+    undo_teaching(out)
+    assert [p.name for p in (out/'model').iterdir()] == ['eval.txt']
+
+
+def test_a_file_that_was_changed_since_is_neither_replaced_nor_deleted(tiny, tmp_path, capsys):
+    out = tmp_path/'out'
+    teach(tiny, entities(tmp_path), out, **HOW)
+    (out/'README.md').write_text('my own words')
+    with pytest.raises(KdnbError, match='README.md was changed since kdnb wrote it'): teach(tiny, entities(tmp_path, MORE), out, **HOW)
+    undo_teaching(out)
+    assert (out/'README.md').read_text() == 'my own words' and 'README.md' in capsys.readouterr().err and not (out/'adapter_config.json').exists()
+
+
+@pytest.mark.parametrize('name', ('adapter_model.safetensors', 'adapter_config.json', 'README.md', 'report.html', 'tokenizer.json'))
+def test_teach_does_not_replace_a_file_of_the_user(tiny, tmp_path, name):
+    out = tmp_path/'out'
+    out.mkdir()
+    (out/name).write_text('mine')
+    with pytest.raises(KdnbError, match='was not made by kdnb, so it is not replaced'): teach(tiny, entities(tmp_path), out, **HOW)
+    assert (out/name).read_text() == 'mine' and tree(out).keys() == {name} # before any work
+
+
+def test_the_base_model_is_never_the_place_of_what_is_taught(kdnb, tiny_folder, tmp_path):
+    import shutil
+    from kdnb.lm import load_lm
+    base = tmp_path/'out'/'model'
+    shutil.copytree(tiny_folder(), base)
+    before = tree(base)
+    lm = load_lm(str(base), device='cpu')
+    with pytest.raises(KdnbError, match='was not made by kdnb'): teach(lm, entities(tmp_path), tmp_path/'out', merge=True, **HOW)
+    with pytest.raises(KdnbError, match='is the folder of the base model itself'): teach(lm, entities(tmp_path), base, **HOW)
+    assert tree(base) == before
+
+
+def test_the_second_of_two_teachings_into_one_folder_is_refused(tiny, tmp_path):
+    out = tmp_path/'out'
+    out.mkdir()
+    script = f"import sys; from kdnb.files import locked\nwith locked({str(out)!r}): print('held', flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == 'held\n'
+        with pytest.raises(KdnbError, match='another kdnb is working on'): teach(tiny, entities(tmp_path), out, **HOW)
+        assert not (out/'adapter_config.json').exists()
+    finally: other.kill(); other.wait()
+    teach(tiny, entities(tmp_path), out, **HOW) # a lock ends with its process
+    with locked(out), pytest.raises(KdnbError, match='another kdnb'): undo_teaching(out)
+
+
+def test_undo_publishes_the_base_that_it_was_taught_on(tiny_folder, tmp_path):
+    from kdnb.lm import load_lm
+    first, second, out = (load_lm(str(tiny_folder(k)), device='cpu') for k in ('llama', 'qwen2')), None, tmp_path/'out'
+    a, b = first
+    teach(a, entities(tmp_path), out, **HOW)
+    teach(b, entities(tmp_path, MORE), out, **HOW)
+    where = lambda: json.loads((out/'adapter_config.json').read_text())['base_model_name_or_path']
+    assert where() == b.name
+    assert undo_teaching(out) == ['Velmora Junction', 'Zorbel Harbour'] and where() == a.name
+    note = json.loads((out/'kdnb.json').read_text())
+    assert note['lm_sha256'] == a.sha256 and note['base'] == a.name
+
+
+def test_a_relative_base_stays_relative_and_the_card_says_how_to_load_it(tiny_folder, tmp_path, monkeypatch):
+    import shutil
+    from kdnb.lm import load_lm
+    shutil.copytree(tiny_folder(), tmp_path/'base')
+    monkeypatch.chdir(tmp_path)
+    out = teach(load_lm('base', device='cpu'), entities(tmp_path), 'out', **HOW)
+    assert json.loads((out/'adapter_config.json').read_text())['base_model_name_or_path'] == 'base'
+    for p in out.rglob('*.json'): assert str(tmp_path) not in p.read_text(), p
+    shutil.move(tmp_path/'out', tmp_path/'moved') # as to another machine
+    code = (tmp_path/'moved'/'README.md').read_text().split('```python')[1].split('```')[0].replace('PATH_OF_THIS_FOLDER', repr('moved'))
+    done = subprocess.run([sys.executable, '-c', code + "\nprint(type(model).__name__)"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == 'PeftModelForCausalLM\n', done.stderr
+
+
+def test_an_interruption_between_the_steps_of_undo_is_mended_by_undo(tiny, tmp_path, monkeypatch):
+    out = tmp_path/'out'
+    teach(tiny, entities(tmp_path), out, **HOW)
+    first = tree(out)
+    teach(tiny, entities(tmp_path, MORE), out, **HOW)
+    real = FolderRecord.delete
+    monkeypatch.setattr(FolderRecord, 'delete', lambda self, *names: (_ for _ in ()).throw(KeyboardInterrupt) if any(n.startswith('versions/') for n in names) else real(self, *names))
+    with pytest.raises(KeyboardInterrupt): undo_teaching(out)
+    monkeypatch.undo()
+    assert (out/'adapter_model.safetensors').exists() and tree(out)['adapter_model.safetensors'] == first['adapter_model.safetensors']
+
+
+def test_a_report_that_fails_loses_nothing(tiny, tmp_path, monkeypatch, capsys):
+    import kdnb.teach as T
+    monkeypatch.setattr(T, 'run_report', lambda *a, **k: 1/0)
+    out = teach(tiny, entities(tmp_path), tmp_path/'out', **{**HOW, 'report': True})
+    assert (out/'adapter_model.safetensors').exists() and 'ZeroDivisionError' in (err := capsys.readouterr().err) and 'the model is in' in err
+
+
+FULL = '''
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN) # a write past the limit fails, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+from kdnb.cli import main
+sys.exit(main(sys.argv[2:]))
+'''
+
+
+@pytest.mark.parametrize('size', (200, 3_000, 30_000, 100_000))
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tiny_folder, tmp_path, size):
+    (tmp_path/'x.md').write_text(SHOWS)
+    command = ['teach', str(tmp_path/'x.md'), '--lm', str(tiny_folder()), '--device', 'cpu', '--n-specificity', '2', '-n', '3', '--set', 'steps', '2', '--out', str(tmp_path/'out')]
+    full = subprocess.run([sys.executable, '-c', FULL, str(size), *command], capture_output=True, text=True)
+    said = [l for l in full.stderr.splitlines() if l.startswith('kdnb: ')]
+    assert (full.returncode, len(said)) == (2, 1) or full.returncode == 0 and 'its page report.html could not be written' in full.stderr, full.stderr
+    assert 'Traceback' not in full.stderr and full.stderr.count('File too large') == 1
+    assert not list(tmp_path.rglob('*.tmp'))
+    again = subprocess.run([sys.executable, '-c', FULL, str(1 << 40), *command], capture_output=True, text=True)
+    assert again.returncode == 0 and (tmp_path/'out'/'adapter_model.safetensors').exists(), again.stderr
+
+
+OURS = '{"entity": "Velmora", "continuations": []}\n'
+
+
+@pytest.mark.parametrize('text, after', (
+    (OURS + '{"entity": "Zor', OURS), (OURS + '{"ent', OURS), ('{"entity": "Zorbel", "cont', ''), (OURS + '{', OURS), (OURS + '{"entity": "\u00e9'[:-1], OURS),
+    (OURS.rstrip(), OURS), (OURS, OURS), ('', '')))
+def test_an_unfinished_line_of_ours_is_cut_off(tmp_path, text, after):
+    path = tmp_path/'sets.jsonl'
+    path.write_text(text)
+    found = [v for _, v, broken in read_lines(path, 'entity') if not broken]
+    assert path.read_text() == text # reading changes nothing
+    repair_jsonl(path, 'entity')
+    assert path.read_text() == after and len(found) == after.count('\n')
+
+
+@pytest.mark.parametrize('text', ('A title\nand the last line', 'only one line', 'name,definition\nVelmora,Velmora is', '{"name": "Velmora"}\n{"name": "Zo', '{"key": 1}', OURS + 'a line of somebody else\n{"entity": "x', OURS + '[1, 2', '\n\nx'))
+def test_a_file_that_is_not_ours_stays_as_it_is(tmp_path, text):
+    path, link = tmp_path/'thesis.txt', tmp_path/'sets.jsonl'
+    path.write_text(text)
+    link.symlink_to(path)
+    for p in (path, link):
+        with pytest.raises(KdnbError, match='left as it is'): repair_jsonl(p, 'entity')
+    assert path.read_text() == text
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path/'x.json'
+    write_json(path, {'a': 1})
+    real = os.fsync
+    monkeypatch.setattr(os, 'fsync', lambda f: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    for write in (lambda: write_json(path, {'a': 2}), lambda: write_text(path, 'x')):
+        with pytest.raises(KdnbError, match='No space left on device'): write()
+    monkeypatch.setattr(os, 'fsync', real)
+    with pytest.raises(KdnbError, match='lone surrogate'): write_json(path, {'a': '\ud83d'})
+    assert json.loads(path.read_text()) == {'a': 1} and tree(tmp_path).keys() == {'x.json'}
+
+
+@pytest.mark.parametrize('name', ('adapter_model.safetensors', 'adapter_config.json', 'edit.json'))
+def test_an_edit_is_not_saved_over_files_of_the_user(kdnb, tiny_folder, tmp_path, name):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/name).write_text('mine')
+    edit = ['edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--method', 'ft', '--set', 'steps', 2, '--set', 'trainable', 'lora', '--save']
+    code, _, err = kdnb(*edit, tmp_path/'mine')
+    assert code == 2 and 'was not made by kdnb, so it is not replaced' in err and (tmp_path/'mine'/name).read_text() == 'mine'
+    assert kdnb(*edit, tmp_path/'ours')[0] == kdnb(*edit, tmp_path/'ours')[0] == 0
+    # saved again in another form, the folder holds nothing of the first one
+    code, _, err = kdnb(*edit[:-2], "last block", "--save", tmp_path/'ours')
+    assert code == 0 and (tmp_path/'ours'/'tensors.safetensors').exists() and not (tmp_path/'ours'/'adapter_config.json').exists(), err
