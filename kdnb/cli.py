@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'DEMO_SPECIFICITY', 'DEMO_METHODS', 'table', 'main']
 
 # %% ../nbs/19_cli.ipynb #78d44f28
-import argparse, json, os, sys, time
+import argparse, json, os, sys, time, traceback
 from collections import Counter
 from typing import get_args
 from dataclasses import replace
@@ -209,52 +209,84 @@ def table(df) -> str:
 # %% ../nbs/19_cli.ipynb #6c4c54bc
 def _generate_sampling(args):
     "The settings of `Sampling` that were given."
-    drop = None if args.drop is None else () if args.drop == 'none' else tuple(args.drop.split(','))
-    prompts = tuple(p for a in args.prompt for p in a.split(',')) if args.prompt else None
-    return dict(prompts=prompts, n=args.n, temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, rounds=args.rounds, seed=args.seed, drop=drop)
+    names = lambda texts: tuple(n.strip() for t in texts for n in t.split(','))
+    drop = None if args.drop is None else () if args.drop == 'none' else names([args.drop])
+    prompts = names(args.prompt) if args.prompt else None
+    return dict(prompts=prompts, n=args.n, temperature=args.temperature, top_p=args.top_p,
+                max_new_tokens=args.max_new_tokens, rounds=args.rounds, seed=args.seed, drop=drop)
 
 def _generator(args):
     from kdnb.api import make_generator
     from kdnb.lm import load_lm
-    api = {k: getattr(args, k) for k in ('base_url', 'endpoint', 'concurrency', 'timeout', 'tries', 'budget', 'price')} if args.generator.partition(':')[0] == 'openai' else {}
+    names = ('base_url', 'endpoint', 'concurrency', 'timeout', 'tries', 'budget', 'price')
+    api = {k: getattr(args, k) for k in names} if args.generator.partition(':')[0] == 'openai' else {}
     if api: api['replies'] = args.replies or f'{args.out}.replies.jsonl'
-    return make_generator(args.generator, lambda: _load(args), lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
+    return make_generator(args.generator, lambda: _load(args),
+                          lambda name: load_lm(name, args.dtype, args.device, args.accept_terms), **api)
 
 def _dollars(g, dollars):
-    return '' if not hasattr(g, 'price') else f', ${dollars:.4f}' if g.price else '; no price is known for this model (--price)'
+    if not hasattr(g, 'price'): return ''
+    return f', ${dollars:.4f}' if g.price else '; no price is known for this model (--price)'
 
 # %% ../nbs/19_cli.ipynb #2d479244
+def _nothing_kept(tries, dropped):
+    "Tells why a generator's drafts were all dropped, and what helps."
+    from kdnb.files import notice
+    short = 'more --max-new-tokens, since the model may use them up for thinking'
+    other = "another --prompt, another --generator, or an alias by which texts call the entity"
+    helps = {'only thinking': short, 'no text in the answer': short,
+             'refused by the generator': 'another --generator'}
+    most = max(dropped, key=dropped.get, default='')
+    reasons = ', '.join(f'{n} {why}' for why, n in dropped.items()) or 'there was none'
+    notice(f"kdnb: nothing was kept of {tries} drafts ({reasons}); what may help: {helps.get(most, other)}")
+
+def _some(names, most=20): # of many names
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
 def _generated(args, g, entities, sets):
     "Says what came out, what it took, and what it is worth."
     from kdnb.experiment import as_json
     from kdnb.quality import quality
     q = quality(entities, sets, getattr(g, 'lm', None) if args.generator == 'self' else None)
-    spent = {k: sum(s.spent.get(k, 0) for s in sets.values()) for k in ('calls', 'failed', 'tokens_in', 'tokens_out', 'cost')}
-    kept, tries, dropped = sum(len(s.continuations) for s in sets.values()), sum(s.tries for s in sets.values()), dict(sum((Counter(s.dropped) for s in sets.values()), Counter()))
+    spent = {k: sum(s.spent.get(k, 0) for s in sets.values())
+             for k in ('calls', 'failed', 'tokens_in', 'tokens_out', 'cost')}
+    kept, tries = sum(len(s.continuations) for s in sets.values()), sum(s.tries for s in sets.values())
+    dropped = dict(sum((Counter(s.dropped) for s in sets.values()), Counter()))
     empty = [n for n, s in sets.items() if not s.continuations]
-    print(f"{len(sets)} sets, {kept} continuations kept of {tries} drafts, in {args.out}" + (f"; none kept for {', '.join(empty)}" if empty else ''))
+    none = f"; none kept for {_some(empty)}" if empty else ''
+    print(f"{len(sets)} sets, {kept} continuations kept of {tries} drafts, in {args.out}{none}")
     print(f"dropped: {', '.join(f'{n} {why}' for why, n in dropped.items()) or 'none'}")
-    print(f"took {spent['calls']} {g.unit}{' and %d that failed' % spent['failed'] if spent['failed'] else ''}, {spent['tokens_in']} tokens read, {spent['tokens_out']} written" + _dollars(g, spent['cost']))
-    print(q.drop(columns='n').mean().round(2).rename('quality (mean of the sets)').to_string())
-    return {**as_json(dict(lm=args.lm, seed=args.seed)), 'generator': g.name, 'entities': len(sets), 'continuations': kept, 'tries': tries, 'dropped': dropped, **spent,
-            'quality': {k: None if v != v else float(v) for k, v in q.mean().items()}, 'out': str(args.out)}
+    failed = f" and {spent['failed']} that failed" if spent['failed'] else ''
+    print(f"took {spent['calls']} {g.unit}{failed}, {spent['tokens_in']} tokens read, "
+          f"{spent['tokens_out']} written" + _dollars(g, spent['cost']))
+    if not kept: _nothing_kept(tries, dropped)
+    else: print(q.drop(columns='n').mean().round(2).rename('quality (mean of the sets)').to_string())
+    worth = {k: None if v != v else float(v) for k, v in q.mean().items()}
+    return {**as_json(dict(lm=args.lm, seed=args.seed)), 'generator': g.name, 'entities': len(sets),
+            'continuations': kept, 'tries': tries, 'dropped': dropped, **spent, 'none_kept': empty,
+            'quality': worth, 'out': str(args.out)}
 
 def _generate(args):
     from kdnb.entities import KdnbError
     from kdnb.generator import make_transfer_sets, plan, with_own
     known = with_own(args.prompt_file)
     if args.list_prompts:
-        print('\n'.join(f"{n} (version {p.version}): {p.about}" for n, p in known.items())); return {'prompts': list(known)}
+        print('\n'.join(f"{n} (version {p.version}): {p.about}" for n, p in known.items()))
+        return {'prompts': list(known)}
     if not args.out: raise KdnbError("say where the transfer sets shall go: --out FILE")
-    if args.entities and not Path(args.entities).is_file(): raise KdnbError(f"there is no file {args.entities!r} of entities (how many of them: --limit N)")
+    if args.entities and not Path(args.entities).is_file():
+        raise KdnbError(f"there is no file {args.entities!r} of entities (how many of them: --limit N)")
     args.data, args.entities = args.entities or args.data, args.limit
     (ds, _), how, g = _dataset(args), _generate_sampling(args), _generator(args)
     need = plan(g, ds.entities, args.out, known, **how)
     if args.dry_run:
-        for n, text in need['prompts'].items(): print(f'--- prompt {n}, for {ds.entities[0].name} ---\n{text}\n')
-    print(f"{need['missing']} of {need['entities']} sets are missing: at most {need['calls']} {g.unit}, about {need['tokens_in']} tokens to read, at most {need['tokens_out']} to write" + _dollars(g, need['cost']), file=sys.stdout if args.dry_run else sys.stderr)
+        for n, text in need['prompts'].items():
+            print(f'--- prompt {n}, for {ds.entities[0].name} ---\n{text}\n')
+    print(f"{need['missing']} of {need['entities']} sets are missing: at most {need['calls']} {g.unit}, "
+          f"about {need['tokens_in']} tokens to read, at most {need['tokens_out']} to write"
+          f"{_dollars(g, need['cost'])}", file=sys.stdout if args.dry_run else sys.stderr)
     if args.dry_run: return need
-    sets = make_transfer_sets(g, ds.entities, args.out, known=known, **how)
+    sets = make_transfer_sets(g, ds.entities, args.out, known=known, wait=0., **how)
     return _generated(args, g, ds.entities, sets)
 
 # %% ../nbs/19_cli.ipynb #c9e4806e
@@ -474,14 +506,17 @@ DEMO_SPECIFICITY = 37 # probes about known things: one of each topic
 DEMO_METHODS = ('base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill')
 
 # %% ../nbs/19_cli.ipynb #a67f3c47
-def main(argv=None) -> int: # exit status: 0 done, 2 something that the user can mend, 130 interrupted
+def main(argv=None) -> int: # exit status: 0 done, 1 nothing was made, 2 something that the user can mend, 130 interrupted
     "The command `kdnb`."
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
-    from kdnb.entities import KdnbError
+    from kdnb.files import KdnbError, redact
     try: out = {'demo': _demo, 'generate': _generate, 'edit': _edit, 'mend-train': _mend_train, 'bench': _bench, 'teach': _teach, 'reports': _reports, 'evaluate': _evaluate, 'run': _run}[args.command](args)
     except KdnbError as e: print(f'kdnb: {e}', file=sys.stderr); return 2
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0 # whoever read our output, as head does, has enough
     except KeyboardInterrupt: print('\nkdnb: interrupted; finished cases are kept, and the same command goes on', file=sys.stderr); return 130
-    if args.json: print(json.dumps(out, ensure_ascii=False))
-    return 0
+    except Exception: # a fault of ours, shown without secrets
+        print(redact(traceback.format_exc()), file=sys.stderr, end='')
+        return 1
+    if args.json: print(redact(json.dumps(out, ensure_ascii=False)))
+    return int(args.command == 'generate' and not args.dry_run and out.get('continuations') == 0)

@@ -10,11 +10,12 @@ __all__ = ['SECRET_VARIABLES', 'SHORTEST_SECRET', 'extra_secrets', 'LONGEST', 'L
            'FolderRecord', 'locked']
 
 # %% ../nbs/000_files.ipynb #418f56ee
-import hashlib, json, os, shutil, sys, tempfile
+import hashlib, html, json, os, re, shutil, sys, tempfile
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from urllib.parse import quote, quote_plus
@@ -26,19 +27,30 @@ SECRET_VARIABLES = ('OPENAI_API_KEY', 'HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HUG
 SHORTEST_SECRET = 8 # characters; a shorter value, such as "none" or "EMPTY", is a placeholder and no secret
 extra_secrets = set() # values that came from elsewhere, such as a password in a URL
 
+@lru_cache(maxsize=64)
 def secret_forms(value:str) -> set:
     "All spellings of a secret that may turn up in a text."
     forms = set()
     for v in {value, value.strip()}:
         if len(v) < SHORTEST_SECRET: continue
         raw = v.encode('utf-8', 'surrogateescape')
-        forms |= {v, repr(v)[1:-1], repr(raw)[2:-1], json.dumps(v)[1:-1], quote(raw, safe=''), quote(raw), quote_plus(raw), b64encode(raw).decode()}
+        forms |= {quote(raw, safe=''), quote(raw), quote_plus(raw)}
+        forms |= {re.sub('%..', lambda m: m[0].lower(), f) for f in forms} # %2f for %2F
+        forms |= {v, html.escape(v), b64encode(raw).decode()}
+        forms |= {s for said in (v, repr(raw)[2:-1]) for s in _quoted(said)}
     return forms
+
+def _quoted(text):
+    "A text as Python and JSON write it between quotes, and once more as a part of another such text."
+    once = {text, repr(text)[1:-1], json.dumps(text)[1:-1], text.replace('/', '\\/'),
+            text.replace("'", "\\'")}
+    return once | {s for t in once for s in (repr(t)[1:-1], json.dumps(t)[1:-1])}
 
 def redact(text:str) -> str: # `text` with an ellipsis in place of each secret
     "Removes the values of `SECRET_VARIABLES` and of `extra_secrets` from a text, in all their spellings."
     values = {os.environ.get(name, '') for name in SECRET_VARIABLES} | extra_secrets
-    for form in sorted({f for v in values for f in secret_forms(v)}, key=len, reverse=True): text = text.replace(form, '…')
+    for form in sorted({f for v in values for f in secret_forms(v)}, key=len, reverse=True):
+        text = text.replace(form, '…')
     return text
 
 # %% ../nbs/000_files.ipynb #524f4496
@@ -198,9 +210,19 @@ def append_jsonl(path:str|Path, row:dict):
     "Appends a row to a file, and waits until it is on the disk."
     try:
         line = redact(json.dumps(row, ensure_ascii=False)).encode('utf-8') + b'\n'
-        with open(path, 'ab') as f: f.write(line); f.flush(); os.fsync(f.fileno())
+        with open(path, 'ab', buffering=0) as f: _append(f, line)
     except UnicodeEncodeError: raise KdnbError(f"cannot write {path}: a text holds half of a character (a lone surrogate)") from None
     except OSError as e: raise KdnbError(f"cannot write {path}: {e.strerror or e}; what was written before is kept, and the same command goes on") from None
+
+def _append(f, line):
+    "Writes a whole line, or nothing: what a full disk took of it is cut off again, so that a later line does not end up in it."
+    at = f.seek(0, 2)
+    try:
+        while line: line = line[f.write(line):]
+        os.fsync(f.fileno())
+    except BaseException:
+        f.truncate(at)
+        raise
 
 # %% ../nbs/000_files.ipynb #01ddb0b8
 @contextmanager
@@ -326,16 +348,24 @@ class FolderRecord:
         return stay
 
 # %% ../nbs/000_files.ipynb #f8e46e34
+def _acquire(held, path, wait):
+    try: return held.acquire()
+    except Timeout:
+        if not wait: raise
+    notice(f'another kdnb is working on {path}; waiting until it has ended')
+    held.acquire(timeout=wait)
+
 @contextmanager
-def locked(path:str|Path # a folder, or a file
+def locked(path:str|Path, # a folder, or a file
+           wait:float=0. # seconds to wait for another kdnb that works on it
           ):
-    "Within this context no other kdnb works on `path`; if one does, that is a `KdnbError`."
+    "Within this context no other kdnb works on `path`; if one still does after `wait`, that is a `KdnbError`."
     path = Path(path)
     lock = path/'kdnb.lock' if path.is_dir() else path.with_name(f'.{path.name}.lock')
     try:
         make_folder(lock.parent)
         held = FileLock(str(lock), timeout=0)
-        held.acquire()
+        _acquire(held, path, wait)
     except Timeout: raise KdnbError(f"another kdnb is working on {path}: wait until it has ended, or choose another place") from None
     except (OSError, NotImplementedError) as e: raise KdnbError(f"cannot lock {path}: {getattr(e, 'strerror', None) or e}") from None
     try: yield
