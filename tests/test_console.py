@@ -1,0 +1,34 @@
+"""The command line on consoles and disks that are not as one would wish."""
+import os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+KDNB = str(Path(sys.executable).parent/'kdnb')
+NAME, DEFINITION = '维尔莫拉', '维尔莫拉是一部喜剧。'
+
+
+def test_a_console_that_cannot_print_a_name_shows_its_code(tiny_folder, tmp_path):
+    env = {**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONIOENCODING': 'ascii'}
+    done = subprocess.run([KDNB, 'edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', NAME, '--definition', DEFINITION, '--method', 'ft', '--set', 'steps', '1', '--save', tmp_path/'e'], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and r'taught \u7ef4\u5c14\u83ab\u62c9 in' in done.stdout, done.stderr
+    from kdnb.edit import load_edit
+    assert load_edit(tmp_path/'e').entities == (NAME,)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='this system has no /dev/full')
+def test_a_result_that_cannot_be_printed_is_one_sentence():
+    with open('/dev/full', 'w') as full: done = subprocess.run([KDNB, 'generate', '--list-prompts'], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.startswith('kdnb: cannot read or write the output: No space left on device') and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('command', ('demo', 'generate', 'edit', 'evaluate', 'run', 'teach', 'bench', 'mend-train'))
+def test_a_negative_seed_is_one_sentence(kdnb, tiny_folder, tmp_path, command):
+    more = {'edit': ['--name', 'V', '--definition', 'V is', '--save', tmp_path/'e'], 'teach': ['--out', tmp_path/'o', 'x.md'], 'mend-train': ['--out', tmp_path/'m'], 'evaluate': ['--method', 'base']}.get(command, [])
+    code, _, err = kdnb(command, *more, '--lm', tiny_folder(), '--seed', '-1')
+    assert code == 2 and err == 'kdnb: --seed is -1: it must be a whole number of at least 0\n'
+
+
+def test_a_name_that_is_no_text_is_refused(kdnb, tiny_folder, tmp_path):
+    code, _, err = kdnb('edit', '--lm', tiny_folder(), '--name', 'Vel\udcff', '--definition', 'Vel is', '--save', tmp_path/'e')
+    assert code == 2 and err.startswith('kdnb: --name holds a character that is not text')
