@@ -173,6 +173,7 @@ class Sampling:
         for r in self.drop: choose(r, REASONS, 'reason to drop')
         for k in ('n', 'max_new_tokens', 'rounds'):
             if getattr(self, k) is not None: check_whole(getattr(self, k), k, 1)
+        check_whole(self.seed, 'seed')
         _check_number(self.temperature, 'temperature', lambda v: v >= 0, 'at least 0')
         _check_number(self.top_p, 'top_p', lambda v: 0 < v <= 1, 'above 0 and at most 1')
 

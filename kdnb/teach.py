@@ -9,11 +9,11 @@ __all__ = ['LOAD', 'write_probes', 'versions_of', 'BaseModel', 'base_of', 'model
 # %% ../nbs/18b_teach.ipynb #70366db1
 import json, os, re, tempfile
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from pathlib import Path
 from tqdm.auto import tqdm
 from .files import NOTE, FolderRecord, KdnbError, as_written, check_id, locked, make_folder, notice, read_json, write_json, write_text, writing
-from .text import FUNCTION_WORDS, find_mention
+from .text import FUNCTION_WORDS
+from .display import escape_markdown
 from .entities import Dataset, Entity, Probe, load_dataset, read_entities, says
 from .definitions import read_definitions
 from .fetch import BUILTIN, builtin_folder
@@ -105,7 +105,7 @@ LOAD = {'hub': 'base = AutoModelForCausalLM.from_pretrained({path!r})',
 
 def model_card(base:BaseModel, entities, places:dict|None=None) -> str: # places: name -> folder, where each entity has an adapter of its own
     "The text of README.md in a folder that was taught."
-    names = ', '.join(escape(e.name) for e in entities[:20]) + (f' and {len(entities) - 20} more' if len(entities) > 20 else '')
+    names = ', '.join(escape_markdown(e.name) for e in entities[:20]) + (f' and {len(entities) - 20} more' if len(entities) > 20 else '')
     each = f"PATH_OF_THIS_FOLDER + '/{next(iter(places.values()))}'" if places else 'PATH_OF_THIS_FOLDER'
     return f"""# What this model was taught
 
