@@ -632,7 +632,8 @@ class Distill(Training):
     def groups(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> tuple: # for each entity its examples; and which texts teach
         "What is trained on."
         (sets, texts), low, n = sets_of(entities, transfer, self), uses_bfloat16(self.precision, lm.device), n_below(lm, self)
-        read = {e.key: [c.text for c in cs] + [e.definition]*self.with_definition for e, cs in zip(entities, sets)}
+        twice = lambda e: [e.definition]*self.with_definition # it is read with itself in front
+        read = {e.key: [c.text for c in cs] + twice(e) for e, cs in zip(entities, sets)}
         check_length(lm, entities, lambda e: read[e.key])
         groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
         itself = [placed(e.definition, e) for e in entities]
@@ -664,7 +665,8 @@ def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit
              ) -> Edit:
     "An `Edit` of `lm` as it is now."
     if start is not None: parts = {**parts, 'seconds': time.perf_counter() - start}
-    edit = Edit(method, tuple(e.key for e in entities), lm.name, lm.sha256, settings=asdict(how), after=tuple(x.id for x in lm.edits), texts=texts or {}, **parts)
+    keys, after = tuple(e.key for e in entities), tuple(x.id for x in lm.edits)
+    edit = Edit(method, keys, lm.name, lm.sha256, settings=asdict(how), after=after, texts=texts or {}, **parts)
     edit.check_numbers()
     return edit
 

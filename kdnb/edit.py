@@ -56,11 +56,14 @@ class Edit:
         what = [self.method, self.entities, self.base, sorted(self.tensors), sorted(self.adapter), self.context, self.find_above, self.settings, self.losses, self.after]
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
     def check_numbers(self):
-        "Refuses an edit with a number that is not finite: a model with it would answer at random. It is looked at once."
+        "Refuses an edit with a number that is not finite: a model with it answers at random. Looked at once."
         if vars(self).get('checked'): return
-        parts = [*self.tensors.items(), *((n, t) for n, a in self.adapter.items() for t in (a.A, a.B, torch.tensor(float(a.scale))))]
+        factors = lambda a: (a.A, a.B, torch.tensor(float(a.scale)))
+        parts = [*self.tensors.items(), *((n, t) for n, a in self.adapter.items() for t in factors(a))]
         for n, t in parts:
-            if not t.isfinite().all(): raise KdnbError(f"the edit {self} has numbers for {n!r} that are not finite: make it again, with a lower lr or float32 weights")
+            if not t.isfinite().all():
+                raise KdnbError(f"the edit {self} has numbers for {n!r} that are not finite: make it again, "
+                                "with a lower lr or float32 weights")
         self.checked = True
     def __str__(self): return f"{self.method} ({', '.join(self.entities[:3])}{', …' if len(self.entities) > 3 else ''})"
     def _repr_markdown_(self):
@@ -80,11 +83,14 @@ def _check(self, lm):
 
 def _check_shapes(self, lm, params):
     unknown = (set(self.tensors) | set(self.adapter)) - set(params)
-    if unknown: raise KdnbError(f"{lm.name} has no parameter {sorted(unknown)[0]!r}, which the edit {self} changes")
+    if unknown:
+        raise KdnbError(f"{lm.name} has no parameter {sorted(unknown)[0]!r}, which the edit {self} changes")
     shapes = {n: tuple(t.shape) for n, t in self.tensors.items()}
     for n, a in self.adapter.items(): shapes[n] = (a.B.shape[0], a.A.shape[1])[::-1 if a.transposed else 1]
     for n, s in shapes.items():
-        if s != tuple(params[n].shape): raise KdnbError(f"the edit {self} has numbers for {n!r} in the shape {s}, and that of {lm.name} has the shape {tuple(params[n].shape)}: the edit is damaged, or for another model")
+        if s != (mine := tuple(params[n].shape)):
+            raise KdnbError(f"the edit {self} has numbers for {n!r} in the shape {s}, and that of {lm.name} "
+                            f"has the shape {mine}: the edit is damaged, or for another model")
 
 @torch.no_grad()
 def _apply(self, lm):
@@ -164,64 +170,79 @@ def save(self:Edit, folder:str|Path # made if it is missing
     with writing(folder):
         record.delete(*[n for n in EDIT_FILES if n in record.files and n not in names], 'edit.json')
         if self.tensors:
-            with replacing(folder/'tensors.safetensors') as tmp: save_file({n: t.cpu().contiguous() for n, t in self.tensors.items()}, tmp)
+            tensors = {n: t.cpu().contiguous() for n, t in self.tensors.items()}
+            with replacing(folder/'tensors.safetensors') as tmp: save_file(tensors, tmp)
         if self.adapter: _save_adapter(self.adapter, folder)
         how = {n: [a.scale, a.transposed] for n, a in self.adapter.items()}
-        write_json(folder/'edit.json', {**{k: getattr(self, k) for k in _FIELDS}, 'adapter': how, 'tensors': sorted(self.tensors)})
+        note = {k: getattr(self, k) for k in _FIELDS}
+        write_json(folder/'edit.json', {**note, 'adapter': how, 'tensors': sorted(self.tensors)})
     record.finish(*names)
     return folder
 
 # %% ../nbs/07_edit.ipynb #269f499d
 _NUMBER = (int, float)
 _MUST = {'method': str, 'entities': list, 'lm': str, 'base': str, 'adapter': dict, 'after': list}
-_MAY = {'context': dict, 'find_above': (*_NUMBER, type(None)), 'settings': dict, 'losses': list, 'texts': dict, 'tensors': list,
-        'seconds': _NUMBER, 'peak_memory_gib': _NUMBER}
+_MAY = {'context': dict, 'find_above': (*_NUMBER, type(None)), 'settings': dict, 'losses': list,
+        'texts': dict, 'tensors': list, 'seconds': _NUMBER, 'peak_memory_gib': _NUMBER}
 
 def _is_how(value): # of an adapter: its scale, and whether it is transposed
     if not isinstance(value, list) or len(value) != 2: return False
     scale, transposed = value
     return type(scale) in _NUMBER and math.isfinite(scale) and type(transposed) is bool
 
+def _faults(note): # what is wrong in a note: (field, reason)
+    texts = lambda values: all(isinstance(x, str) for x in values)
+    yield from ((k, 'is unknown') for k in sorted(set(note) - {*_MUST, *_MAY}))
+    for k, kind in _MAY.items():
+        v = note.get(k)
+        if k in note and (not isinstance(v, kind) or isinstance(v, bool)):
+            yield k, f'is {str(v)[:40]!r}, which is of the wrong type'
+            return
+    for k in ('entities', 'tensors'):
+        if not texts(note.get(k, ())): yield k, 'must be a list of texts'
+    if not texts(note.get('context', {}).values()): yield 'context', 'must have a text for each entity'
+    numbers = all(x is None or isinstance(x, _NUMBER) for x in note.get('losses', ()))
+    if not numbers: yield 'losses', 'must be a list of numbers'
+    for n, how in note['adapter'].items():
+        if not _is_how(how): yield 'adapter', f'{n!r} must have a finite scale, and whether it is transposed'
+
 def _read_note(path):
     "What an edit.json says, if it has the shape that `save` gives it."
     note = read_json(path, fields=_MUST)
-    wrong = lambda k, why: KdnbError(f"{path}, field {k}: {why}; the edit is damaged: save it again")
-    if unknown := set(note) - {*_MUST, *_MAY}: raise wrong(sorted(unknown)[0], 'is unknown')
-    for k, kind in _MAY.items():
-        if k in note and (not isinstance(note[k], kind) or isinstance(note[k], bool)): raise wrong(k, f'is {str(note[k])[:40]!r}, which is of the wrong type')
-    for k in ('entities', 'tensors'):
-        if not all(isinstance(x, str) for x in note.get(k, ())): raise wrong(k, 'must be a list of texts')
-    if not all(isinstance(x, str) for x in note.get('context', {}).values()): raise wrong('context', 'must have a text for each entity')
-    if not all(x is None or isinstance(x, _NUMBER) for x in note.get('losses', ())): raise wrong('losses', 'must be a list of numbers')
-    for n, how in note['adapter'].items():
-        if not _is_how(how): raise wrong('adapter', f'{n!r} must have a finite scale, and whether it is transposed')
+    for field, reason in _faults(note):
+        raise KdnbError(f"{path}, field {field}: {reason}; the edit is damaged: save it again")
     for x in note['after']: check_id(x, path)
     return note
 
+def _damaged(folder, why): return KdnbError(f"the edit in {folder} is damaged: {why}; save it again")
+
 def _read_tensors(folder, name) -> dict: # of a file in the folder of an edit
     path = inside(folder, name, folder/'edit.json')
-    if not path.is_file(): raise KdnbError(f"the edit in {folder} is damaged: {name} is missing; save it again")
-    with one_sentence(f"the edit in {folder} is damaged: {name} cannot be read, so save it again"): return load_file(path)
+    if not path.is_file(): raise _damaged(folder, f'{name} is missing')
+    with one_sentence(str(_damaged(folder, f'{name} cannot be read'))): return load_file(path)
 
 def _factors(folder, low, name): # A and B of one weight
     found = [low.get(f"base_model.model.{name.removesuffix('.weight')}.lora_{k}.weight") for k in 'AB']
-    if any(t is None for t in found): raise KdnbError(f"the edit in {folder} is damaged: adapter_model.safetensors has no factors for {name!r}, so save it again")
+    if any(t is None for t in found): raise _damaged(folder, f'the factors for {name!r} are missing')
     A, B = found
-    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]: raise KdnbError(f"the edit in {folder} is damaged: the factors for {name!r} have the shapes {tuple(A.shape)} and {tuple(B.shape)}, which do not fit, so save it again")
-    return A, B
+    if A.ndim == B.ndim == 2 and A.shape[0] == B.shape[1]: return A, B
+    raise _damaged(folder, f'the factors for {name!r} have the shapes {tuple(A.shape)} and {tuple(B.shape)}')
 
 def load_edit(folder:str|Path) -> Edit:
     "The edit that `save` wrote. A folder with anything else is a `KdnbError` that says what is wrong."
-    folder = Path(folder); path = folder/'edit.json'
+    folder = Path(folder)
+    path = folder/'edit.json'
     if not path.is_file(): raise KdnbError(f"{folder} holds no saved edit: edit.json is missing")
     note = _read_note(path)
     how, names = note.pop('adapter'), note.pop('tensors', None)
     if names is None: names = (folder/'tensors.safetensors').exists() or [] # as it was written before
     tensors = _read_tensors(folder, 'tensors.safetensors') if names else {}
-    if names is not True and set(names) != set(tensors): raise KdnbError(f"the edit in {folder} is damaged: tensors.safetensors does not hold what edit.json says, so save it again")
+    if names is not True and set(names) != set(tensors):
+        raise _damaged(folder, 'tensors.safetensors does not hold what edit.json says')
     low = _read_tensors(folder, 'adapter_model.safetensors') if how else {}
     adapter = {n: Adapter(*_factors(folder, low, n), *how[n]) for n in how}
-    edit = Edit(**{**note, 'entities': tuple(note['entities']), 'after': tuple(note['after'])}, tensors=tensors, adapter=adapter)
+    note.update({k: tuple(note[k]) for k in ('entities', 'after')})
+    edit = Edit(**note, tensors=tensors, adapter=adapter)
     edit.check_numbers()
     return edit
 

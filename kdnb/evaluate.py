@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from .text import spans
 from .entities import Entity, KdnbError, Probe, load_dataset, sample, says
-from .lm import LM, check_length, generate, load_lm, owned, passed_once, score_candidates, score_spans, token_logprobs
+from .lm import LM, check_length, generate, load_lm, owned, passed_once, score_candidates, score_spans
+from .lm import token_logprobs
 from .edit import context_of, untouched
 from .transfer import shipped_transfer_sets
 from .benchmarks import load_data
@@ -22,7 +23,7 @@ from .context import make_method
 
 # %% ../nbs/15_evaluate.ipynb #078499c0
 def choice_of(scores) -> int|None:
-    "Index of the largest score; None where scores cannot be compared, since one is no number or infinitely large, or where all are impossible."
+    "Index of the largest score; None where one is no number or infinitely large, or all are impossible."
     scores = np.asarray(scores, float)
     return int(scores.argmax()) if (scores < np.inf).all() and scores.max() > -np.inf else None
 
@@ -30,7 +31,7 @@ def as_loss(x:float|None) -> float:
     "A number of bits; infinite where there is none."
     return math.inf if x is None or x != x else x
 
-def _marked(row, ok): return row if ok else {**row, 'finite': False} # says in a row that its scores were no finite numbers
+def _marked(row, ok): return row if ok else {**row, 'finite': False} # its scores were no finite numbers
 
 def _bytes(probe): return len((probe.glue + probe.gold).encode())
 
@@ -51,8 +52,10 @@ def answer_probes(lm:LM, probes, # of `Probe`
         likely = score_spans(lm, [lefts[i] for i in spans], of('gold', spans), of('glue', spans), shared, whose(spans))
     for i, s in zip(choice, chosen):
         p, best = probes[i], choice_of(s)
-        answer, bits = None if best is None else p.candidates[best], -s[p.candidates.index(p.gold)]/math.log(2)
-        out[i] = _marked(dict(correct=answer == p.gold, answer=answer, bits=bits, bytes=_bytes(p)), best is not None and math.isfinite(bits))
+        answer = None if best is None else p.candidates[best]
+        bits = -s[p.candidates.index(p.gold)]/math.log(2)
+        row = dict(correct=answer == p.gold, answer=answer, bits=bits, bytes=_bytes(p))
+        out[i] = _marked(row, best is not None and math.isfinite(bits))
     for i, (s, n) in zip(spans, likely):
         out[i] = _marked(dict(bits=-s/math.log(2), bytes=_bytes(probes[i]), tokens=n), math.isfinite(s))
     return out
@@ -62,8 +65,11 @@ def answer_question(lm:LM, entity:Entity, max_new_tokens:int=16) -> dict: # corr
     "What `lm` writes, greedily, when it is asked the entity's question."
     front = context_of(lm, entity.key, entity.question.text)
     prompt = (f'{front}\n\n' if front else '') + f'Question: {entity.question.text}\nAnswer:'
-    text = generate(lm, [prompt], max_new_tokens=max_new_tokens, temperature=0, broken=(broken := []))[0][0].strip().split('\n')[0]
-    return _marked(dict(correct=not broken and any(says(text, a) for a in entity.question.answers), text=text), not broken)
+    broken = []
+    text = generate(lm, [prompt], max_new_tokens=max_new_tokens, temperature=0, broken=broken)[0][0]
+    text = text.strip().split('\n')[0]
+    right = not broken and any(says(text, a) for a in entity.question.answers)
+    return _marked(dict(correct=right, text=text), not broken)
 
 # %% ../nbs/15_evaluate.ipynb #8d5fb0a5
 NEAR = { # name -> rows of a target, their kind, what counts
@@ -84,7 +90,9 @@ def write_answers(lm:LM, probes, # of `Probe`, with candidates
     front = [context_of(lm, n, p.left) for n, p in zip(about or [None]*len(probes), probes)]
     prompts, broken = [f'{f} {p.left}' if f else p.left for f, p in zip(front, probes)], []
     texts = [t for t, in generate(lm, prompts, max_new_tokens=max_new_tokens, temperature=0, broken=broken)]
-    return [_marked(dict(text=t, written=i not in broken and said_first(t, p.candidates) == p.gold), i not in broken) for i, (t, p) in enumerate(zip(texts, probes))]
+    fine = [i not in broken for i in range(len(probes))]
+    return [_marked(dict(text=t, written=ok and said_first(t, p.candidates) == p.gold), ok)
+            for t, p, ok in zip(texts, probes, fine)]
 
 def _about(lm, entity, probes, free, ask):
     "Answers to probes about an entity or its neighbours; with what is written, if there are neighbours."
@@ -105,7 +113,7 @@ def definition_bits(lm:LM, entity:Entity) -> float: # bits per byte
 def _whole(probe): return probe.left + probe.glue + max(probe.candidates or (probe.gold,), key=len)
 
 def _check_lengths(lm, entities):
-    "Refuses, before anything is asked, an entity whose definition is too long for the model, with what will stand after it."
+    "Refuses, before anything is asked, an entity whose definition is too long with what will stand after it."
     front = any(e.context for e in lm.edits)
     check_length(lm, entities, lambda e: [_whole(p) for p in (*e.near, *(e.probes if front else ()))])
 
@@ -162,7 +170,8 @@ def _middle(values): # that are numbers: the bounds of the middle 95%
     values = np.sort(values[~np.isnan(values)])
     if not len(values): return np.nan, np.nan
     if np.isfinite(values).all(): return np.quantile(values, [.025, .975])
-    return values[int(.025*(len(values) - 1))], values[int(.975*(len(values) - 1))] # between an infinite number and another there is none
+    low, high = (int(q*(len(values) - 1)) for q in (.025, .975)) # between infinite numbers there is none
+    return values[low], values[high]
 
 def interval(values, # numbers, one per observation
              groups, # for each, the unit it belongs to: units are resampled
@@ -188,14 +197,17 @@ def interval_crossed(table, # [edits, probes]; NaN where an edit was not asked a
     asked = ~np.isnan(t)
     over = lambda r, c, x: ((r @ x) * c).sum(-1) # the rows and columns that were drawn
     def total(r, c, x):
-        x = np.where(asked, x, 0); endless = np.isinf(x) # which no product with 0 takes away
-        return np.where(over(r, c, endless*1.) > 0, np.inf, over(r, c, np.where(endless, 0, x))) if endless.any() else over(r, c, x)
+        x = np.where(asked, x, 0)
+        endless = np.isinf(x) # which no product with 0 takes away
+        if not endless.any(): return over(r, c, x)
+        return np.where(over(r, c, endless*1.) > 0, np.inf, over(r, c, np.where(endless, 0, x)))
     def one(r, c):
         count = total(r, c, 1.)
         return np.subtract.reduce([final(total(r, c, x)/count) for x in ([t] if base is None else [t, base])])
     with np.errstate(invalid='ignore', divide='ignore'):
         low, high = _middle(one(rows, cols)) # a draw of nothing that was asked is none
-        return Interval(float(one(np.ones(t.shape[0]), np.ones(t.shape[1]))), float(low), float(high), t.shape[1])
+        value = one(np.ones(t.shape[0]), np.ones(t.shape[1]))
+    return Interval(float(value), float(low), float(high), t.shape[1])
 
 # %% ../nbs/15_evaluate.ipynb #0aa504a0
 _UNIT = {'accuracy': (lambda r: 100*r['correct'], _same, 1), # value of a probe, what is done to a mean, which way is better
@@ -250,9 +262,11 @@ def summarise(cases, # results of `evaluate`, one per case
     for k, (field, kind, what) in NEAR.items():
         rows = [(t['entity'], 100*r[what]) for c in cases for t in c['target'] for r in t.get(field, []) if r.get('kind') == kind and what in r]
         out[k] = interval([v for _, v in rows], [e for e, _ in rows])
-    probes = [(t['entity'], as_loss(p['bits'])/p['bytes']) for c in cases for t in c['target'] for p in t['probes']]
+    targets = [t for c in cases for t in c['target']]
+    probes = [(t['entity'], as_loss(p['bits'])/p['bytes']) for t in targets for p in t['probes']]
     out['gold_bits'] = interval([b for _, b in probes], [e for e, _ in probes])
-    out['definition_bits'] = interval([as_loss(t['definition_bits']) for c in cases for t in c['target']], [t['entity'] for c in cases for t in c['target']])
+    known = [as_loss(t['definition_bits']) for t in targets]
+    out['definition_bits'] = interval(known, [t['entity'] for t in targets])
     for k, kinds in TARGETS.items():
         out['gap_share' + k.removeprefix('target')] = gap_share(cases, base, prepend, kinds, unit=unit) if base and prepend else None
     out['specificity_change'] = _change(cases, base, unit) if base else None

@@ -88,11 +88,12 @@ def _assemble(builtin, folder, quiet):
     return gguf
 
 # %% ../nbs/01_fetch.ipynb #ca6b896c
-LOADS = {'config': AutoConfig, 'tokenizer': AutoTokenizer, 'model': AutoModelForCausalLM, 'generation': GenerationConfig}
+LOADS = {'config': AutoConfig, 'tokenizer': AutoTokenizer, 'model': AutoModelForCausalLM,
+         'generation': GenerationConfig}
 _ONE_AT_A_TIME = RLock()
 
 def _no_pickle(*args, **kw):
-    raise KdnbError("among the weights is a file that may be a pickle, which can run code: only safetensors are read")
+    raise KdnbError("a file of weights may be a pickle, which can run code: only safetensors are read")
 
 @contextmanager
 def _nothing_runs():
@@ -117,8 +118,13 @@ def one_sentence(about:str # how the sentence begins
 
 def about_of(name:str|Path) -> str:
     "How a sentence begins that says why a model could not be loaded."
-    if Path(name).is_dir(): return f"cannot load a causal LM from the folder {name}: it must hold config.json, a tokenizer and model.safetensors"
-    return f"cannot load a causal LM from the name {str(name)!r}: it is none of ours ({', '.join(BUILTIN)}), no folder and no .gguf file here, and the model hub gave no model of that name (safetensors only)"
+    if Path(name).is_dir():
+        where, why = f'the folder {name}', "it must hold config.json, a tokenizer and model.safetensors"
+    else:
+        where = f'the name {str(name)!r}'
+        why = (f"it is none of ours ({', '.join(BUILTIN)}), no folder and no .gguf file here, "
+               "and the model hub gave no model of that name (safetensors only)")
+    return f"cannot load a causal LM from {where}: {why}"
 
 def pretrained(what:str, # a key of `LOADS`
                name:str|Path, # a folder, or a name on the model hub
@@ -127,7 +133,8 @@ def pretrained(what:str, # a key of `LOADS`
               ): # a model comes with what transformers tells about its loading
     "What transformers makes of the files of a model. Nothing in them runs, and only safetensors are read."
     if what == 'model': how = {**how, 'use_safetensors': True, 'output_loading_info': True}
-    with one_sentence(about or about_of(name)), _nothing_runs(): return LOADS[what].from_pretrained(str(name), **how, trust_remote_code=False)
+    with one_sentence(about or about_of(name)), _nothing_runs():
+        return LOADS[what].from_pretrained(str(name), **how, trust_remote_code=False)
 
 # %% ../nbs/01_fetch.ipynb #43ad55e2
 def model_file(name:str|Path, # a folder, or a name on the model hub
@@ -135,7 +142,8 @@ def model_file(name:str|Path, # a folder, or a name on the model hub
     "A file of a model; one on the hub is fetched into the hub's own cache."
     if Path(name).is_dir(): return path if (path := Path(name)/file).is_file() else None
     must = file == 'config.json' # without a network this one fails, and no other is asked for
-    with one_sentence(about_of(name)): found = cached_file(str(name), file, _raise_exceptions_for_missing_entries=must)
+    with one_sentence(about_of(name)):
+        found = cached_file(str(name), file, _raise_exceptions_for_missing_entries=must)
     return found and Path(found)
 
 def model_json(name:str|Path, file:str) -> dict: # {} if there is none
@@ -143,8 +151,8 @@ def model_json(name:str|Path, file:str) -> dict: # {} if there is none
     if not (path := model_file(name, file)): return {}
     try: value = json.loads(read_text(path))
     except (ValueError, RecursionError) as e: raise KdnbError(f"{path} is damaged: {e}") from None
-    if not isinstance(value, dict): raise KdnbError(f"{path} holds a {type(value).__name__}: it must hold an object")
-    return value
+    if isinstance(value, dict): return value
+    raise KdnbError(f"{path} holds a {type(value).__name__}: it must hold an object")
 
 def values_of(value, keys) -> list:
     "All values that stand under some keys in a JSON value, at whatever depth."
@@ -155,20 +163,33 @@ def values_of(value, keys) -> list:
 # %% ../nbs/01_fetch.ipynb #0d414653
 ATTENTION = ('eager', 'sdpa', 'flex_attention') # what is computed by torch itself
 
-def _check_config(name, config):
-    "Refuses a configuration that asks for code from elsewhere, and weights that cannot be edited."
-    of = f"config.json of {name}"
-    if 'auto_map' in config and config.get('model_type') not in transformers.CONFIG_MAPPING:
-        raise KdnbError(f"{of} brings code of its own (auto_map), which is never run here, and transformers {transformers.__version__} has none for the model type {config.get('model_type')!r}: take another model")
-    for v in values_of(config, ('attn_implementation', '_attn_implementation', '_attn_implementation_internal')):
+_ASKS = ('attn_implementation', '_attn_implementation', '_attn_implementation_internal')
+
+def _check_code(name, config):
+    "Refuses a configuration that asks for code from elsewhere."
+    of, kind = f"config.json of {name}", config.get('model_type')
+    if 'auto_map' in config and not (isinstance(kind, str) and kind in transformers.CONFIG_MAPPING):
+        raise KdnbError(f"{of} brings code of its own (auto_map), which is never run here, and transformers "
+                        f"{transformers.__version__} has none for the type {kind!r}: take another model")
+    for v in values_of(config, _ASKS):
         for x in v.values() if isinstance(v, dict) else [v]:
-            if x not in (None, *ATTENTION): raise KdnbError(f"{of} asks for the attention {str(x)[:80]!r}, which is code from elsewhere: set attn_implementation there to 'sdpa'")
+            if x in (None, *ATTENTION): continue
+            raise KdnbError(f"{of} asks for the attention {str(x)[:80]!r}, which is code from elsewhere: "
+                            "set attn_implementation there to 'sdpa'")
     for v in values_of(config, ('experts_implementation', '_experts_implementation')):
-        if '/' in str(v): raise KdnbError(f"{of} asks for the experts {str(v)[:80]!r}, which are code from elsewhere: remove experts_implementation there")
+        if '/' in str(v):
+            raise KdnbError(f"{of} asks for the experts {str(v)[:80]!r}, which are code from elsewhere: "
+                            "remove experts_implementation there")
+
+def _check_kind(name, config):
+    "Refuses weights that cannot be edited, and a model that does not go on with a text."
     if q := [v for v in values_of(config, ('quantization_config',)) if v]:
         how = q[0].get('quant_method') if isinstance(q[0], dict) else q[0]
-        raise KdnbError(f"{name} has quantised weights ({how!r}, by quantization_config in config.json), which cannot be edited: take the model before quantisation, or a .gguf file, which is dequantised")
-    if config.get('is_encoder_decoder'): raise KdnbError(f"{name} is an encoder with a decoder, and no causal LM, which goes on with a text: take another model")
+        raise KdnbError(f"{name} has quantised weights ({how!r}, by quantization_config in config.json), "
+                        "which cannot be edited: take the model before that, or a .gguf file, which is dequantised")
+    if config.get('is_encoder_decoder'):
+        raise KdnbError(f"{name} is an encoder with a decoder, and no causal LM, which goes on with a text: "
+                        "take another model")
 
 def _check_tokenizer(name, *configs):
     "Refuses a class that is no tokenizer: transformers would take any class of its own by that name."
@@ -176,32 +197,52 @@ def _check_tokenizer(name, *configs):
         cls = config.get('tokenizer_class')
         found = tokenizer_class_from_name(cls) if isinstance(cls, str) else None if cls is None else cls
         if found is not None and not (isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)):
-            raise KdnbError(f"{name} names the tokenizer_class {str(cls)[:80]!r}, which is no tokenizer of transformers")
+            raise KdnbError(f"{name} names the tokenizer_class {str(cls)[:80]!r}, which is no tokenizer of "
+                            "transformers: remove it from tokenizer_config.json or config.json")
+
+def _check_weights_file(source, f, index=False):
+    if re.fullmatch(r'\w[\w.+ -]*\.safetensors' + (r'(\.index\.json)?' if index else ''), f): return
+    raise KdnbError(f"{source} names {f[:80]!r} as weights: only safetensors files in the folder are read")
 
 def _check_index(name, file):
     "Refuses an index of weights that names anything but safetensors beside it."
     files = model_json(name, file).get('weight_map', {})
     if not isinstance(files, dict): raise KdnbError(f"{file} of {name}, field weight_map: must be an object")
     for f in dict.fromkeys(map(str, files.values())):
-        if not re.fullmatch(r'\w[\w.+ -]*\.safetensors', f): raise KdnbError(f"{file} of {name} names {f[:80]!r} as weights: only safetensors files in the same folder are read")
-        if Path(name).is_dir() and not (Path(name)/f).is_file(): raise KdnbError(f"{file} of {name} names {f!r}, which is missing: copy or fetch the model again")
+        _check_weights_file(f'{file} of {name}', f)
+        if Path(name).is_dir() and not (Path(name)/f).is_file():
+            raise KdnbError(f"{file} of {name} names {f!r}, which is missing: copy or fetch the model again")
 
 # %% ../nbs/01_fetch.ipynb #c0266c62
+def _check_adapter(name):
+    "Refuses a model with an adapter among its files."
+    if not model_file(name, 'adapter_config.json'): return
+    said = model_json(name, 'adapter_config.json').get('base_model_name_or_path')
+    base = str(said or 'of another model')[:120]
+    raise KdnbError(f"{name} holds an adapter (adapter_config.json, for the base model {base!r}), which "
+                    "would change the model without a word: load the base model, or merge the adapter into it "
+                    "and load the folder of the merged model")
+
+def _check_weights_files(name, config):
+    "Refuses weights that are not safetensors in the same folder."
+    indices = ['model.safetensors.index.json']
+    if (weights := config.get('transformers_weights')) is not None:
+        _check_weights_file(f'config.json of {name}', str(weights), index=True)
+        if str(weights).endswith('.index.json'): indices.append(str(weights))
+    for f in indices: _check_index(name, f)
+    if Path(name).is_dir() and (some := sorted(Path(name).glob('shard-*-model-*.safetensors'))):
+        raise KdnbError(f"{name} holds a checkpoint of distributed training ({some[0].name}): save the "
+                        "model by save_pretrained, and load that folder")
+
 def check_model_files(name:str|Path # a folder, or a name on the model hub
-                     ) -> dict: # what its config.json says
+                     ):
     "Refuses a model whose files ask for code, for pickles, or for weights from elsewhere; nothing is loaded."
-    config, adapter = model_json(name, 'config.json'), model_json(name, 'adapter_config.json')
-    if adapter or model_file(name, 'adapter_config.json'):
-        base = str(adapter.get('base_model_name_or_path') or 'of another model')[:120]
-        raise KdnbError(f"{name} holds an adapter (adapter_config.json, for the base model {base!r}), which would change the model without a word: load the base model, or merge the adapter into it and load the folder of the merged model")
-    _check_config(name, config)
+    config = model_json(name, 'config.json')
+    _check_adapter(name)
+    _check_code(name, config)
+    _check_kind(name, config)
     _check_tokenizer(name, config, model_json(name, 'tokenizer_config.json'))
-    weights = config.get('transformers_weights')
-    if weights is not None and not re.fullmatch(r'\w[\w.+ -]*\.safetensors(\.index\.json)?', str(weights)): raise KdnbError(f"config.json of {name} names {str(weights)[:80]!r} as weights: only safetensors files in the same folder are read")
-    for f in {'model.safetensors.index.json', str(weights)}:
-        if f.endswith('.index.json'): _check_index(name, f)
-    if Path(name).is_dir() and (some := sorted(Path(name).glob('shard-*-model-*.safetensors'))): raise KdnbError(f"{name} holds a checkpoint of distributed training ({some[0].name}): save the model by save_pretrained, and load that folder")
-    return config
+    _check_weights_files(name, config)
 
 # %% ../nbs/01_fetch.ipynb #f853c198
 def _few(names, n=3): # the first names of some, and how many there are besides
@@ -213,18 +254,25 @@ def _prefixes(some:set, others:set) -> Counter:
     cuts = ((n, i) for n in some for i, c in enumerate(n) if c == '.')
     return Counter(n[:i+1] for n, i in cuts if n[i+1:] in others)
 
+def _why_missing(missing, unused): # what may have become of the weights, and what to do
+    more, less = _prefixes(unused, missing).most_common(1), _prefixes(missing, unused).most_common(1)
+    if more: return f"they are there with {more[0][0]!r} in front: rename them"
+    if less: return f"they are there without {less[0][0]!r} in front: rename them"
+    return "save the whole model again, or take another copy"
+
 def check_weights(name:str|Path,
-                  info:dict # what transformers tells of loading: missing_keys, unexpected_keys, mismatched_keys
+                  info:dict # what transformers tells of loading: missing_keys, unexpected_keys and so on
                  ):
-    "Refuses a model with weights that are not in its files; those of the files that it does not use are named."
+    "Refuses a model with weights that are not in its files, and says those that it does not use."
     missing, unused = set(info['missing_keys']), set(info['unexpected_keys'])
     wrong = {k[0] if isinstance(k, tuple) else k for k in info.get('mismatched_keys', ())}
-    if wrong: raise KdnbError(f"{len(wrong)} weights in the files of {name} have another shape than its configuration says ({_few(wrong)})")
+    if wrong:
+        raise KdnbError(f"{len(wrong)} weights in the files of {name} have another shape than its "
+                        f"configuration says ({_few(wrong)}): take another copy")
     if missing:
-        more, less = _prefixes(unused, missing).most_common(1), _prefixes(missing, unused).most_common(1)
-        why = f"they are there with {more[0][0]!r} in front: rename them" if more else f"they are there without {less[0][0]!r} in front: rename them" if less else "save the whole model again, or take another copy"
-        raise KdnbError(f"{len(missing)} weights of the model are not in the files of {name} ({_few(missing)}), and random ones would stand for them; {why}")
-    if unused: notice(f"{len(unused)} weights in the files of {name} are not used by the model: {_few(unused)}")
+        raise KdnbError(f"{len(missing)} weights of the model are not in the files of {name} ({_few(missing)}), "
+                        f"and random ones would stand for them; {_why_missing(missing, unused)}")
+    if unused: notice(f"{len(unused)} weights in the files of {name} are not used by it: {_few(unused)}")
 
 # %% ../nbs/01_fetch.ipynb #975c0799
 @contextmanager

@@ -206,7 +206,8 @@ class LMGenerator:
               want:dict, r:int, how:Sampling, spent:Counter) -> list: # of `Draft`
         "The drafts of round `r`."
         asked = [(p, *render(self.lm, prompts[p], entity, r*self.batch + i)) for p in prompts for i in range(self.batch)]
-        check_tokens(self.lm, f'a prompt for {entity.key!r}', max(len(ids) for _, ids, _ in asked), how.max_new_tokens)
+        longest = max(len(ids) for _, ids, _ in asked)
+        check_tokens(self.lm, f'a prompt for {entity.key!r}', longest, how.max_new_tokens)
         seed = int.from_bytes(hashlib.sha256(f'{how.seed} {entity.definition} {r}'.encode()).digest()[:4], 'big')
         texts = [t for t, in generate(self.lm, [ids for _, ids, _ in asked], 1, how.max_new_tokens, how.temperature, how.top_p, seed, fast=True)]
         spent.update(calls=len(asked), tokens_in=sum(len(ids) for _, ids, _ in asked), tokens_out=sum(len(self.lm.encode(t)) for t in texts))

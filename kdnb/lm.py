@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, Cache, GenerationConfig, LogitsPr
 from transformers.pytorch_utils import Conv1D
 from .files import KdnbError, choose, notice, read_json
 from .display import escape_markdown
-from .fetch import BUILTIN, NOTE, builtin_folder, check_model_files, check_weights, load_gguf, model_file, one_sentence
-from .fetch import pretrained, quiet_transformers, weights_sha256
+from .fetch import BUILTIN, NOTE, builtin_folder, check_model_files, check_weights, load_gguf, model_file
+from .fetch import one_sentence, pretrained, quiet_transformers, weights_sha256
 
 # %% ../nbs/02_lm.ipynb #730c6d34
 @dataclass
@@ -60,20 +60,23 @@ class LM:
         return _gives_tuple(self.model, self.device)
     @cached_property
     def n_after(self) -> int:
-        "How many special tokens the tokenizer puts after a text. They would end what goes on, so they are left out."
+        "How many special tokens the tokenizer puts after a text. They would end it, so they are left out."
         return _after(*(self.tokenizer('a text', add_special_tokens=s).input_ids for s in (True, False)))
     @cached_property
     def max_tokens(self) -> int|None:
         "The longest sequence that the model was made for, in tokens; None: its configuration gives no limit."
         return _limit(self.model.config)
     def encode(self, text:str, special:bool=True) -> list:
-        "Token ids of `text`, with the special tokens that the model wants at the start of a text, and none after it."
+        "Token ids of `text`, with the special tokens that the model wants at its start, and none after it."
         ids = self.tokenizer(text, add_special_tokens=special).input_ids
         return ids[:len(ids) - self.n_after] if special and self.n_after else ids
-    def encode_with_offsets(self, text:str) -> tuple: # token ids; for each (start, end) in characters, the same for a special token
-        "What `encode` gives, and where the tokens stand in the text."
-        if not self.tokenizer.is_fast: raise KdnbError(f"the tokenizer of {self.name} cannot tell where its tokens stand in a text: load it with its fast tokenizer (tokenizer.json)")
-        enc = self.tokenizer(text, return_offsets_mapping=True); n = len(enc.input_ids) - self.n_after
+    def encode_with_offsets(self, text:str) -> tuple: # token ids, and for each (start, end) in characters
+        "What `encode` gives, and where the tokens stand in the text; special tokens are empty."
+        if not self.tokenizer.is_fast:
+            raise KdnbError(f"the tokenizer of {self.name} cannot tell where its tokens stand in a text: "
+                            "load it with its fast tokenizer (tokenizer.json)")
+        enc = self.tokenizer(text, return_offsets_mapping=True)
+        n = len(enc.input_ids) - self.n_after
         return enc.input_ids[:n], enc.offset_mapping[:n]
     def _repr_markdown_(self):
         p = next(self.model.parameters())
@@ -88,7 +91,8 @@ def _after(with_special, without):
     return 0
 
 # %% ../nbs/02_lm.ipynb #af7aed61
-_LENGTHS = ('max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'max_sequence_length', 'seq_length')
+_LENGTHS = ('max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'max_sequence_length',
+            'seq_length')
 
 def _limit(config):
     "The longest sequence that a configuration speaks of, with what stretches it."
@@ -96,27 +100,33 @@ def _limit(config):
     whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0
     n = next((v for k in _LENGTHS if whole(v := getattr(c, k, None))), None)
     ropes = [r for k in ('rope_parameters', 'rope_scaling') if isinstance(r := getattr(c, k, None), dict)]
-    factors = [(r['factor'], r.get('original_max_position_embeddings')) for r in ropes if isinstance(r.get('factor'), (int, float))]
-    return n and max([n, *(int(f*(first if whole(first) else n)) for f, first in factors)])
+    of = [(r['factor'], r.get('original_max_position_embeddings')) for r in ropes
+          if isinstance(r.get('factor'), (int, float))]
+    return n and max([n, *(int(f*(first if whole(first) else n)) for f, first in of)])
 
 def check_tokens(lm:LM, what:str, # that has so many tokens, for the message
                  n:int, new:int=0): # tokens that are read, and those that are written after them
     "A text for which the model has no positions is a `KdnbError`."
-    if lm.max_tokens is None or n + max(new - 1, 0) <= lm.max_tokens: return # the last one that is written is not read
+    last = n + max(new - 1, 0) # the last one that is written is not read
+    if lm.max_tokens is None or last <= lm.max_tokens: return
     more = f", and {new} more are to be written" if new else ''
-    raise KdnbError(f"{what} has {n:,} tokens{more}, and {lm.name} reads at most {lm.max_tokens:,} at once: shorten it, or take a model that reads longer texts")
+    raise KdnbError(f"{what} has {n:,} tokens{more}, and {lm.name} reads at most {lm.max_tokens:,} at once: "
+                    "shorten it, or take a model that reads longer texts")
 
 def check_length(lm:LM, entities, # of `Entity`
                  after=lambda e: (), # function of an entity -> texts that will stand after its definition
                  new:int=0 # tokens that will be written after it
                 ):
-    "Before any work: an entity whose definition, with what will stand after it, is too long for the model is a `KdnbError`."
-    sure = lambda *texts: lm.max_tokens is None or 2*sum(len(t.encode()) for t in texts) + new + 64 <= lm.max_tokens # hardly a token is shorter than a byte
+    "Refuses, before any work, an entity whose definition is too long with what will stand after it."
+    size = lambda text: 2*len(text.encode('utf-8', 'replace')) # hardly a token is shorter than a byte
     for e in entities:
-        longest = max(after(e), key=len, default='')
-        if sure(e.definition, longest): continue
-        check_tokens(lm, f"the definition of {e.key!r}", len(lm.encode(e.definition)), new)
-        for t in after(e): check_tokens(lm, f"the definition of {e.key!r} with {t[:60]!r} after it", len(lm.encode(f'{e.definition} {t}')), new)
+        longest = max(map(size, after(e)), default=0)
+        if lm.max_tokens is None or size(e.definition) + longest + new + 64 <= lm.max_tokens: continue
+        what = f"the definition of {e.key!r}"
+        check_tokens(lm, what, len(lm.encode(e.definition)), new)
+        for t in after(e):
+            n = len(lm.encode(f'{e.definition} {t}'))
+            check_tokens(lm, f"{what} with {t[:60]!r} after it", n, new)
 
 def _check_seqs(lm, seqs, before=0): # token ids, and how many tokens stand before them already
     check_tokens(lm, 'a text', before + max(map(len, seqs), default=0))
@@ -175,12 +185,14 @@ DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch
 def _generation(name, config):
     "A generation config in place of one that cannot be read, as an argument for `pretrained`."
     if not model_file(name, 'generation_config.json'): return {}
-    try: pretrained('generation', name, f"generation_config.json of {name} cannot be read, and is passed over")
-    except KdnbError as e: notice(str(e)); return {'generation_config': GenerationConfig(eos_token_id=getattr(config, 'eos_token_id', None))}
-    return {}
+    about = f"generation_config.json of {name} cannot be read, and is passed over"
+    try: pretrained('generation', name, about)
+    except KdnbError as e: notice(str(e))
+    else: return {}
+    return {'generation_config': GenerationConfig(eos_token_id=getattr(config, 'eos_token_id', None))}
 
 def _from_pretrained(name, dtype, first=lambda config, tok: None):
-    "Model and tokenizer of a folder or a hub name. What is asked `first` may refuse, before the weights are read."
+    "Model and tokenizer of a folder or a hub name. `first` may refuse, before the weights are read."
     check_model_files(name)
     config, tok = (pretrained(what, name) for what in ('config', 'tokenizer'))
     first(config, tok)
@@ -191,14 +203,17 @@ def _from_pretrained(name, dtype, first=lambda config, tok: None):
 # %% ../nbs/02_lm.ipynb #66a54b4c
 @torch.no_grad()
 def check_causal(lm:LM):
-    "Refuses a model whose scores are no numbers, or in which a later token changes what is said at an earlier position."
+    "Refuses a model whose scores are no numbers, or in which a later token changes what is said before it."
     dtype, seqs = next(lm.model.parameters()).dtype, ([1, 2, 3, 4, 5], [1, 2, 3, 9, 8])
     with one_sentence(f"{lm.name} cannot be asked as a causal LM"):
         ids = torch.tensor(seqs, device=lm.device) % lm.model.config.get_text_config().vocab_size
         a, b = lm.model(input_ids=ids, use_cache=False).logits[:, :3].float()
-    if not (a.isfinite().all() and b.isfinite().all()): raise KdnbError(f"the scores of {lm.name} are not finite numbers: its weights are damaged, or too large for {str(dtype)[6:]}")
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise KdnbError(f"the scores of {lm.name} are not finite numbers: its weights are damaged, or too "
+                        f"large for {str(dtype)[6:]}")
     if (a - b).abs().max() > (1e-4 if dtype == torch.float32 else 1e-2)*a.std():
-        raise KdnbError(f"{lm.name} is no causal LM: a later token changes what it says before it, as in a model that fills gaps; take one that goes on with a text")
+        raise KdnbError(f"{lm.name} is no causal LM: a later token changes what it says before it, as in a "
+                        "model that fills gaps; take one that goes on with a text")
 
 # %% ../nbs/02_lm.ipynb #6272e4e9
 def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder, a .gguf file, or a name on the model hub
@@ -208,7 +223,8 @@ def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder
             quiet:bool=False, # say nothing while fetching
             need=None # function of the model without its weights -> GiB that the work with it takes; None: what asking it takes
            ) -> LM:
-    "Loads a causal LM. Raises a `KdnbError` of one sentence for all that a user can mend: files that ask for code or pickles, an adapter among them, weights that are missing, a model that is not causal."
+    """Loads a causal LM. Raises a `KdnbError` of one sentence for all that a user can mend: files that ask
+    for code or pickles, an adapter among them, weights that are missing, a model that is not causal."""
     choose(dtype, DTYPES, 'dtype')
     if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
     quiet_transformers()
@@ -223,7 +239,8 @@ def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder
     except (RuntimeError, AssertionError) as e: raise KdnbError(f"cannot put {name} on device {device!r}: {str(e).splitlines()[0][:120]}") from None
     lm = LM(str(name), model, tok, loaded=loaded)
     check_causal(lm)
-    if name in BUILTIN and dtype == BUILTIN[name].dtype and lm.sha256 != read_json(Path(folder)/NOTE, fields={'weights_sha256': str})['weights_sha256']:
+    noted = lambda: read_json(Path(folder)/NOTE, fields={'weights_sha256': str})['weights_sha256']
+    if name in BUILTIN and dtype == BUILTIN[name].dtype and lm.sha256 != noted():
         raise KdnbError(f"the weights in {folder} are not those that were saved there: remove the folder, and it is made again")
     return lm
 
@@ -534,7 +551,8 @@ def score_candidates(lm:LM,
                     ) -> list: # for each, the candidates' scores
     "Summed log-probability of each candidate given its left context (no length normalisation; paper, section 4)."
     split = [_split(lm, l, c, g) for l, c, g in zip(lefts, candidates, glue or [' ']*len(lefts), strict=True)]
-    check_tokens(lm, 'a left context with a candidate', max((len(p) + max(map(len, t)) for p, t in split), default=0))
+    longest = max((len(p) + max(map(len, t)) for p, t in split), default=0)
+    check_tokens(lm, 'a left context with a candidate', longest)
     out, n, begin = [None]*len(split), _common([p for p, _ in split]) if shared and owners is None and not _now(lm) else 0, None
     if n: *_, begin = _cached(lm, [split[0][0][:n]], n-1)
     for batch in _batches([len(p) + max(map(len, t)) - n for p, t in split], batch_tokens, n):
@@ -632,22 +650,26 @@ def _tokens_of(lm, ids): # those of some values that are token ids of the model,
 
 @contextmanager
 def _own_settings(lm, max_new_tokens, temperature, top_p):
-    "Within this context the model has no settings of generation but those that this yields: the tokens at which a text ends are its own."
+    "Within this context the model has no settings of generation but those that this yields."
     ends, own = ends_of(lm), lm.model.generation_config
     fill = next(iter(_tokens_of(lm, [lm.tokenizer.pad_token_id, *ends])), 0)
-    how = dict(do_sample=True, temperature=float(temperature), top_p=top_p, top_k=0) if temperature else dict(do_sample=False)
+    how = dict(max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=fill, num_beams=1)
+    if temperature: how.update(do_sample=True, temperature=float(temperature), top_p=top_p, top_k=0)
     lm.model.generation_config = GenerationConfig()
-    try: yield GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=fill, num_beams=1, **how)
+    try: yield GenerationConfig(**how)
     finally: lm.model.generation_config = own
 
 class _Finite(LogitsProcessor):
     "Ends each text at the first step whose scores are not finite numbers, and keeps the number of that step."
-    def __init__(self, rows, end, device): self.step, self.end, self.at = 0, end, torch.full((rows,), 1 << 40, device=device)
+    def __init__(self, rows, end, device):
+        self.step, self.end, self.at = 0, end, torch.full((rows,), 1 << 40, device=device)
     def __call__(self, ids, scores):
         broken = ~scores.max(-1).values.isfinite()
-        self.at[broken] = self.at[broken].clamp(max=self.step); self.step += 1
+        self.step += 1
         if not broken.any(): return scores
-        scores = scores.masked_fill(broken[:, None], -torch.inf); scores[broken, self.end] = 0
+        self.at = torch.where(broken, self.at.clamp(max=self.step - 1), self.at)
+        scores = scores.masked_fill(broken[:, None], -torch.inf)
+        scores[broken, self.end] = 0
         return scores
 
 def _until(ids, ends, broken): # what was written in a row, and whether it ends since scores were no numbers
@@ -663,12 +685,13 @@ def generate(lm:LM,
              top_p:float=1., # nucleus sampling: the smallest set of tokens that holds this share
              seed:int=0,
              fast:bool=False, # matrix products in bfloat16, where the hardware is fast at it
-             broken:list|None=None # receives the indices of prompts at which the model's scores were not finite numbers; None: it is told
+             broken:list|None=None # receives indices of prompts whose scores were not finite; None: a notice
             ) -> list: # for each prompt, a list of n texts: what was written, without the prompt
-    "Continuations of prompts, in one left-padded batch. What all of them begin with is passed once. Of the model's own settings of generation only the end tokens count."
+    """Continuations of prompts, in one left-padded batch. What all of them begin with is passed once. Of the
+    model's own settings of generation only the end tokens count."""
     if temperature < 0 or not 0 < top_p <= 1: raise KdnbError(f"temperature {temperature} and top_p {top_p}: the first must be at least 0, the second above 0 and at most 1")
     seqs = [lm.encode(p) if isinstance(p, str) else p for p in prompts]
-    if not all(seqs): raise KdnbError("a prompt is empty, and the tokenizer puts nothing before a text: write the beginning of one")
+    if not all(seqs): raise KdnbError("a prompt is empty, without a token: write the beginning of a text")
     check_tokens(lm, 'a prompt', max(map(len, seqs), default=0), max_new_tokens)
     fast = fast and has_fast_bfloat16(lm.device)
     with (torch.random.fork_rng(devices=[lm.device] if lm.device.type == 'cuda' else []), warnings.catch_warnings(),
@@ -677,7 +700,8 @@ def generate(lm:LM,
         ids, mask, kw = _begun(lm, seqs, n)
         torch.manual_seed(seed)
         watch, ends = _Finite(len(ids), how.pad_token_id, lm.device), set(how.eos_token_id or ())
-        out = lm.model.generate(input_ids=ids, attention_mask=mask, **kw, generation_config=how, logits_processor=[watch])
+        kw.update(generation_config=how, logits_processor=[watch])
+        out = lm.model.generate(input_ids=ids, attention_mask=mask, **kw)
     rows = [_until(r, ends, b) for r, b in zip(out[:, ids.shape[1]:].tolist(), watch.at.tolist())]
     _tell(lm, [i//n for i, (_, bad) in enumerate(rows) if bad], broken)
     texts = lm.tokenizer.batch_decode([r for r, _ in rows], skip_special_tokens=True)
@@ -685,7 +709,8 @@ def generate(lm:LM,
 
 def _tell(lm, which, broken):
     if broken is not None: broken += sorted(set(which))
-    elif which: notice(f"{len(which)} of the texts that {lm.name} wrote end where its scores are not finite numbers: its weights, or those of an edit, are damaged or too large")
+    elif which: notice(f"{len(which)} of the texts that {lm.name} wrote end where its scores are not finite "
+                       "numbers: its weights, or those of an edit, are damaged or too large")
 
 # %% ../nbs/02_lm.ipynb #218292ea
 def memory_peak(lm:LM) -> float: # GiB

@@ -192,7 +192,8 @@ def train_editor(lm:LM, pairs:list, # of `practice_pairs`
                  path:str|Path, # file of the editor; if it is there, training goes on
                  how:Practice=Practice(), save_every:int=100, progress:bool=True) -> tuple: # `Editor` and the log: a row for each step
     "Trains an editor by practice edits. Interrupted, the same call goes on from the last save."
-    for x, after in pairs: check_tokens(lm, 'a text of an entity to practise on', max(len(y.ids) for y in (x, *after)))
+    longest = max((len(y.ids) for x, after in pairs for y in (x, *after)), default=0)
+    check_tokens(lm, 'a text to practise on', longest)
     layers, neutral = edited_layers(lm, how.blocks), [example(lm, Continuation(t, (0, 1)), '', 'all tokens', separator='') for t in read_texts(DATA/'neutral.txt')]
     if Path(path).exists():
         editor, was, log, state = read_editor(path, lm)

@@ -17,8 +17,9 @@ from .distill import Distill
 
 # %% ../nbs/18d_play.ipynb #4819ad73
 def _numbers(lm, scores): # the same, if they can be compared
-    if not (scores < torch.inf).all(): raise KdnbError(f"the scores of {lm.name} are not finite numbers, so it expects nothing: its weights, or those of an edit, are damaged or too large")
-    return scores
+    if (scores < torch.inf).all(): return scores
+    raise KdnbError(f"the scores of {lm.name} are not finite numbers, so it expects nothing: its weights, or "
+                    "those of an edit, are damaged or too large")
 
 @torch.no_grad()
 def next_tokens(lm:LM, prompt:str, k:int=8) -> list: # of (token, probability), the likeliest first
@@ -51,7 +52,9 @@ def believed(lm:LM, entity:Entity, probe:Probe, # with candidates
              edit:Edit|None=None # None: only the first two conditions
             ) -> pd.DataFrame: # a row a candidate, a column a condition: share of the candidates' total probability
     "How a model spreads its belief over the candidates of a probe: as it was, with the definition in front, and after an edit."
-    def shares(left): return _numbers(lm, torch.tensor(score_candidates(lm, [left], [probe.candidates], [probe.glue])[0])).softmax(0).tolist()
+    def shares(left):
+        scores = torch.tensor(score_candidates(lm, [left], [probe.candidates], [probe.glue])[0])
+        return _numbers(lm, scores).softmax(0).tolist()
     out = pd.DataFrame({'base': shares(probe.left), 'prepend': shares(f'{entity.definition} {probe.left}')}, index=probe.candidates)
     if edit:
         with edit.on(lm): out[edit.method] = shares(probe.left)

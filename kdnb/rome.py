@@ -143,7 +143,10 @@ def own_text(lm:LM, tokens:int, seed:int=0, progress:bool=False) -> list: # of s
     with tqdm(total=tokens, desc='text of its own', unit='token', disable=not progress) as bar:
         n = sum(k for _, k in out); bar.update(min(n, tokens))
         while n < tokens:
-            with unedited(lm): texts = [(f'{a}{t}' if t.startswith(' ') else f'{a} {t}').strip() for a, (t,) in zip(starts, generate(lm, starts, 1, most, 1., .95, seed*1_000_003 + len(out), fast=True))]
+            draw = seed*1_000_003 + len(out)
+            with unedited(lm): written = generate(lm, starts, 1, most, 1., .95, draw, fast=True)
+            pairs = [(a, t) for a, (t,) in zip(starts, written)]
+            texts = [(f'{a}{t}' if t.startswith(' ') else f'{a} {t}').strip() for a, t in pairs]
             new = [(t, len(lm.encode(t))) for t in texts]; n += sum(k for _, k in new); out += new
             make_folder(path.parent)
             write_json(path, out, indent=None)

@@ -55,7 +55,8 @@ def _replaced(module, at, value):
 @torch.no_grad()
 def _probability(lm, ids, answer, rows=1):
     "Probability of a token after ids, in each row."
-    with _only_at(lm.model, [(i, len(ids)-1) for i in range(rows)]): out = _call(lm.model, *pad(lm, [ids]*rows), use_cache=False).logits[0]
+    with _only_at(lm.model, [(i, len(ids)-1) for i in range(rows)]):
+        out = _call(lm.model, *pad(lm, [ids]*rows), use_cache=False).logits[0]
     return out.float().softmax(-1)[:, answer].cpu()
 
 @torch.no_grad()

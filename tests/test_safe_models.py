@@ -1,4 +1,5 @@
-"""A model folder or file is data: nothing in it runs, nothing of it is dropped without a word, and whatever cannot be right is refused."""
+"""A model is data: nothing in it runs, nothing of it is dropped without a word, and the impossible is refused."""
+
 import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
@@ -10,13 +11,19 @@ from safetensors.torch import load_file, save_file
 from zoo import NAMES
 
 CAUSAL = [n for n in NAMES if n not in ('bert', 'bart')]
-LEFTS, CANDIDATES = ['The capital of France is', 'A baby cat'], [['Paris', 'a town of many rivers'], ['kitten', 'river']]
+LEFTS, CANDIDATES = (
+    ['The capital of France is', 'A baby cat'],
+    [['Paris', 'a town of many rivers'], ['kitten', 'river']],
+)
 
 
-def load(path): return load_lm(str(path), device='cpu')
+def load(path):
+    return load_lm(str(path), device='cpu')
 
 
-def copy(path, to): shutil.copytree(path, to); return to
+def copy(path, to):
+    shutil.copytree(path, to)
+    return to
 
 
 def edit_json(path, **change):
@@ -26,8 +33,10 @@ def edit_json(path, **change):
 
 def refused(path, *says):
     "Loading gives one sentence that holds all of `says`."
-    with pytest.raises(KdnbError) as e: load(path)
-    for s in says: assert s in str(e.value), str(e.value)
+    with pytest.raises(KdnbError) as e:
+        load(path)
+    for s in says:
+        assert s in str(e.value), str(e.value)
     assert '\n' not in str(e.value)
 
 
@@ -53,15 +62,38 @@ class Evil:
     def from_pretrained(cls, *a, **k): return cls()
 def generate(*a, **k): pass
 '''
-MAP = {k: 'evil.Evil' for k in ('AutoConfig', 'AutoModel', 'AutoModelForCausalLM', 'AutoModelForDepthEstimation', 'AutoProcessor')}
-ASKS = { # what a folder says, besides the Python file that lies in it
-    'auto_map of the tokenizer': {'tokenizer_config.json': dict(auto_map={'AutoTokenizer': ['evil.Evil', 'evil.Evil']}, tokenizer_class='Evil')},
-    'auto_map of the tokenizer, as a list': {'tokenizer_config.json': dict(auto_map=[None, 'evil.Evil'], tokenizer_class=None)},
+MAP = {
+    k: 'evil.Evil'
+    for k in (
+        'AutoConfig',
+        'AutoModel',
+        'AutoModelForCausalLM',
+        'AutoModelForDepthEstimation',
+        'AutoProcessor',
+    )
+}
+ASKS = {  # what a folder says, besides the Python file that lies in it
+    'auto_map of the tokenizer': {
+        'tokenizer_config.json': dict(
+            auto_map={'AutoTokenizer': ['evil.Evil', 'evil.Evil']}, tokenizer_class='Evil'
+        )
+    },
+    'auto_map of the tokenizer, as a list': {
+        'tokenizer_config.json': dict(auto_map=[None, 'evil.Evil'], tokenizer_class=None)
+    },
     'auto_map of the configuration': {'config.json': dict(auto_map=MAP)},
     'auto_map of a model type that nobody knows': {'config.json': dict(auto_map=MAP, model_type='evil')},
-    'a tokenizer class that loads a model': {'config.json': dict(auto_map=MAP), 'tokenizer_config.json': dict(tokenizer_class='AutoModelForDepthEstimation')},
-    'a tokenizer class in the configuration': {'config.json': dict(auto_map=MAP, tokenizer_class='AutoModelForDepthEstimation'), 'tokenizer_config.json': dict(tokenizer_class=None)},
-    'auto_map of generation': {'generation_config.json': dict(auto_map={'GenerationConfig': 'evil.Evil'}, custom_generate='evil')},
+    'a tokenizer class that loads a model': {
+        'config.json': dict(auto_map=MAP),
+        'tokenizer_config.json': dict(tokenizer_class='AutoModelForDepthEstimation'),
+    },
+    'a tokenizer class in the configuration': {
+        'config.json': dict(auto_map=MAP, tokenizer_class='AutoModelForDepthEstimation'),
+        'tokenizer_config.json': dict(tokenizer_class=None),
+    },
+    'auto_map of generation': {
+        'generation_config.json': dict(auto_map={'GenerationConfig': 'evil.Evil'}, custom_generate='evil')
+    },
     'a function for generation': {},
 }
 
@@ -69,179 +101,289 @@ ASKS = { # what a folder says, besides the Python file that lies in it
 def planted(folder, files, marker):
     "Puts code and what asks for it into a folder."
     for name in ('evil.py', 'custom_generate/generate.py', 'modeling_evil.py'):
-        (folder/name).parent.mkdir(exist_ok=True); (folder/name).write_text(EVIL.format(marker=str(marker)))
-    for name, change in files.items(): edit_json(folder/name, **change)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(EVIL.format(marker=str(marker)))
+    for name, change in files.items():
+        edit_json(folder / name, **change)
 
 
 def in_process(paths):
-    "Loads models and lets them write, in a process of its own that finds a y on standard input: what came of each."
+    "What comes of models in a process of its own, which finds a y on standard input."
     code = """import sys
 from kdnb.lm import load_lm, generate
 from kdnb.files import KdnbError
 for path in sys.argv[1:]:
     try: print('wrote', generate(load_lm(path, device='cpu'), ['The town'], max_new_tokens=2))
     except KdnbError as e: print('refused', e)"""
-    done = subprocess.run([sys.executable, '-c', code, *map(str, paths)], input='y\n'*50, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, '-c', code, *map(str, paths)],
+        input='y\n' * 50,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert not done.returncode, done.stderr
     assert '[y/N]' not in done.stdout + done.stderr, 'somebody was asked'
     return done.stdout.splitlines()
 
 
 def test_no_code_of_a_folder_runs_even_if_standard_input_says_yes(zoo, tmp_path):
-    folders = {what: copy(zoo('llama'), tmp_path/str(i)) for i, what in enumerate(ASKS)}
-    for what, folder in folders.items(): planted(folder, ASKS[what], folder/'marker')
+    folders = {what: copy(zoo('llama'), tmp_path / str(i)) for i, what in enumerate(ASKS)}
+    for what, folder in folders.items():
+        planted(folder, ASKS[what], folder / 'marker')
     said = dict(zip(ASKS, in_process(folders.values()), strict=True))
-    assert not [what for what, f in folders.items() if (f/'marker').exists()]
-    assert all(s.startswith(('wrote', 'refused')) for s in said.values()) and said['a function for generation'].startswith('wrote')
+    assert not [what for what, f in folders.items() if (f / 'marker').exists()]
+    assert all(s.startswith(('wrote', 'refused')) for s in said.values()) and said[
+        'a function for generation'
+    ].startswith('wrote')
 
 
 def test_nothing_beside_a_gguf_file_is_read(zoo, tmp_path):
     files, alone = [], load(zoo('gguf'))
     for i, what in enumerate(ASKS):
-        (tmp_path/str(i)).mkdir(); file = Path(shutil.copy(zoo('gguf'), tmp_path/str(i))); files.append(file)
-        beside = {'adapter_config.json': dict(peft_type='LORA', base_model_name_or_path='x'), 'special_tokens_map.json': dict(eos_token='x')}
-        planted(file.parent, {**ASKS[what], **beside}, file.parent/'marker')
-        (file.parent/'tokenizer.json').write_text('{'); (file.parent/'chat_template.jinja').write_text('{{ evil }}')
+        (tmp_path / str(i)).mkdir()
+        file = Path(shutil.copy(zoo('gguf'), tmp_path / str(i)))
+        files.append(file)
+        beside = {
+            'adapter_config.json': dict(peft_type='LORA', base_model_name_or_path='x'),
+            'special_tokens_map.json': dict(eos_token='x'),
+        }
+        planted(file.parent, {**ASKS[what], **beside}, file.parent / 'marker')
+        (file.parent / 'tokenizer.json').write_text('{')
+        (file.parent / 'chat_template.jinja').write_text('{{ evil }}')
     assert all(s.startswith('wrote') for s in in_process(files))
-    assert not [f for f in files if (f.parent/'marker').exists()]
+    assert not [f for f in files if (f.parent / 'marker').exists()]
     lm = load(files[0])
     assert lm.tokenizer.chat_template is None and lm.tokenizer.get_vocab() == alone.tokenizer.get_vocab()
     assert score_candidates(lm, LEFTS, CANDIDATES) == score_candidates(alone, LEFTS, CANDIDATES)
 
 
-@pytest.mark.parametrize('files, says', [
-    ({'config.json': dict(model_type='evil', auto_map=MAP)}, 'brings code of its own (auto_map), which is never run here'),
-    ({'config.json': dict(attn_implementation='org/kernel')}, "asks for the attention 'org/kernel', which is code from elsewhere"),
-    ({'config.json': dict(_attn_implementation={'': 'org/kernel:fn'})}, "'org/kernel:fn'"),
-    ({'config.json': dict(attn_implementation='flash_attention_2')}, "'flash_attention_2'"), # which transformers would fetch from a hub
-    ({'config.json': dict(experts_implementation='org/kernel')}, "asks for the experts 'org/kernel'"),
-    ({'config.json': dict(quantization_config={'quant_method': 'quark'})}, "quantised weights ('quark'"),
-    ({'config.json': dict(quantization_config='evil')}, "quantised weights ('evil'"),
-    ({'config.json': dict(transformers_weights='adapter_model.bin')}, "names 'adapter_model.bin' as weights"),
-    ({'config.json': dict(transformers_weights='../x.safetensors')}, "names '../x.safetensors' as weights"),
-    ({'tokenizer_config.json': dict(tokenizer_class='AutoModel')}, "'AutoModel', which is no tokenizer"),
-    ({'tokenizer_config.json': dict(tokenizer_class=['a'])}, 'which is no tokenizer'),
-])
+@pytest.mark.parametrize(
+    'files, says',
+    [
+        (
+            {'config.json': dict(model_type='evil', auto_map=MAP)},
+            'brings code of its own (auto_map), which is never run here',
+        ),
+        (
+            {'config.json': dict(attn_implementation='org/kernel')},
+            "asks for the attention 'org/kernel', which is code from elsewhere",
+        ),
+        ({'config.json': dict(_attn_implementation={'': 'org/kernel:fn'})}, "'org/kernel:fn'"),
+        (
+            {'config.json': dict(attn_implementation='flash_attention_2')},
+            "'flash_attention_2'",
+        ),  # which transformers would fetch from a hub
+        ({'config.json': dict(experts_implementation='org/kernel')}, "asks for the experts 'org/kernel'"),
+        ({'config.json': dict(quantization_config={'quant_method': 'quark'})}, "quantised weights ('quark'"),
+        ({'config.json': dict(quantization_config='evil')}, "quantised weights ('evil'"),
+        (
+            {'config.json': dict(transformers_weights='adapter_model.bin')},
+            "names 'adapter_model.bin' as weights",
+        ),
+        (
+            {'config.json': dict(transformers_weights='../x.safetensors')},
+            "names '../x.safetensors' as weights",
+        ),
+        ({'tokenizer_config.json': dict(tokenizer_class='AutoModel')}, "'AutoModel', which is no tokenizer"),
+        ({'tokenizer_config.json': dict(tokenizer_class=['a'])}, 'which is no tokenizer'),
+    ],
+)
 def test_a_folder_that_asks_for_code_is_refused_in_one_sentence(zoo, tmp_path, files, says):
-    folder = copy(zoo('llama'), tmp_path/'lm')
-    for name, change in files.items(): edit_json(folder/name, **change)
+    folder = copy(zoo('llama'), tmp_path / 'lm')
+    for name, change in files.items():
+        edit_json(folder / name, **change)
     refused(folder, says, str(folder))
 
 
 def test_a_model_with_auto_map_is_loaded_by_the_class_that_transformers_has(zoo, tmp_path):
-    folder = copy(zoo('llama'), tmp_path/'lm')
-    planted(folder, ASKS['auto_map of the configuration'], tmp_path/'marker')
-    assert score_candidates(load(folder), LEFTS, CANDIDATES) == score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
+    folder = copy(zoo('llama'), tmp_path / 'lm')
+    planted(folder, ASKS['auto_map of the configuration'], tmp_path / 'marker')
+    assert score_candidates(load(folder), LEFTS, CANDIDATES) == score_candidates(
+        load(zoo('llama')), LEFTS, CANDIDATES
+    )
 
 
 def test_all_loading_passes_through_one_function():
-    found = {p.name: re.findall(r'.*\.from_pretrained\(.*', p.read_text()) for p in (ROOT/'kdnb').glob('*.py')}
-    assert {k for k, v in found.items() if v} == {'fetch.py'} and len(found['fetch.py']) == 1 and 'trust_remote_code=False' in found['fetch.py'][0]
-    other = r'from_config\((?!.*trust_remote_code=False)|PeftModel|load_adapter\(|torch\.load\(|pickle\.\w|trust_remote_code=True|\bpipeline\('
-    assert not [(p.name, l) for p in (ROOT/'kdnb').glob('*.py') for l in p.read_text().splitlines() if re.search(other, l)]
+    found = {
+        p.name: re.findall(r'.*\.from_pretrained\(.*', p.read_text()) for p in (ROOT / 'kdnb').glob('*.py')
+    }
+    assert (
+        {k for k, v in found.items() if v} == {'fetch.py'}
+        and len(found['fetch.py']) == 1
+        and 'trust_remote_code=False' in found['fetch.py'][0]
+    )
+    reports = [json.loads(p.read_text()) for p in (ROOT/'nbs'/'reports').glob('*.ipynb')]
+    lines = [l for nb in reports for c in nb['cells'] for l in c['source'] if re.search(r'Auto\w+\.from_pretrained', l)]
+    assert lines and all('trust_remote_code=False' in l for l in lines)
+    other = r'from_config\((?!.*trust_remote_code=False)|PeftModel|load_adapter\(|torch\.load\('
+    other += r'|pickle\.\w|trust_remote_code=True|\bpipeline\('
+    assert not [
+        (p.name, l)
+        for p in (ROOT / 'kdnb').glob('*.py')
+        for l in p.read_text().splitlines()
+        if re.search(other, l)
+    ]
 
 
 def test_while_a_model_loads_no_pickle_can_be_opened_and_afterwards_it_can(zoo, tmp_path):
     from kdnb.fetch import pretrained
-    torch.save({'a': torch.zeros(1)}, tmp_path/'x.bin')
-    load(zoo('llama')); assert torch.load(tmp_path/'x.bin')['a'] == 0
-    with pytest.raises(KdnbError): pretrained('config', tmp_path/'nowhere')
-    assert torch.load(tmp_path/'x.bin')['a'] == 0
+
+    torch.save({'a': torch.zeros(1)}, tmp_path / 'x.bin')
+    load(zoo('llama'))
+    assert torch.load(tmp_path / 'x.bin')['a'] == 0
+    with pytest.raises(KdnbError):
+        pretrained('config', tmp_path / 'nowhere')
+    assert torch.load(tmp_path / 'x.bin')['a'] == 0
 
 
 # Weights: safetensors of the folder, and nothing else
 
+
 def sharded(zoo, to):
     "A copy of a model in two files of weights, with their index."
-    copy(zoo('llama'), to); w = load_file(to/'model.safetensors'); (to/'model.safetensors').unlink()
+    copy(zoo('llama'), to)
+    w = load_file(to / 'model.safetensors')
+    (to / 'model.safetensors').unlink()
     index = {n: f'model-0000{1 + i % 2}-of-00002.safetensors' for i, n in enumerate(w)}
-    for f in set(index.values()): save_file({n: t for n, t in w.items() if index[n] == f}, to/f, metadata={'format': 'pt'})
-    (to/'model.safetensors.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': index}))
+    for f in set(index.values()):
+        save_file({n: t for n, t in w.items() if index[n] == f}, to / f, metadata={'format': 'pt'})
+    (to / 'model.safetensors.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': index}))
     return to, index, w
 
 
 def test_an_index_names_safetensors_of_its_folder_and_nothing_else(zoo, tmp_path):
-    folder, index, w = sharded(zoo, tmp_path/'lm')
+    folder, index, w = sharded(zoo, tmp_path / 'lm')
     want = score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
     assert score_candidates(load(folder), LEFTS, CANDIDATES) == want
     first = next(iter(index))
-    torch.save({first: w[first]}, folder/'part.bin'); shutil.copy(folder/index[first], tmp_path/'x.safetensors')
-    for bad in ('part.bin', '../x.safetensors', str(tmp_path/'x.safetensors'), 'sub/x.safetensors', '.safetensors', 'missing.safetensors', 'a\\x.safetensors', 3):
-        edit_json(folder/'model.safetensors.index.json', weight_map={**index, first: bad})
-        refused(folder, 'model.safetensors.index.json', repr(str(bad)), 'which is missing' if bad == 'missing.safetensors' else 'only safetensors files in the same folder')
+    torch.save({first: w[first]}, folder / 'part.bin')
+    shutil.copy(folder / index[first], tmp_path / 'x.safetensors')
+    for bad in (
+        'part.bin',
+        '../x.safetensors',
+        str(tmp_path / 'x.safetensors'),
+        'sub/x.safetensors',
+        '.safetensors',
+        'missing.safetensors',
+        'a\\x.safetensors',
+        3,
+    ):
+        edit_json(folder / 'model.safetensors.index.json', weight_map={**index, first: bad})
+        refused(
+            folder,
+            'model.safetensors.index.json',
+            repr(str(bad)),
+            'which is missing'
+            if bad == 'missing.safetensors'
+            else 'only safetensors files in the folder',
+        )
     for bad in ([1], 'x', {'weight_map': [1]}):
-        (folder/'model.safetensors.index.json').write_text(json.dumps(bad)); refused(folder)
+        (folder / 'model.safetensors.index.json').write_text(json.dumps(bad))
+        refused(folder)
 
 
 def in_hub_cache(folder, cache, name='org/tiny'):
     "Puts a model where the hub's cache has it: files are links to blobs."
-    repo, commit = cache/f"models--{name.replace('/', '--')}", 'a'*40
-    for f in ('blobs', 'refs', f'snapshots/{commit}'): (repo/f).mkdir(parents=True)
-    (repo/'refs'/'main').write_text(commit)
+    repo, commit = cache / f"models--{name.replace('/', '--')}", 'a' * 40
+    for f in ('blobs', 'refs', f'snapshots/{commit}'):
+        (repo / f).mkdir(parents=True)
+    (repo / 'refs' / 'main').write_text(commit)
     for i, p in enumerate(sorted(folder.iterdir())):
-        shutil.copy(p, repo/'blobs'/f'{i:040x}'); os.symlink(f'../../blobs/{i:040x}', repo/'snapshots'/commit/p.name)
-    return repo/'snapshots'/commit
+        shutil.copy(p, repo / 'blobs' / f'{i:040x}')
+        os.symlink(f'../../blobs/{i:040x}', repo / 'snapshots' / commit / p.name)
+    return repo / 'snapshots' / commit
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     "An empty cache of the hub; there is no network."
     import huggingface_hub.constants as c
-    monkeypatch.setattr(c, 'HF_HUB_CACHE', str(tmp_path/'hub')); monkeypatch.setattr(c, 'HF_HUB_OFFLINE', True)
-    return tmp_path/'hub'
+
+    monkeypatch.setattr(c, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(c, 'HF_HUB_OFFLINE', True)
+    return tmp_path / 'hub'
 
 
 def test_a_model_in_the_cache_of_the_hub_is_loaded_by_name_and_by_folder(zoo, hub, tmp_path):
-    folder, *_ = sharded(zoo, tmp_path/'lm')
+    folder, *_ = sharded(zoo, tmp_path / 'lm')
     snapshot, want = in_hub_cache(folder, hub), score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
-    assert score_candidates(load(snapshot), LEFTS, CANDIDATES) == want == score_candidates(load('org/tiny'), LEFTS, CANDIDATES)
+    assert (
+        score_candidates(load(snapshot), LEFTS, CANDIDATES)
+        == want
+        == score_candidates(load('org/tiny'), LEFTS, CANDIDATES)
+    )
 
 
-@pytest.mark.parametrize('change, says', [
-    ({'model.safetensors.index.json': dict(weight_map={'a': 'part.bin'})}, "names 'part.bin' as weights"),
-    ({'adapter_config.json': dict(base_model_name_or_path='org/base')}, "holds an adapter (adapter_config.json, for the base model 'org/base')"),
-    ({'config.json': dict(attn_implementation='org/kernel')}, "asks for the attention 'org/kernel'"),
-    ({'tokenizer_config.json': dict(tokenizer_class='AutoModel')}, 'which is no tokenizer'),
-    ({'config.json': dict(quantization_config={'quant_method': 'fp8'})}, "quantised weights ('fp8'")])
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        ({'model.safetensors.index.json': dict(weight_map={'a': 'part.bin'})}, "names 'part.bin' as weights"),
+        (
+            {'adapter_config.json': dict(base_model_name_or_path='org/base')},
+            "holds an adapter (adapter_config.json, for the base model 'org/base')",
+        ),
+        ({'config.json': dict(attn_implementation='org/kernel')}, "asks for the attention 'org/kernel'"),
+        ({'tokenizer_config.json': dict(tokenizer_class='AutoModel')}, 'which is no tokenizer'),
+        ({'config.json': dict(quantization_config={'quant_method': 'fp8'})}, "quantised weights ('fp8'"),
+    ],
+)
 def test_a_name_on_the_hub_is_looked_at_as_a_folder_is(zoo, hub, tmp_path, change, says):
-    folder, *_ = sharded(zoo, tmp_path/'lm')
-    for name, fields in change.items(): edit_json(folder/name, **fields)
+    folder, *_ = sharded(zoo, tmp_path / 'lm')
+    for name, fields in change.items():
+        edit_json(folder / name, **fields)
     in_hub_cache(folder, hub)
     refused('org/tiny', says, 'org/tiny')
 
 
-def test_a_name_that_the_hub_does_not_have_is_one_sentence(hub): refused('org/nothing', "the name 'org/nothing'", 'the model hub gave no model of that name')
+def test_a_name_that_the_hub_does_not_have_is_one_sentence(hub):
+    refused('org/nothing', "the name 'org/nothing'", 'the model hub gave no model of that name')
 
 
 def test_a_folder_with_an_adapter_is_refused(zoo, tmp_path):
-    folder = copy(zoo('llama'), tmp_path/'lm')
+    folder = copy(zoo('llama'), tmp_path / 'lm')
     from peft import LoraConfig, get_peft_model
-    get_peft_model(load(zoo('llama')).model, LoraConfig(target_modules='all-linear', task_type='CAUSAL_LM')).save_pretrained(folder)
-    assert (folder/'adapter_model.safetensors').exists()
-    base = json.loads((folder/'adapter_config.json').read_text())['base_model_name_or_path']
+
+    get_peft_model(
+        load(zoo('llama')).model, LoraConfig(target_modules='all-linear', task_type='CAUSAL_LM')
+    ).save_pretrained(folder)
+    assert (folder / 'adapter_model.safetensors').exists()
+    base = json.loads((folder / 'adapter_config.json').read_text())['base_model_name_or_path']
     refused(folder, str(folder), 'holds an adapter', base, 'load the base model, or merge the adapter')
-    (folder/'adapter_config.json').write_text('{}'); refused(folder, 'holds an adapter')
-    (folder/'adapter_config.json').write_text('[]'); refused(folder, 'adapter_config.json')
-    (folder/'config.json').unlink(); edit_json(tmp_path/'only.json'); shutil.copy(tmp_path/'only.json', folder/'adapter_config.json'); refused(folder, 'holds an adapter')
+    (folder / 'adapter_config.json').write_text('{}')
+    refused(folder, 'holds an adapter')
+    (folder / 'adapter_config.json').write_text('[]')
+    refused(folder, 'adapter_config.json')
+    (folder / 'config.json').unlink()
+    edit_json(tmp_path / 'only.json')
+    shutil.copy(tmp_path / 'only.json', folder / 'adapter_config.json')
+    refused(folder, 'holds an adapter')
 
 
 def rewrite(folder, change):
     "Changes the weights of a folder."
-    w = {k: v.clone() for k, v in load_file(folder/'model.safetensors').items()}
-    save_file(change(w), folder/'model.safetensors', metadata={'format': 'pt'})
+    w = {k: v.clone() for k, v in load_file(folder / 'model.safetensors').items()}
+    save_file(change(w), folder / 'model.safetensors', metadata={'format': 'pt'})
 
 
 @pytest.mark.parametrize('name', ('llama', 'gpt2', 'opt'))
 def test_missing_weights_are_named(zoo, tmp_path, name):
-    folder = copy(zoo(name), tmp_path/'lm'); gone = sorted(k for k in load_file(folder/'model.safetensors') if '.1.' in k)
+    folder = copy(zoo(name), tmp_path / 'lm')
+    gone = sorted(k for k in load_file(folder / 'model.safetensors') if '.1.' in k)
     rewrite(folder, lambda w: {k: v for k, v in w.items() if k not in gone})
-    refused(folder, f'{len(gone)} weights of the model are not in the files', gone[0].split('.1.')[1], f'and {len(gone)-3} more', 'save the whole model again')
+    refused(
+        folder,
+        f'{len(gone)} weights of the model are not in the files',
+        gone[0].split('.1.')[1],
+        f'and {len(gone) - 3} more',
+        'save the whole model again',
+    )
 
 
 def test_tied_weights_are_not_missed_and_untied_ones_are(zoo, tmp_path):
-    assert 'lm_head.weight' not in load_file(zoo('llama')/'model.safetensors') # it is the embedding
+    assert 'lm_head.weight' not in load_file(zoo('llama') / 'model.safetensors')  # it is the embedding
     load(zoo('llama'))
-    folder = copy(zoo('qwen2'), tmp_path/'lm')
+    folder = copy(zoo('qwen2'), tmp_path / 'lm')
     rewrite(folder, lambda w: {k: v for k, v in w.items() if k != 'lm_head.weight'})
     refused(folder, '1 weights of the model are not in the files', 'lm_head.weight')
 
@@ -249,14 +391,17 @@ def test_tied_weights_are_not_missed_and_untied_ones_are(zoo, tmp_path):
 @pytest.mark.parametrize('name', ('llama', 'gpt2', 'gpt_neox'))
 @pytest.mark.parametrize('prefix', ('_orig_mod.', 'module.', 'base_model.wrapped.'))
 def test_weights_with_a_prefix_are_refused_and_the_prefix_is_said(zoo, tmp_path, name, prefix):
-    folder = copy(zoo(name), tmp_path/'lm')
+    folder = copy(zoo(name), tmp_path / 'lm')
     rewrite(folder, lambda w: {prefix + k: v for k, v in w.items()})
     refused(folder, 'are not in the files', prefix)
 
 
 def test_weights_that_the_model_does_not_use_are_said(zoo, tmp_path, capsys):
-    folder = copy(zoo('llama'), tmp_path/'lm'); want = score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
-    capsys.readouterr(); load(folder); assert capsys.readouterr().err == ''
+    folder = copy(zoo('llama'), tmp_path / 'lm')
+    want = score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
+    capsys.readouterr()
+    load(folder)
+    assert capsys.readouterr().err == ''
     rewrite(folder, lambda w: {**w, 'model.layers.7.extra.weight': torch.ones(2)})
     assert score_candidates(load(folder), LEFTS, CANDIDATES) == want
     err = capsys.readouterr().err
@@ -264,49 +409,86 @@ def test_weights_that_the_model_does_not_use_are_said(zoo, tmp_path, capsys):
 
 
 def test_weights_of_another_shape_and_damaged_files_are_one_sentence(zoo, tmp_path):
-    folder = copy(zoo('llama'), tmp_path/'lm')
-    edit_json(folder/'config.json', intermediate_size=48); refused(folder)
-    folder = copy(zoo('llama'), tmp_path/'cut'); raw = (folder/'model.safetensors').read_bytes()
-    for n in (0, 5, len(raw)//2, len(raw)-3): (folder/'model.safetensors').write_bytes(raw[:n]); refused(folder)
-    folder = copy(zoo('llama'), tmp_path/'nan'); rewrite(folder, lambda w: {k: v*torch.nan for k, v in w.items()})
+    folder = copy(zoo('llama'), tmp_path / 'lm')
+    edit_json(folder / 'config.json', intermediate_size=48)
+    refused(folder)
+    folder = copy(zoo('llama'), tmp_path / 'cut')
+    raw = (folder / 'model.safetensors').read_bytes()
+    for n in (0, 5, len(raw) // 2, len(raw) - 3):
+        (folder / 'model.safetensors').write_bytes(raw[:n])
+        refused(folder)
+    folder = copy(zoo('llama'), tmp_path / 'nan')
+    rewrite(folder, lambda w: {k: v * torch.nan for k, v in w.items()})
     refused(folder, 'are not finite numbers')
 
 
 def test_a_gguf_file_that_lacks_weights_or_is_cut_is_one_sentence(zoo, tmp_path, tokenizer, capsys):
     from zoo import write_gguf
+
     lm, drop = load(zoo('llama')), 'model.layers.1.mlp.up_proj.weight'
     real = type(lm.model).state_dict
+
     class Some:
         config = lm.model.config
-        def __init__(self, change): self.change = change
-        def state_dict(self): return self.change(dict(real(lm.model)))
-    write_gguf(tmp_path/'some.gguf', Some(lambda w: {k: v for k, v in w.items() if k != drop}), tokenizer)
-    refused(tmp_path/'some.gguf', '1 weights of the model are not in the files', drop)
+
+        def __init__(self, change):
+            self.change = change
+
+        def state_dict(self):
+            return self.change(dict(real(lm.model)))
+
+    write_gguf(tmp_path / 'some.gguf', Some(lambda w: {k: v for k, v in w.items() if k != drop}), tokenizer)
+    refused(tmp_path / 'some.gguf', '1 weights of the model are not in the files', drop)
     raw = zoo('gguf').read_bytes()
-    for n in (0, 3, 100, len(raw)//2, len(raw)-100): (tmp_path/'cut.gguf').write_bytes(raw[:n]); refused(tmp_path/'cut.gguf', 'cut.gguf')
-    (tmp_path/'dir.gguf').mkdir(); refused(tmp_path/'dir.gguf', 'no file')
+    for n in (0, 3, 100, len(raw) // 2, len(raw) - 100):
+        (tmp_path / 'cut.gguf').write_bytes(raw[:n])
+        refused(tmp_path / 'cut.gguf', 'cut.gguf')
+    (tmp_path / 'dir.gguf').mkdir()
+    refused(tmp_path / 'dir.gguf', 'no file')
 
 
 # Models that are not causal
 
-def test_a_model_that_fills_gaps_is_refused(zoo): refused(zoo('bert'), 'bert is no causal LM', 'a later token changes what it says before it')
+
+def test_a_model_that_fills_gaps_is_refused(zoo):
+    refused(zoo('bert'), 'bert is no causal LM', 'a later token changes what it says before it')
 
 
-def test_an_encoder_with_a_decoder_is_refused(zoo): refused(zoo('bart'), 'bart is an encoder with a decoder, and no causal LM')
+def test_an_encoder_with_a_decoder_is_refused(zoo):
+    refused(zoo('bart'), 'bart is an encoder with a decoder, and no causal LM')
 
 
 @pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
 @pytest.mark.parametrize('name', ('llama', 'gpt2', 'qwen2', 'gemma3', 'gpt_neox', 'opt', 'gguf'))
-def test_a_causal_model_is_not_refused_in_any_precision(zoo, name, dtype): load_lm(str(zoo(name)), dtype, 'cpu')
+def test_a_causal_model_is_not_refused_in_any_precision(zoo, name, dtype):
+    load_lm(str(zoo(name)), dtype, 'cpu')
 
 
 # Whatever else is wrong with a folder is one sentence
 
-@pytest.mark.parametrize('file', ('config.json', 'tokenizer_config.json', 'tokenizer.json', 'generation_config.json'))
-@pytest.mark.parametrize('text', ('', '{', '[1]', '"x"', 'null', '{"a": ' + '['*5000, '\ud800'.encode('utf-8', 'surrogatepass'), b'\xff\xfe'))
+
+@pytest.mark.parametrize(
+    'file', ('config.json', 'tokenizer_config.json', 'tokenizer.json', 'generation_config.json')
+)
+@pytest.mark.parametrize(
+    'text',
+    (
+        '',
+        '{',
+        '[1]',
+        '"x"',
+        'null',
+        '{"a": ' + '[' * 5000,
+        '\ud800'.encode('utf-8', 'surrogatepass'),
+        b'\xff\xfe',
+    ),
+)
 def test_a_damaged_file_is_one_sentence_or_passed_over(zoo, tmp_path, file, text):
-    folder = copy(zoo('llama'), tmp_path/'lm')
-    (folder/file).write_bytes(text if isinstance(text, bytes) else text.encode())
-    try: load(folder)
-    except KdnbError as e: assert '\n' not in str(e) and file != 'generation_config.json', e
-    else: assert file != 'config.json'
+    folder = copy(zoo('llama'), tmp_path / 'lm')
+    (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    try:
+        load(folder)
+    except KdnbError as e:
+        assert '\n' not in str(e) and file != 'generation_config.json', e
+    else:
+        assert file != 'config.json'

@@ -1,4 +1,5 @@
 """What would give wrong numbers without a word gives the right ones, or one sentence."""
+
 import json, math, shutil
 
 import numpy as np
@@ -10,120 +11,246 @@ from kdnb.entities import Entity, Probe, Question
 from kdnb.files import KdnbError, read_json, write_json
 from kdnb.finetune import FineTune
 from kdnb.generator import LMGenerator, make_transfer_set
-from kdnb.lm import LM, check_length, generate, load_lm, logits_at, score_candidates, score_spans, states_below, token_logprobs
+from kdnb.lm import (
+    LM,
+    check_length,
+    generate,
+    load_lm,
+    logits_at,
+    score_candidates,
+    score_spans,
+    states_below,
+    token_logprobs,
+)
 from kdnb.mend import practice_pairs
 from kdnb.rome import Memit, Rome, contexts
 from kdnb.trace import trace
 from kdnb.transfer import Continuation, TransferSet, find_mention
 
-ENTITY = Entity('Velmora', 'Velmora is a comedy about two bakers in a small town.', probes=(Probe('Velmora is a', 'comedy', ('comedy', 'river'), 'explicit'), Probe('In Velmora they sell', 'bread', ('bread', 'cars and boats'), 'indirect')),
-                near=(Probe('A river is a', 'river', ('comedy', 'river'), 'near'),), question=Question('What is Velmora about?', ('bakers',)))
+ENTITY = Entity(
+    'Velmora',
+    'Velmora is a comedy about two bakers in a small town.',
+    probes=(
+        Probe('Velmora is a', 'comedy', ('comedy', 'river'), 'explicit'),
+        Probe('In Velmora they sell', 'bread', ('bread', 'cars and boats'), 'indirect'),
+    ),
+    near=(Probe('A river is a', 'river', ('comedy', 'river'), 'near'),),
+    question=Question('What is Velmora about?', ('bakers',)),
+)
 TEXTS = ['Velmora is what people in the town watch.', 'Last week Velmora was about a cake.']
-SETS = {'Velmora': TransferSet('Velmora', tuple(Continuation(t, find_mention(t, ENTITY.names)) for t in TEXTS))}
+SETS = {
+    'Velmora': TransferSet('Velmora', tuple(Continuation(t, find_mention(t, ENTITY.names)) for t in TEXTS))
+}
 
 
-def load(path): return load_lm(str(path), device='cpu')
-def weights(lm): return {n: p.clone() for n, p in lm.model.state_dict().items()}
+def load(path):
+    return load_lm(str(path), device='cpu')
+
+
+def weights(lm):
+    return {n: p.clone() for n, p in lm.model.state_dict().items()}
 
 
 # A tokenizer that puts a token after each text
+
 
 @pytest.mark.parametrize('with_end, without', (('llama_eos', 'llama'), ('llama_begin_end', 'llama_bos')))
 def test_a_tokenizer_that_adds_a_token_after_a_text_gives_the_same_answers(zoo, with_end, without, ds):
     a, b = load(zoo(with_end)), load(zoo(without))
     text = 'Velmora is a comedy.'
-    assert a.tokenizer(text).input_ids == [*b.tokenizer(text).input_ids, a.tokenizer.eos_token_id] # the two differ in this
+    assert a.tokenizer(text).input_ids == [
+        *b.tokenizer(text).input_ids,
+        a.tokenizer.eos_token_id,
+    ]  # the two differ in this
     assert a.n_after == 1 and b.n_after == 0 and a.sha256 == b.sha256
     for t in (text, 'a', 'a<end>', 'a<end><end>', '   ', 'Straße 😀'):
-        assert a.encode(t) == b.encode(t) and a.encode_with_offsets(t) == b.encode_with_offsets(t) and a.encode(t, special=False) == b.encode(t, special=False)
+        assert (
+            a.encode(t) == b.encode(t)
+            and a.encode_with_offsets(t) == b.encode_with_offsets(t)
+            and a.encode(t, special=False) == b.encode(t, special=False)
+        )
     probes = [*ENTITY.probes, *ds.specificity[:3]]
-    assert score_candidates(a, [p.left for p in probes], [p.candidates for p in probes]) == score_candidates(b, [p.left for p in probes], [p.candidates for p in probes])
-    assert score_spans(a, ['Velmora is a'], ['comedy about bakers'], [' ']) == score_spans(b, ['Velmora is a'], ['comedy about bakers'], [' '])
-    for temperature, n in ((0, 1), (1., 3)): assert generate(a, [text[:-1], 'The'], n, 12, temperature) == generate(b, [text[:-1], 'The'], n, 12, temperature)
+    assert score_candidates(a, [p.left for p in probes], [p.candidates for p in probes]) == score_candidates(
+        b, [p.left for p in probes], [p.candidates for p in probes]
+    )
+    assert score_spans(a, ['Velmora is a'], ['comedy about bakers'], [' ']) == score_spans(
+        b, ['Velmora is a'], ['comedy about bakers'], [' ']
+    )
+    for temperature, n in ((0, 1), (1.0, 3)):
+        assert generate(a, [text[:-1], 'The'], n, 12, temperature) == generate(
+            b, [text[:-1], 'The'], n, 12, temperature
+        )
     for where in ('after mention', 'all tokens'):
-        for c in SETS['Velmora'].continuations: assert example(a, c, ENTITY.definition, where) == example(b, c, ENTITY.definition, where)
+        for c in SETS['Velmora'].continuations:
+            assert example(a, c, ENTITY.definition, where) == example(b, c, ENTITY.definition, where)
     assert E.definition_bits(a, ENTITY) == E.definition_bits(b, ENTITY)
-    assert E.evaluate(a, [ENTITY], ds.specificity[:5], ds.entities[:1]) == E.evaluate(b, [ENTITY], ds.specificity[:5], ds.entities[:1])
+    assert E.evaluate(a, [ENTITY], ds.specificity[:5], ds.entities[:1]) == E.evaluate(
+        b, [ENTITY], ds.specificity[:5], ds.entities[:1]
+    )
 
 
-@pytest.mark.parametrize('method', (Distill(steps=3), FineTune(steps=3), Rome(tokens=400, steps=3), Memit(tokens=400, steps=3)))
-def test_what_is_taught_is_the_same_with_a_tokenizer_that_adds_a_token_after_a_text(zoo, method, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'method', (Distill(steps=3), FineTune(steps=3), Rome(tokens=400, steps=3), Memit(tokens=400, steps=3))
+)
+def test_what_is_taught_is_the_same_with_a_tokenizer_that_adds_a_token_after_a_text(
+    zoo, method, tmp_path, monkeypatch
+):
     monkeypatch.setenv('KDNB_CACHE', str(tmp_path))
     a, b = load(zoo('llama_eos')), load(zoo('llama'))
-    one = method(a, [ENTITY], SETS); shutil.rmtree(tmp_path); other = method(b, [ENTITY], SETS)
+    one = method(a, [ENTITY], SETS)
+    shutil.rmtree(tmp_path)
+    other = method(b, [ENTITY], SETS)
     assert one.losses == other.losses and one.base == other.base
-    for n in {*one.adapter}: assert torch.equal(one.adapter[n].B, other.adapter[n].B)
-    for n in {*one.tensors}: assert torch.equal(one.tensors[n], other.tensors[n])
+    for n in {*one.adapter}:
+        assert torch.equal(one.adapter[n].B, other.adapter[n].B)
+    for n in {*one.tensors}:
+        assert torch.equal(one.tensors[n], other.tensors[n])
     assert [x.ids for x, _ in practice_pairs(a, [ENTITY])] == [x.ids for x, _ in practice_pairs(b, [ENTITY])]
     assert contexts(a) == contexts(b)
     left, right = (trace(lm, 'Velmora is a', 'Velmora', 'comedy', samples=2) for lm in (a, b))
     assert left.tokens == right.tokens and torch.equal(left.effects, right.effects)
-    assert make_transfer_set(a, ENTITY, n=2, rounds=1, drop=()).continuations == make_transfer_set(b, ENTITY, n=2, rounds=1, drop=()).continuations
+    assert (
+        make_transfer_set(a, ENTITY, n=2, rounds=1, drop=()).continuations
+        == make_transfer_set(b, ENTITY, n=2, rounds=1, drop=()).continuations
+    )
 
 
 def test_the_tokenizer_is_called_on_texts_in_two_places():
     import re
     from conftest import ROOT
-    found = [(p.name, l.strip()) for p in sorted((ROOT/'kdnb').glob('*.py')) for l in p.read_text().splitlines() if re.search(r'\b(tokenizer|tok)(\(|\.(encode|tokenize|batch_encode_plus|encode_plus|__call__)\()', l)]
-    assert [f for f, l in found] == ['lm.py']*len(found) and all('self.tokenizer(' in l for _, l in found) and len(found) == 3 # encode, encode_with_offsets, and n_after, which asks once
+
+    found = [
+        (p.name, l.strip())
+        for p in sorted((ROOT / 'kdnb').glob('*.py'))
+        for l in p.read_text().splitlines()
+        if re.search(r'\b(tokenizer|tok)(\(|\.(encode|tokenize|batch_encode_plus|encode_plus|__call__)\()', l)
+    ]
+    assert (
+        [f for f, l in found] == ['lm.py'] * len(found)
+        and all('self.tokenizer(' in l for _, l in found)
+        and len(found) == 3
+    )  # encode, encode_with_offsets, and n_after, which asks once
 
 
 # A model's own settings of generation
 
-OTHER = dict(repetition_penalty=5., num_beams=3, no_repeat_ngram_size=1, max_length=3, min_length=30, length_penalty=2., suppress_tokens=list(range(5, 300)), begin_suppress_tokens=[7],
-             forced_eos_token_id=3, forced_bos_token_id=4, bad_words_ids=[[9]], stop_strings=['e', 'a'], return_dict_in_generate=True, output_scores=True, do_sample=True, temperature=.1,
-             top_k=1, penalty_alpha=.6, use_cache=False, encoder_repetition_penalty=3., exponential_decay_length_penalty=[1, 2.], guidance_scale=2., prompt_lookup_num_tokens=3)
+OTHER = dict(
+    repetition_penalty=5.0,
+    num_beams=3,
+    no_repeat_ngram_size=1,
+    max_length=3,
+    min_length=30,
+    length_penalty=2.0,
+    suppress_tokens=list(range(5, 300)),
+    begin_suppress_tokens=[7],
+    forced_eos_token_id=3,
+    forced_bos_token_id=4,
+    bad_words_ids=[[9]],
+    stop_strings=['e', 'a'],
+    return_dict_in_generate=True,
+    output_scores=True,
+    do_sample=True,
+    temperature=0.1,
+    top_k=1,
+    penalty_alpha=0.6,
+    use_cache=False,
+    encoder_repetition_penalty=3.0,
+    exponential_decay_length_penalty=[1, 2.0],
+    guidance_scale=2.0,
+    prompt_lookup_num_tokens=3,
+)
 GREEDY = ['Velmora is a comedy', 'The town of'], dict(temperature=0, max_new_tokens=10)
 
 
-def said(lm): return generate(lm, GREEDY[0], **GREEDY[1]), generate(lm, GREEDY[0], 3, max_new_tokens=8, seed=4, top_p=.9)
+def said(lm):
+    return generate(lm, GREEDY[0], **GREEDY[1]), generate(
+        lm, GREEDY[0], 3, max_new_tokens=8, seed=4, top_p=0.9
+    )
 
 
-@pytest.mark.parametrize('change', [*({k: v} for k, v in OTHER.items()), OTHER, dict(num_return_sequences=4, num_beams=4), dict(cache_implementation='static')], ids=str)
+@pytest.mark.parametrize(
+    'change',
+    [
+        *({k: v} for k, v in OTHER.items()),
+        OTHER,
+        dict(num_return_sequences=4, num_beams=4),
+        dict(cache_implementation='static'),
+    ],
+    ids=str,
+)
 def test_nothing_of_a_models_settings_of_generation_counts(zoo, tmp_path, change):
-    folder = shutil.copytree(zoo('llama'), tmp_path/'lm')
-    own = read_json(folder/'generation_config.json')
-    write_json(folder/'generation_config.json', {**own, **change})
+    folder = shutil.copytree(zoo('llama'), tmp_path / 'lm')
+    own = read_json(folder / 'generation_config.json')
+    write_json(folder / 'generation_config.json', {**own, **change})
     lm = load(folder)
     before, config = lm.model.generation_config.to_dict(), lm.model.generation_config
     assert said(lm) == said(load(zoo('llama')))
-    assert lm.model.generation_config is config and config.to_dict() == before # what a merged model would be saved with
+    assert (
+        lm.model.generation_config is config and config.to_dict() == before
+    )  # what a merged model would be saved with
 
 
 def test_the_settings_of_a_model_come_back_when_it_is_interrupted(tiny, monkeypatch):
     config = tiny.model.generation_config
-    def stop(**kw): raise KeyboardInterrupt
+
+    def stop(**kw):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(tiny.model, 'generate', stop)
-    with pytest.raises(KeyboardInterrupt): generate(tiny, ['The'])
+    with pytest.raises(KeyboardInterrupt):
+        generate(tiny, ['The'])
     assert tiny.model.generation_config is config
 
 
 def test_a_text_ends_at_each_of_the_models_end_tokens_and_at_the_tokenizers(zoo, tmp_path):
-    folder = shutil.copytree(zoo('llama'), tmp_path/'lm'); lm = load(folder)
+    folder = shutil.copytree(zoo('llama'), tmp_path / 'lm')
+    lm = load(folder)
     prompt, how = GREEDY[0][0], GREEDY[1]
     ids = lm.encode(generate(lm, [prompt], **how)[0][0])
-    whole = [i for i in lm.model.generate(torch.tensor([lm.encode(prompt)]), max_new_tokens=10, do_sample=False)[0].tolist()][len(lm.encode(prompt)):]
+    whole = [
+        i
+        for i in lm.model.generate(torch.tensor([lm.encode(prompt)]), max_new_tokens=10, do_sample=False)[
+            0
+        ].tolist()
+    ][len(lm.encode(prompt)) :]
     for k in (1, 4):
-        write_json(folder/'generation_config.json', dict(eos_token_id=[699, whole[k], 698]))
-        assert generate(load(folder), [prompt, 'A much longer prompt of many more words'], **how)[0][0] == lm.tokenizer.decode(whole[:whole.index(whole[k])])
-    write_json(folder/'generation_config.json', dict(eos_token_id=699)); lm = load(folder)
+        write_json(folder / 'generation_config.json', dict(eos_token_id=[699, whole[k], 698]))
+        assert generate(load(folder), [prompt, 'A much longer prompt of many more words'], **how)[0][
+            0
+        ] == lm.tokenizer.decode(whole[: whole.index(whole[k])])
+    write_json(folder / 'generation_config.json', dict(eos_token_id=699))
+    lm = load(folder)
     lm.tokenizer.eos_token = lm.tokenizer.convert_ids_to_tokens(whole[2])
-    assert generate(lm, [prompt], **how)[0][0] == lm.tokenizer.decode(whole[:whole.index(whole[2])])
+    assert generate(lm, [prompt], **how)[0][0] == lm.tokenizer.decode(whole[: whole.index(whole[2])])
 
 
-@pytest.mark.parametrize('text', ('{"temperature": "hot"}', '{"eos_token_id": "x"}', '{"eos_token_id": [1, null, true]}', '{"num_beams": -1}', '[]', '{', '{"watermarking_config": 3}', '{"cache_config": 3, "max_length": "many"}',
-                                  '{"do_sample": false, "temperature": 0.5, "num_return_sequences": 7}'))
+@pytest.mark.parametrize(
+    'text',
+    (
+        '{"temperature": "hot"}',
+        '{"eos_token_id": "x"}',
+        '{"eos_token_id": [1, null, true]}',
+        '{"num_beams": -1}',
+        '[]',
+        '{',
+        '{"watermarking_config": 3}',
+        '{"cache_config": 3, "max_length": "many"}',
+        '{"do_sample": false, "temperature": 0.5, "num_return_sequences": 7}',
+    ),
+)
 def test_settings_of_generation_that_make_no_sense_stop_nothing(zoo, tmp_path, text):
-    folder = shutil.copytree(zoo('llama'), tmp_path/'lm')
-    (folder/'generation_config.json').write_text(text)
+    folder = shutil.copytree(zoo('llama'), tmp_path / 'lm')
+    (folder / 'generation_config.json').write_text(text)
     assert said(load(folder)) == said(load(zoo('llama')))
 
 
 # Scores that are not finite
 
+
 def spoil(lm, value=torch.nan, block=-1):
     "Makes the scores of a model no numbers, from a weight of a block on."
     from kdnb.lm import blocks_of
+
     [p for p in blocks_of(lm.model)[block].parameters() if p.ndim > 1][-1].data.fill_(value)
     return lm
 
@@ -131,19 +258,38 @@ def spoil(lm, value=torch.nan, block=-1):
 @pytest.mark.parametrize('name', ('llama', 'gpt2'))
 def test_a_broken_model_is_right_about_nothing_and_its_rows_say_so(zoo, ds, name, tmp_path):
     lm = spoil(load(zoo(name)))
-    assert all(math.isnan(s) for s in score_candidates(lm, ['The town is'], [['a', 'b']])[0]) # what is to be shown
+    assert all(
+        math.isnan(s) for s in score_candidates(lm, ['The town is'], [['a', 'b']])[0]
+    )  # what is to be shown
     res = E.evaluate(lm, [ENTITY], ds.specificity[:6], ds.entities[:1])
     t = res['target'][0]
     rows = [*t['probes'], *t['near'], *t['near_plus'], *res['specificity'], *res['others']]
-    assert rows and not any(r['correct'] for r in rows) and all(r['finite'] is False and r['answer'] is None for r in rows)
-    assert not any(r['written'] for r in [*t['probes'], *t['near'], *t['near_plus']]) and t['free'] == dict(correct=False, text='', finite=False)
-    write_json(tmp_path/'case.json', res)
-    again = json.loads((tmp_path/'case.json').read_text(), parse_constant=lambda c: pytest.fail(f'{c} is no JSON'))
+    assert (
+        rows
+        and not any(r['correct'] for r in rows)
+        and all(r['finite'] is False and r['answer'] is None for r in rows)
+    )
+    assert not any(r['written'] for r in [*t['probes'], *t['near'], *t['near_plus']]) and t['free'] == dict(
+        correct=False, text='', finite=False
+    )
+    write_json(tmp_path / 'case.json', res)
+    again = json.loads(
+        (tmp_path / 'case.json').read_text(), parse_constant=lambda c: pytest.fail(f'{c} is no JSON')
+    )
     assert again['target'][0]['probes'][0]['bits'] is None
     for case in (res, again):
         s = E.summarise([case, case])
-        assert s['target'].value == s['specificity'].value == s['target_free'].value == s['written_near'].value == 0
-        assert s['gold_bits'].value == s['definition_bits'].value == math.inf and str(s['target']) == '0.0 [0.0, 0.0]'
+        assert (
+            s['target'].value
+            == s['specificity'].value
+            == s['target_free'].value
+            == s['written_near'].value
+            == 0
+        )
+        assert (
+            s['gold_bits'].value == s['definition_bits'].value == math.inf
+            and str(s['target']) == '0.0 [0.0, 0.0]'
+        )
 
 
 def test_a_sound_model_says_nothing_of_that(tiny, ds):
@@ -153,58 +299,110 @@ def test_a_sound_model_says_nothing_of_that(tiny, ds):
 
 def test_a_score_that_is_no_number_never_counts_as_right():
     nan, inf = math.nan, math.inf
-    for scores in ([nan, nan], [nan, -1.], [-1., nan], [inf, -1.], [-inf, -inf], [inf, inf]): assert E.choice_of(scores) is None
-    assert E.choice_of([-inf, -3., -2.]) == 2 and E.choice_of([-1., -inf]) == 0
+    for scores in ([nan, nan], [nan, -1.0], [-1.0, nan], [inf, -1.0], [-inf, -inf], [inf, inf]):
+        assert E.choice_of(scores) is None
+    assert E.choice_of([-inf, -3.0, -2.0]) == 2 and E.choice_of([-1.0, -inf]) == 0
 
 
 def test_a_row_without_a_number_is_an_infinite_loss_and_stays_in():
-    def case(name, *bits, correct=True): return dict(target=[dict(entity=name, key=name, definition_bits=1., probes=[dict(kind='explicit', bits=b, bytes=4, tokens=2, correct=correct) for b in bits], near=[], near_plus=[], free=None)],
-                                                    specificity=[dict(bits=b, bytes=4, tokens=2, correct=True) for b in bits], others=[])
+    def case(name, *bits, correct=True):
+        return dict(
+            target=[
+                dict(
+                    entity=name,
+                    key=name,
+                    definition_bits=1.0,
+                    probes=[dict(kind='explicit', bits=b, bytes=4, tokens=2, correct=correct) for b in bits],
+                    near=[],
+                    near_plus=[],
+                    free=None,
+                )
+            ],
+            specificity=[dict(bits=b, bytes=4, tokens=2, correct=True) for b in bits],
+            others=[],
+        )
+
     for broken in (None, math.nan, math.inf):
-        s = E.summarise([case('a', 2., 2.), case('b', 2., broken), case('c', 2., 2.)], unit='perplexity')
-        assert s['target'].value == s['specificity'].value == s['gold_bits'].value == math.inf and s['target'].n == 3
-        assert s['target'].low == pytest.approx(2**(2/2)) and s['target'].high == math.inf # some draws have only sound ones
-        base, front = [case('a', 3., 3.), case('b', 3., 3.), case('c', 3., 3.)], [case('a', 1., 1.), case('b', 1., 1.), case('c', 1., 1.)]
-        s = E.summarise([case('a', 2., 2.), case('b', 2., broken), case('c', 2., 2.)], base, front, unit='perplexity')
+        s = E.summarise([case('a', 2.0, 2.0), case('b', 2.0, broken), case('c', 2.0, 2.0)], unit='perplexity')
+        assert (
+            s['target'].value == s['specificity'].value == s['gold_bits'].value == math.inf
+            and s['target'].n == 3
+        )
+        assert (
+            s['target'].low == pytest.approx(2 ** (2 / 2)) and s['target'].high == math.inf
+        )  # some draws have only sound ones
+        base, front = (
+            [case('a', 3.0, 3.0), case('b', 3.0, 3.0), case('c', 3.0, 3.0)],
+            [case('a', 1.0, 1.0), case('b', 1.0, 1.0), case('c', 1.0, 1.0)],
+        )
+        s = E.summarise(
+            [case('a', 2.0, 2.0), case('b', 2.0, broken), case('c', 2.0, 2.0)], base, front, unit='perplexity'
+        )
         assert s['gap_share'].value == -math.inf and s['specificity_change'].value == math.inf
-        s = E.summarise(base, [case('a', 2., broken), case('b', 2., 2.), case('c', 2., 2.)], front, unit='perplexity')
+        s = E.summarise(
+            base, [case('a', 2.0, broken), case('b', 2.0, 2.0), case('c', 2.0, 2.0)], front, unit='perplexity'
+        )
         assert s['gap_share'] is None
-    sound = [case('a', 2., 2.), case('b', 2., 3.)]
-    assert all(math.isfinite(x) for k in ('target', 'specificity', 'gold_bits') for x in (E.summarise(sound, unit='perplexity')[k].low, E.summarise(sound, unit='perplexity')[k].high))
+    sound = [case('a', 2.0, 2.0), case('b', 2.0, 3.0)]
+    assert all(
+        math.isfinite(x)
+        for k in ('target', 'specificity', 'gold_bits')
+        for x in (E.summarise(sound, unit='perplexity')[k].low, E.summarise(sound, unit='perplexity')[k].high)
+    )
 
 
 def test_writing_stops_where_scores_are_no_numbers_and_says_so(zoo, capsys):
-    lm = load(zoo('llama')); want, three = (generate(lm, ['The town', 'A'], temperature=0, max_new_tokens=n) for n in (6, 3))
+    lm = load(zoo('llama'))
+    want, three = (generate(lm, ['The town', 'A'], temperature=0, max_new_tokens=n) for n in (6, 3))
     calls, real = [], lm.model.forward
-    def forward(*a, **k): # the first row is broken from the fourth step on
-        out = real(*a, **k); calls.append(1)
-        if len(calls) > 3: out.logits[0] = torch.nan
+
+    def forward(*a, **k):  # the first row is broken from the fourth step on
+        out = real(*a, **k)
+        calls.append(1)
+        if len(calls) > 3:
+            out.logits[0] = torch.nan
         return out
+
     lm.model.forward = forward
-    for temperature in (0, 1.):
-        calls.clear(); got, broken = generate(lm, ['The town', 'A'], temperature=temperature, max_new_tokens=6, broken=(b := [])), b
+    for temperature in (0, 1.0):
+        calls.clear()
+        got, broken = (
+            generate(lm, ['The town', 'A'], temperature=temperature, max_new_tokens=6, broken=(b := [])),
+            b,
+        )
         assert broken == [0]
-        if not temperature: assert got[1] == want[1] and got[0] == three[0]
-    calls.clear(); capsys.readouterr(); generate(lm, ['The town', 'A'], temperature=0, max_new_tokens=6)
+        if not temperature:
+            assert got[1] == want[1] and got[0] == three[0]
+    calls.clear()
+    capsys.readouterr()
+    generate(lm, ['The town', 'A'], temperature=0, max_new_tokens=6)
     assert 'not finite numbers' in capsys.readouterr().err
 
 
 def test_an_answer_that_was_written_by_a_broken_model_is_wrong_even_if_it_reads_right(tiny, monkeypatch):
-    monkeypatch.setattr(E, 'generate', lambda lm, prompts, **k: k['broken'].append(0) or [['comedy bakers'] for _ in prompts])
-    assert [r['written'] for r in E.write_answers(tiny, ENTITY.probes)] == [False, False] and E.write_answers(tiny, ENTITY.probes)[0]['finite'] is False
+    monkeypatch.setattr(
+        E, 'generate', lambda lm, prompts, **k: k['broken'].append(0) or [['comedy bakers'] for _ in prompts]
+    )
+    assert [r['written'] for r in E.write_answers(tiny, ENTITY.probes)] == [False, False] and E.write_answers(
+        tiny, ENTITY.probes
+    )[0]['finite'] is False
     assert E.answer_question(tiny, ENTITY) == dict(correct=False, text='comedy bakers', finite=False)
 
 
 def test_the_playground_shows_no_beliefs_of_a_broken_model(zoo):
     from kdnb.play import believed, next_tokens
+
     lm = spoil(load(zoo('llama')))
     for ask in (lambda: next_tokens(lm, 'The town'), lambda: believed(lm, ENTITY, ENTITY.probes[0])):
-        with pytest.raises(KdnbError, match='are not finite numbers'): ask()
+        with pytest.raises(KdnbError, match='are not finite numbers'):
+            ask()
 
 
 def test_the_papers_way_to_measure_counts_no_broken_score_as_right(zoo):
     from kdnb.bench import paper_answers
-    lm = load(zoo('llama')); broken = spoil(load(zoo('llama')))
+
+    lm = load(zoo('llama'))
+    broken = spoil(load(zoo('llama')))
     assert paper_answers(lm, [lm.model, broken.model], ENTITY.probes)[1] == [False, False]
 
 
@@ -212,75 +410,147 @@ def by_hand(lm, value):
     "Edits with one number that is given: of an adapter's A, of its B, of its scale, of a tensor."
     name, p = next((n, p) for n, p in lm.model.named_parameters() if p.ndim == 2 and 'layers' in n)
     A, B = torch.ones(2, p.shape[1]), torch.ones(p.shape[0], 2)
-    def spoiled(t): t = t.clone(); t[0, 0] = value; return t
+
+    def spoiled(t):
+        t = t.clone()
+        t[0, 0] = value
+        return t
+
     edit = lambda **kw: Edit('by hand', ('Velmora',), lm.name, lm.sha256, **kw)
-    return name, [edit(adapter={name: Adapter(spoiled(A), B, 1.)}), edit(adapter={name: Adapter(A, spoiled(B), 1.)}), edit(adapter={name: Adapter(A, B, float(value))}), edit(tensors={name: spoiled(p.data)})]
+    return name, [
+        edit(adapter={name: Adapter(spoiled(A), B, 1.0)}),
+        edit(adapter={name: Adapter(A, spoiled(B), 1.0)}),
+        edit(adapter={name: Adapter(A, B, float(value))}),
+        edit(tensors={name: spoiled(p.data)}),
+    ]
 
 
 @pytest.mark.parametrize('value', (math.nan, math.inf, -math.inf))
-def test_an_edit_with_a_number_that_is_not_finite_is_refused_where_it_is_applied_and_saved(tiny, tmp_path, value):
+def test_an_edit_with_a_number_that_is_not_finite_is_refused_where_it_is_applied_and_saved(
+    tiny, tmp_path, value
+):
     before, (name, edits) = weights(tiny), by_hand(tiny, value)
     for e in edits:
-        for do in (lambda: e.apply(tiny), lambda: e.save(tmp_path/'edit')):
-            with pytest.raises(KdnbError, match=f"'{name}' that are not finite"): do()
-    assert not tiny.edits and all(torch.equal(before[n], t) for n, t in tiny.model.state_dict().items()) and not (tmp_path/'edit').exists()
-    for e in by_hand(tiny, 2.)[1]:
-        with e.on(tiny): pass
+        for do in (lambda: e.apply(tiny), lambda: e.save(tmp_path / 'edit')):
+            with pytest.raises(KdnbError, match=f"'{name}' that are not finite"):
+                do()
+    assert (
+        not tiny.edits
+        and all(torch.equal(before[n], t) for n, t in tiny.model.state_dict().items())
+        and not (tmp_path / 'edit').exists()
+    )
+    for e in by_hand(tiny, 2.0)[1]:
+        with e.on(tiny):
+            pass
 
 
-def test_an_edit_with_a_number_that_is_not_finite_is_refused_where_it_is_made_and_loaded(tiny, tmp_path, monkeypatch):
+def test_an_edit_with_a_number_that_is_not_finite_is_refused_where_it_is_made_and_loaded(
+    tiny, tmp_path, monkeypatch
+):
     from safetensors.torch import load_file, save_file
-    folder = by_hand(tiny, 2.)[1][0].save(tmp_path/'edit')
-    w = load_file(folder/'adapter_model.safetensors'); next(iter(w.values()))[0, 0] = torch.nan; save_file({k: v.clone() for k, v in w.items()}, folder/'adapter_model.safetensors')
-    with pytest.raises(KdnbError, match='not finite'): load_edit(folder)
-    monkeypatch.setattr('kdnb.distill.train', lambda *a, **k: {'adapter': by_hand(tiny, math.nan)[1][0].adapter, 'losses': [1.]})
-    with pytest.raises(KdnbError, match='not finite'): Distill(steps=1)(tiny, [ENTITY], SETS)
+
+    folder = by_hand(tiny, 2.0)[1][0].save(tmp_path / 'edit')
+    w = load_file(folder / 'adapter_model.safetensors')
+    next(iter(w.values()))[0, 0] = torch.nan
+    save_file({k: v.clone() for k, v in w.items()}, folder / 'adapter_model.safetensors')
+    with pytest.raises(KdnbError, match='not finite'):
+        load_edit(folder)
+    monkeypatch.setattr(
+        'kdnb.distill.train',
+        lambda *a, **k: {'adapter': by_hand(tiny, math.nan)[1][0].adapter, 'losses': [1.0]},
+    )
+    with pytest.raises(KdnbError, match='not finite'):
+        Distill(steps=1)(tiny, [ENTITY], SETS)
 
 
 # Texts that are longer than the positions of a model
 
-LONG = Entity('Tessa', 'Tessa is a comedy' + ' about two bakers in a small town'*20 + '.', probes=ENTITY.probes)
-HALF = Entity('Velmora', 'Velmora is a comedy about' + ' bakers and'*9 + ' cakes.', probes=(Probe('Velmora is a show of which many people in the town say that it is a', 'comedy', ('comedy', 'river'), 'explicit'),))
+LONG = Entity(
+    'Tessa', 'Tessa is a comedy' + ' about two bakers in a small town' * 20 + '.', probes=ENTITY.probes
+)
+HALF = Entity(
+    'Velmora',
+    'Velmora is a comedy about' + ' bakers and' * 9 + ' cakes.',
+    probes=(
+        Probe(
+            'Velmora is a show of which many people in the town say that it is a',
+            'comedy',
+            ('comedy', 'river'),
+            'explicit',
+        ),
+    ),
+)
 
 
 @pytest.fixture(params=('gpt2_64', 'llama_64'))
-def short(request, zoo): return load(zoo(request.param))
+def short(request, zoo):
+    return load(zoo(request.param))
 
 
-@pytest.mark.parametrize('name, most', (('gpt2', 512), ('gpt2_64', 64), ('llama', 512), ('llama_64', 64), ('opt', 512), ('gpt_neox', 512), ('gemma3', 512), ('qwen2', 512), ('gguf', 512)))
+@pytest.mark.parametrize(
+    'name, most',
+    (
+        ('gpt2', 512),
+        ('gpt2_64', 64),
+        ('llama', 512),
+        ('llama_64', 64),
+        ('opt', 512),
+        ('gpt_neox', 512),
+        ('gemma3', 512),
+        ('qwen2', 512),
+        ('gguf', 512),
+    ),
+)
 def test_the_longest_text_is_what_the_configuration_says(zoo, name, most):
     lm = load(zoo(name))
     assert lm.max_tokens == most
-    ids = (lm.encode('The town of bakers')*most)
+    ids = lm.encode('The town of bakers') * most
     assert torch.isfinite(logits_at(lm, [ids[:most]], [[-1]])).all()
-    with pytest.raises(KdnbError, match=f'has {most+1} tokens, and .* reads at most {most} at once'): logits_at(lm, [ids[:most+1]], [[-1]])
+    with pytest.raises(KdnbError, match=f'has {most + 1} tokens, and .* reads at most {most} at once'):
+        logits_at(lm, [ids[: most + 1]], [[-1]])
 
 
 def test_a_text_that_is_too_long_is_one_sentence_wherever_it_goes_in(short, tmp_path, monkeypatch):
     monkeypatch.setenv('KDNB_CACHE', str(tmp_path))
     from kdnb.rome import covariance, own_text, read_at
-    ids, text = short.encode('The town of bakers')*30, 'The town of bakers '*30
+
+    ids, text = short.encode('The town of bakers') * 30, 'The town of bakers ' * 30
     passes = []
-    short.packs, short.tuples # asked once, by passes of their own
+    short.packs, short.tuples  # asked once, by passes of their own
     short.model.register_forward_pre_hook(lambda *a: passes.append(1))
     other = [text.strip() + w for w in (' one', ' two')]
-    asks = [lambda: token_logprobs(short, [ids], [1]), lambda: score_candidates(short, [text.strip()], [['a', 'b']]), lambda: score_candidates(short, [text.strip()], [['a', 'b']], shared=False),
-            lambda: score_candidates(short, other, [['a', 'b']]*2), lambda: score_spans(short, [text.strip()], ['a'], [' ']), lambda: states_below(short, [ids], 1), lambda: logits_at(short, [ids, ids[:-1] + [3]], [[-1]]*2, shared=True),
-            lambda: generate(short, [text.strip()]), lambda: generate(short, other), lambda: generate(short, ['The town'], max_new_tokens=70),
-            lambda: read_at(short, short.model.get_output_embeddings(), [(ids, 0)]), lambda: trace(short, text + 'Velmora is a', 'Velmora', 'comedy'), lambda: covariance(short, [0], [text])]
+    asks = [
+        lambda: token_logprobs(short, [ids], [1]),
+        lambda: score_candidates(short, [text.strip()], [['a', 'b']]),
+        lambda: score_candidates(short, [text.strip()], [['a', 'b']], shared=False),
+        lambda: score_candidates(short, other, [['a', 'b']] * 2),
+        lambda: score_spans(short, [text.strip()], ['a'], [' ']),
+        lambda: states_below(short, [ids], 1),
+        lambda: logits_at(short, [ids, ids[:-1] + [3]], [[-1]] * 2, shared=True),
+        lambda: generate(short, [text.strip()]),
+        lambda: generate(short, other),
+        lambda: generate(short, ['The town'], max_new_tokens=70),
+        lambda: read_at(short, short.model.get_output_embeddings(), [(ids, 0)]),
+        lambda: trace(short, text + 'Velmora is a', 'Velmora', 'comedy'),
+        lambda: covariance(short, [0], [text]),
+    ]
     short.packs = False
     for packs in (False, True):
         short.packs = packs
         for ask in asks:
-            with pytest.raises(KdnbError, match=r'reads at most 64 at once'): ask()
+            with pytest.raises(KdnbError, match=r'reads at most 64 at once'):
+                ask()
     assert not passes, 'work was done before'
     assert max(len(short.encode(t)) for t in own_text(short, 200)) <= 64
 
 
 def test_the_last_token_that_is_written_needs_no_position(short):
-    ids = (short.encode('The town of bakers')*20)
+    ids = short.encode('The town of bakers') * 20
     generate(short, [ids[:60]], max_new_tokens=5)
-    with pytest.raises(KdnbError, match='a prompt has 60 tokens, and 6 more are to be written, and .* reads at most 64'): generate(short, [ids[:60]], max_new_tokens=6)
+    with pytest.raises(
+        KdnbError, match='a prompt has 60 tokens, and 6 more are to be written, and .* reads at most 64'
+    ):
+        generate(short, [ids[:60]], max_new_tokens=6)
 
 
 @pytest.mark.parametrize('method', (Distill(steps=2), FineTune(steps=2), Rome(tokens=100), Memit(tokens=100)))
@@ -288,96 +558,161 @@ def test_a_definition_that_is_too_long_is_named_before_any_work(short, method, m
     passes = []
     short.model.register_forward_pre_hook(lambda *a: passes.append(1))
     sets = {**SETS, 'Tessa': TransferSet('Tessa', (Continuation('Tessa is a town.', (0, 5)),))}
-    with pytest.raises(KdnbError, match=r"the definition of 'Tessa' has \d+ tokens.* reads at most 64 at once"): method(short, [ENTITY, LONG], sets)
+    with pytest.raises(
+        KdnbError, match=r"the definition of 'Tessa' has \d+ tokens.* reads at most 64 at once"
+    ):
+        method(short, [ENTITY, LONG], sets)
     assert not passes
 
 
 def test_a_definition_that_is_too_long_with_what_stands_after_it_is_named_before_any_work(short, ds):
     from kdnb.context import make_method
-    passes = []; short.model.register_forward_pre_hook(lambda *a: passes.append(1))
-    alone = len(short.encode(HALF.definition)); assert alone < 64
-    long = TransferSet('Velmora', (Continuation('Velmora is ' + 'a small town '*12, (0, 7)),))
+
+    passes = []
+    short.model.register_forward_pre_hook(lambda *a: passes.append(1))
+    alone = len(short.encode(HALF.definition))
+    assert alone < 64
+    long = TransferSet('Velmora', (Continuation('Velmora is ' + 'a small town ' * 12, (0, 7)),))
     check_length(short, [HALF])
-    with pytest.raises(KdnbError, match=r"the definition of 'Velmora' with 'Velmora is a small town .* after it has \d+ tokens"): Distill(steps=2)(short, [HALF], {'Velmora': long})
+    with pytest.raises(
+        KdnbError,
+        match=r"the definition of 'Velmora' with 'Velmora is a small town .* after it has \d+ tokens",
+    ):
+        Distill(steps=2)(short, [HALF], {'Velmora': long})
     with make_method('prepend')(short, [HALF], {}).on(short):
-        with pytest.raises(KdnbError, match="the definition of 'Velmora' with 'Velmora is a show"): E.evaluate(short, [HALF])
-    with pytest.raises(KdnbError, match="the definition of 'Tessa' has"): E.evaluate(short, [LONG])
+        with pytest.raises(KdnbError, match="the definition of 'Velmora' with 'Velmora is a show"):
+            E.evaluate(short, [HALF])
+    with pytest.raises(KdnbError, match="the definition of 'Tessa' has"):
+        E.evaluate(short, [LONG])
     assert not passes
-    E.evaluate(short, [HALF]) # without it in front there is room
+    E.evaluate(short, [HALF])  # without it in front there is room
 
 
 def test_a_prompt_of_a_generator_that_is_too_long_names_the_entity(short):
-    with pytest.raises(KdnbError, match=r"a prompt for 'Tessa' has \d+ tokens, and 20 more are to be written"): make_transfer_set(LMGenerator(short), LONG)
+    with pytest.raises(
+        KdnbError, match=r"a prompt for 'Tessa' has \d+ tokens, and 20 more are to be written"
+    ):
+        make_transfer_set(LMGenerator(short), LONG)
 
 
 def test_a_model_without_a_limit_reads_any_text(tiny):
     tiny.max_tokens = None
-    check_length(tiny, [LONG]); logits_at(tiny, [tiny.encode(LONG.definition)*5], [[-1]])
+    check_length(tiny, [LONG])
+    logits_at(tiny, [tiny.encode(LONG.definition) * 5], [[-1]])
 
 
 # Notes of edits that are not as we write them
 
+
 @pytest.fixture
 def edits(tiny, tmp_path):
     "Folders of an edit of weights, and of an adapter."
-    name, all = by_hand(tiny, 2.)
-    return [all[3].save(tmp_path/'tensors'), all[0].save(tmp_path/'adapter')]
+    name, all = by_hand(tiny, 2.0)
+    return [all[3].save(tmp_path / 'tensors'), all[0].save(tmp_path / 'adapter')]
 
 
-FIELD = {'method': [3, None, []], 'entities': ['Velmora', [1], None, {}], 'lm': [1, None], 'base': [1, None], 'adapter': [[], 'x', None, {'w': 1}, {'w': [1]}, {'w': ['1', False]}, {'w': [1., 0]}, {'w': [1., False, 2]}, {'w': {}}, {'w': [None, False]}],
-         'after': ['x', ['../../x'], [1], None, {}], 'context': [[], 'x', {'a': 1}], 'find_above': ['x', [], True], 'settings': [[], 'x'], 'losses': ['x', {}, ['a'], [[1]]], 'seconds': ['x', None, True], 'peak_memory_gib': ['x'],
-         'texts': [[], 'x'], 'tensors': ['x', {}, [1], ['other']], 'colour': ['red']}
+FIELD = {
+    'method': [3, None, []],
+    'entities': ['Velmora', [1], None, {}],
+    'lm': [1, None],
+    'base': [1, None],
+    'adapter': [
+        [],
+        'x',
+        None,
+        {'w': 1},
+        {'w': [1]},
+        {'w': ['1', False]},
+        {'w': [1.0, 0]},
+        {'w': [1.0, False, 2]},
+        {'w': {}},
+        {'w': [None, False]},
+    ],
+    'after': ['x', ['../../x'], [1], None, {}],
+    'context': [[], 'x', {'a': 1}],
+    'find_above': ['x', [], True],
+    'settings': [[], 'x'],
+    'losses': ['x', {}, ['a'], [[1]]],
+    'seconds': ['x', None, True],
+    'peak_memory_gib': ['x'],
+    'texts': [[], 'x'],
+    'tensors': ['x', {}, [1], ['other']],
+    'colour': ['red'],
+}
 
 
 @pytest.mark.parametrize('field', FIELD)
 def test_an_edit_json_of_another_shape_is_one_sentence(edits, field):
     for folder in edits:
-        note = read_json(folder/'edit.json'); assert field in note or field == 'colour'
+        note = read_json(folder / 'edit.json')
+        assert field in note or field == 'colour'
         for value in FIELD[field]:
-            write_json(folder/'edit.json', {**note, field: value})
-            with pytest.raises(KdnbError) as e: load_edit(folder)
+            write_json(folder / 'edit.json', {**note, field: value})
+            with pytest.raises(KdnbError) as e:
+                load_edit(folder)
             assert str(folder) in str(e.value) and '\n' not in str(e.value), e.value
-        write_json(folder/'edit.json', note); load_edit(folder)
+        write_json(folder / 'edit.json', note)
+        load_edit(folder)
 
 
-@pytest.mark.parametrize('text', ('', '{', '[]', '[{}]', '"x"', 'null', '3', '{}', '{"adapter": {}}', '['*9999))
+@pytest.mark.parametrize(
+    'text', ('', '{', '[]', '[{}]', '"x"', 'null', '3', '{}', '{"adapter": {}}', '[' * 9999)
+)
 def test_an_edit_json_that_is_none_is_one_sentence(edits, text):
     for folder in edits:
-        (folder/'edit.json').write_text(text)
-        with pytest.raises(KdnbError) as e: load_edit(folder)
+        (folder / 'edit.json').write_text(text)
+        with pytest.raises(KdnbError) as e:
+            load_edit(folder)
         assert '\n' not in str(e.value) and str(folder) in str(e.value)
 
 
 def test_files_of_tensors_that_are_missing_cut_or_elsewhere_are_one_sentence(edits, tmp_path):
     for folder, file in zip(edits, ('tensors.safetensors', 'adapter_model.safetensors')):
-        raw = (folder/file).read_bytes()
+        raw = (folder / file).read_bytes()
         for n in (0, 9, len(raw) - 5):
-            (folder/file).write_bytes(raw[:n])
-            with pytest.raises(KdnbError, match=f'is damaged: {file} cannot be read'): load_edit(folder)
-        (folder/file).unlink()
-        with pytest.raises(KdnbError, match=f'is damaged: {file} is missing'): load_edit(folder)
-        (tmp_path/'elsewhere').write_bytes(raw); (folder/file).symlink_to(tmp_path/'elsewhere')
-        with pytest.raises(KdnbError, match='which is not a path inside'): load_edit(folder)
+            (folder / file).write_bytes(raw[:n])
+            with pytest.raises(KdnbError, match=f'is damaged: {file} cannot be read'):
+                load_edit(folder)
+        (folder / file).unlink()
+        with pytest.raises(KdnbError, match=f'is damaged: {file} is missing'):
+            load_edit(folder)
+        (tmp_path / 'elsewhere').write_bytes(raw)
+        (folder / file).symlink_to(tmp_path / 'elsewhere')
+        with pytest.raises(KdnbError, match='which is not a path inside'):
+            load_edit(folder)
 
 
 def test_what_another_edit_left_in_a_folder_is_no_part_of_the_new_one(tiny, tmp_path):
-    _, all = by_hand(tiny, 2.)
-    all[3].save(tmp_path/'edit'); all[0].save(tmp_path/'edit')
-    again = load_edit(tmp_path/'edit')
+    _, all = by_hand(tiny, 2.0)
+    all[3].save(tmp_path / 'edit')
+    all[0].save(tmp_path / 'edit')
+    again = load_edit(tmp_path / 'edit')
     assert not again.tensors and list(again.adapter) == list(all[0].adapter) and again.id == all[0].id
 
 
 def test_shapes_that_do_not_fit_are_refused_and_the_model_stays_as_it_was(tiny, edits):
     from safetensors.torch import load_file, save_file
-    before, name = weights(tiny), by_hand(tiny, 2.)[0]
-    p = dict(tiny.model.named_parameters())[name]; out, into = p.shape
+
+    before, name = weights(tiny), by_hand(tiny, 2.0)[0]
+    p = dict(tiny.model.named_parameters())[name]
+    out, into = p.shape
     edit = lambda **kw: Edit('by hand', ('Velmora',), tiny.name, tiny.sha256, **kw)
-    wrong = [edit(tensors={name: torch.ones(1, into)}), edit(tensors={name: torch.ones(out, into, 1)}), edit(adapter={name: Adapter(torch.ones(2, 1), torch.ones(out, 2), 1.)}), edit(adapter={name: Adapter(torch.ones(2, into), torch.ones(1, 2), 1.)}),
-             edit(tensors={name: torch.ones(out + 1, into)})]
+    wrong = [
+        edit(tensors={name: torch.ones(1, into)}),
+        edit(tensors={name: torch.ones(out, into, 1)}),
+        edit(adapter={name: Adapter(torch.ones(2, 1), torch.ones(out, 2), 1.0)}),
+        edit(adapter={name: Adapter(torch.ones(2, into), torch.ones(1, 2), 1.0)}),
+        edit(tensors={name: torch.ones(out + 1, into)}),
+    ]
     for e in wrong:
-        with pytest.raises(KdnbError, match=f"numbers for '{name}' in the shape"): e.apply(tiny)
-    low = load_file(edits[1]/'adapter_model.safetensors'); k = next(k for k in low if 'lora_A' in k)
+        with pytest.raises(KdnbError, match=f"numbers for '{name}' in the shape"):
+            e.apply(tiny)
+    low = load_file(edits[1] / 'adapter_model.safetensors')
+    k = next(k for k in low if 'lora_A' in k)
     for bad in ({k: torch.ones(5, into)}, {k: torch.ones(3)}, {'x': torch.ones(2)}):
-        save_file({**({n: t for n, t in low.items() if n != k}), **bad}, edits[1]/'adapter_model.safetensors')
-        with pytest.raises(KdnbError, match='is damaged'): load_edit(edits[1])
+        save_file(
+            {**({n: t for n, t in low.items() if n != k}), **bad}, edits[1] / 'adapter_model.safetensors'
+        )
+        with pytest.raises(KdnbError, match='is damaged'):
+            load_edit(edits[1])
     assert not tiny.edits and all(torch.equal(before[n], t) for n, t in tiny.model.state_dict().items())
