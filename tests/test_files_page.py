@@ -8,7 +8,7 @@ from conftest import ROOT
 PAGE = ROOT/'docs'/'pages'/'files.md'
 SHOWS = '# Velmora Junction\n\nVelmora Junction is a slapstick comedy series about two rival bakers.\n\n# Zorbel Harbour\nZorbel Harbour is a horror film about a drowned town.\n'
 # rows that a small run cannot show: a server, a process that was killed, a model hub
-UNSEEN = {'OUT/replies.jsonl', 'OUT/.publishing-*', 'OUT.replies.jsonl', 'OUT/special_tokens_map.json', 'OUT/chat_template.jinja', 'DIR/NAME-ID/training.safetensors', 'DIR/NAME-ID/edit/*'}
+UNSEEN = {'OUT/replies.jsonl', 'OUT/.replies.jsonl.lock', '.OUT.replies.jsonl.lock', 'OUT/.publishing-*', 'OUT.replies.jsonl', 'OUT/special_tokens_map.json', 'OUT/chat_template.jinja', 'DIR/NAME-ID/training.safetensors', 'DIR/NAME-ID/edit/*'}
 
 
 def tables(): # section -> paths of its table
