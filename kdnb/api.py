@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 import openai, tenacity
+from fastcore.basics import patch
 from .files import (KdnbError, append_jsonl, check_whole, choose, extra_secrets, notice, read_json, read_lines,
                         redact, repair_jsonl)
 from .entities import DATA, Entity, load_dataset
@@ -188,6 +189,7 @@ def _refuses(choice, message):
     refusal = message.get('refusal') or any(isinstance(p, dict) and p.get('type') == 'refusal' for p in parts)
     return choice.get('finish_reason') == 'content_filter' or bool(refusal)
 
+# %% ../nbs/05_api.ipynb #4e6fb228
 def _choice(c, chat): # (text or None, what is wrong)
     if not isinstance(c, dict): return None, f'a choice is {_kind(c)}'
     m = c.get('message') if chat else c
@@ -371,6 +373,7 @@ def _client(key, address, timeout):
         if re.match(r'(openai|httpx2?|httpcore2?)(\.|$)', name): logging.getLogger(name).addFilter(_DISCREET)
     return client
 
+# %% ../nbs/05_api.ipynb #50eb4b23
 class Server:
     "A server that speaks the OpenAI API, and what it has shown so far."
     def __init__(self, model:str, base_url:str|None, chat:bool, timeout:float): # seconds
@@ -500,6 +503,7 @@ def _check_budget(model, budget, price):
     raise KdnbError(f"a budget needs a price, and none is known for {model!r}: give it, in dollars per "
                     "million tokens that are read and that are written")
 
+# %% ../nbs/05_api.ipynb #49eb10f7
 class APIGenerator:
     "A model behind the OpenAI API as the generator; by default as the paper's GPT-3.5 (section 3)."
     defaults = dict(prompts=('paper',), n=15, temperature=.9, top_p=1., max_new_tokens=256, rounds=3)
@@ -551,130 +555,150 @@ class APIGenerator:
                             f"of your own (base_url)")
         self.replies.open()
 
-    def _count(self, spent, **k): # a Counter that several calls count in
-        with self._counts: spent.update(k)
+# %% ../nbs/05_api.ipynb #07bb04ce
+@patch
+def _count(self:APIGenerator, spent, **k): # a Counter that several calls count in
+    with self._counts: spent.update(k)
 
-    def _stopped(self, sentence=''): # the error, of which the first counts
-        n = self.replies.total['calls']
-        kept = f' {n} answers are kept, and the same command goes on.' if n else ''
-        self.error = self.error or KdnbError(f"{sentence or 'stopped.'}{kept}")
+@patch
+def _stopped(self:APIGenerator, sentence=''): # the error, of which the first counts
+    n = self.replies.total['calls']
+    kept = f' {n} answers are kept, and the same command goes on.' if n else ''
+    self.error = self.error or KdnbError(f"{sentence or 'stopped.'}{kept}")
+    self.stop.set()
+    return self.error
+
+@patch
+def _set_aside(self:APIGenerator, text, n, how): # dollars
+    worst = cost(self.price, tokens_about(text), n*how.max_new_tokens)
+    fits = self.budget.set_aside(worst, self.stop)
+    if self.stop.is_set():
+        if fits: self.budget.put_back(worst)
+        raise self._stopped()
+    if not fits:
+        raise self._stopped(f"the budget of ${self.budget.dollars:g} is used up: "
+                            f"${self.replies.total['cost']:.4f} are spent, and the next call could cost "
+                            f"${worst:.4f}. Give more.")
+    return worst
+
+@patch
+def _seed(self:APIGenerator, how, key):
+    text = f'{how.seed} {key} {len(self.replies.by[key])}'
+    return int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)
+
+# %% ../nbs/05_api.ipynb #b944313e
+@patch
+def _try(self:APIGenerator, key, text, n, how, spent):
+    "One call. What has to be paid is on the disk before anything else is done with it."
+    worst, start = self._set_aside(text, n, how), time.perf_counter()
+    try:
+        answer, before = self.server.send(text, n, how, self._seed(how, key))
+        if before: self._count(spent, failed=before)
+        if answer.billed: self._keep(key, answer, spent, time.perf_counter() - start)
+    finally: self.budget.put_back(worst)
+    raise_fault(answer)
+    if len(answer.texts) + len(answer.refused) < n: self.single = True
+
+@patch
+def _keep(self:APIGenerator, key, answer, spent, seconds):
+    tokens = dict(zip(('tokens_in', 'tokens_out'), answer.tokens))
+    got = dict(calls=1, **tokens, cost=cost(self.price, *answer.tokens))
+    self.replies.add(key=key, texts=answer.texts, refused=answer.refused, **got,
+                     seconds=round(seconds, 2), when=int(time.time()))
+    self._count(spent, **got)
+
+@patch
+def _lasts(self:APIGenerator, state): # for tenacity: it is no use to try again
+    err, n = state.outcome.exception(), state.attempt_number
+    nobody = type(err.__cause__).__name__ == 'ConnectError'
+    self.server.met |= not nobody # something has answered at this address
+    if isinstance(err, _NoText): return n >= EMPTY_TRIES
+    return n >= 3 and (nobody and not self.server.met or isinstance(err, _Page) and not self.server.right)
+
+@patch
+def _wait(self:APIGenerator, state): # for tenacity
+    again = tenacity.wait_random_exponential(multiplier=self.wait[0], max=self.wait[1])(state)
+    return max(_retry_after(state.outcome.exception()), again)
+
+# %% ../nbs/05_api.ipynb #6009a2fb
+@patch
+def _call(self:APIGenerator, key, text, n, how, spent):
+    "Asks for `n` texts until some come, and keeps what comes."
+    stop = tenacity.stop_after_attempt(self.tries) | self._lasts | tenacity.stop_when_event_set(self.stop)
+    again = tenacity.Retrying(stop=stop, wait=self._wait, sleep=self.stop.wait,
+                              retry=tenacity.retry_if_exception(_passes), reraise=True,
+                              after=lambda state: self._count(spent, failed=1))
+    try: again(self._try, key, text, n, how, spent)
+    except KdnbError as err: # a full disk, or the budget
+        self.error = self.error or err
+        raise self._stopped() from None
+    except Exception as err:
+        if self.stop.is_set(): raise self._stopped() from None
+        if isinstance(err, _NoText) and self._has_text(): return self.replies.forgo(key, n, NO_TEXT)
+        raise self._stopped(lasting(err, self.server, again.statistics['attempt_number'])) from None
+
+@patch
+def _has_text(self:APIGenerator): return any(t for found in list(self.replies.by.values()) for t, _ in found)
+
+@patch
+def _key(self:APIGenerator, prompt, text, how):
+    sampling = [how.temperature, how.top_p, how.max_new_tokens, how.seed]
+    asked = json.dumps([self.model, self.endpoint, prompt, text, *sampling])
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+# %% ../nbs/05_api.ipynb #6bf70815
+@patch
+def _asks(self:APIGenerator, entity, prompts, want, how):
+    "What is to be asked: key -> name of the prompt, text, start, and how many texts are wanted."
+    out = {}
+    for name, p in prompts.items():
+        forms = [ask(p, entity, i, self.chat) for i in range(len(p.vary)*len(p.starts))]
+        if self.chat: forms = [(text, '') for text, _ in forms]
+        forms = list(dict.fromkeys(forms)) # the different ones
+        for i, (text, start) in enumerate(forms[:want[name]]):
+            n = want[name]//len(forms) + (i < want[name] % len(forms))
+            out[self._key(name, text, how)] = name, text, start, n
+    return out
+
+@patch
+def write(self:APIGenerator, entity:Entity, prompts:dict, want:dict, r:int, how:Sampling, spent:Counter
+         ) -> list: # of `Draft`
+    "The drafts of round `r`: as many as are wanted, those from the file first."
+    if r == 0: self._used[entity.key] = Counter()
+    used, asks, out = self._used[entity.key], self._asks(entity, prompts, want, how), []
+    for _ in range(2 + how.n): # a server that brings fewer texts than it is asked for is asked again
+        lacks = {key: n + used[key] - len(self.replies.by[key]) for key, (*_, n) in asks.items()}
+        calls = [(key, k) for key, n in lacks.items() if n > 0 for k in ([1]*n if self.single else [n])]
+        if not calls: break
+        self._call_all([(key, asks[key][1], k, how, spent) for key, k in calls])
+    for key, (name, _, start, n) in asks.items():
+        for t, why in self.replies.by[key][used[key]:used[key]+n]:
+            out.append(Draft(name, start, t or '', why, self.chat))
+            used[key] += 1
+    return out
+
+# %% ../nbs/05_api.ipynb #0e39ca12
+@patch
+def _call_all(self:APIGenerator, calls):
+    work = [self._pool.submit(self._call, *c) for c in calls]
+    try:
+        for f in as_completed(work): f.result()
+    except BaseException: # no call is begun any more, and what is under way is waited for and kept
         self.stop.set()
-        return self.error
+        for f in work: f.cancel()
+        wait(work)
+        raise
 
-    def _set_aside(self, text, n, how): # dollars
-        worst = cost(self.price, tokens_about(text), n*how.max_new_tokens)
-        fits = self.budget.set_aside(worst, self.stop)
-        if self.stop.is_set():
-            if fits: self.budget.put_back(worst)
-            raise self._stopped()
-        if not fits:
-            raise self._stopped(f"the budget of ${self.budget.dollars:g} is used up: "
-                                f"${self.replies.total['cost']:.4f} are spent, and the next call could cost "
-                                f"${worst:.4f}. Give more.")
-        return worst
-
-    def _seed(self, how, key):
-        text = f'{how.seed} {key} {len(self.replies.by[key])}'
-        return int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)
-
-    def _try(self, key, text, n, how, spent):
-        "One call. What has to be paid is on the disk before anything else is done with it."
-        worst, start = self._set_aside(text, n, how), time.perf_counter()
-        try:
-            answer, before = self.server.send(text, n, how, self._seed(how, key))
-            if before: self._count(spent, failed=before)
-            if answer.billed: self._keep(key, answer, spent, time.perf_counter() - start)
-        finally: self.budget.put_back(worst)
-        raise_fault(answer)
-        if len(answer.texts) + len(answer.refused) < n: self.single = True
-
-    def _keep(self, key, answer, spent, seconds):
-        tokens = dict(zip(('tokens_in', 'tokens_out'), answer.tokens))
-        got = dict(calls=1, **tokens, cost=cost(self.price, *answer.tokens))
-        self.replies.add(key=key, texts=answer.texts, refused=answer.refused, **got,
-                         seconds=round(seconds, 2), when=int(time.time()))
-        self._count(spent, **got)
-
-    def _lasts(self, state): # for tenacity: it is no use to try again
-        err, n = state.outcome.exception(), state.attempt_number
-        nobody = type(err.__cause__).__name__ == 'ConnectError'
-        self.server.met |= not nobody # something has answered at this address
-        if isinstance(err, _NoText): return n >= EMPTY_TRIES
-        return n >= 3 and (nobody and not self.server.met or isinstance(err, _Page) and not self.server.right)
-
-    def _wait(self, state): # for tenacity
-        again = tenacity.wait_random_exponential(multiplier=self.wait[0], max=self.wait[1])(state)
-        return max(_retry_after(state.outcome.exception()), again)
-
-    def _call(self, key, text, n, how, spent):
-        "Asks for `n` texts until some come, and keeps what comes."
-        stop = tenacity.stop_after_attempt(self.tries) | self._lasts | tenacity.stop_when_event_set(self.stop)
-        again = tenacity.Retrying(stop=stop, wait=self._wait, sleep=self.stop.wait,
-                                  retry=tenacity.retry_if_exception(_passes), reraise=True,
-                                  after=lambda state: self._count(spent, failed=1))
-        try: again(self._try, key, text, n, how, spent)
-        except KdnbError as err: # a full disk, or the budget
-            self.error = self.error or err
-            raise self._stopped() from None
-        except Exception as err:
-            if self.stop.is_set(): raise self._stopped() from None
-            if isinstance(err, _NoText) and self._has_text(): return self.replies.forgo(key, n, NO_TEXT)
-            raise self._stopped(lasting(err, self.server, again.statistics['attempt_number'])) from None
-
-    def _has_text(self): return any(t for found in list(self.replies.by.values()) for t, _ in found)
-
-    def _key(self, prompt, text, how):
-        sampling = [how.temperature, how.top_p, how.max_new_tokens, how.seed]
-        asked = json.dumps([self.model, self.endpoint, prompt, text, *sampling])
-        return hashlib.sha256(asked.encode()).hexdigest()[:16]
-
-    def _asks(self, entity, prompts, want, how):
-        "What is to be asked: key -> name of the prompt, text, start, and how many texts are wanted."
-        out = {}
-        for name, p in prompts.items():
-            forms = [ask(p, entity, i, self.chat) for i in range(len(p.vary)*len(p.starts))]
-            if self.chat: forms = [(text, '') for text, _ in forms]
-            forms = list(dict.fromkeys(forms)) # the different ones
-            for i, (text, start) in enumerate(forms[:want[name]]):
-                n = want[name]//len(forms) + (i < want[name] % len(forms))
-                out[self._key(name, text, how)] = name, text, start, n
-        return out
-
-    def write(self, entity:Entity, prompts:dict, want:dict, r:int, how:Sampling, spent:Counter
-             ) -> list: # of `Draft`
-        "The drafts of round `r`: as many as are wanted, those from the file first."
-        if r == 0: self._used[entity.key] = Counter()
-        used, asks, out = self._used[entity.key], self._asks(entity, prompts, want, how), []
-        for _ in range(2 + how.n): # a server that brings fewer texts than it is asked for is asked again
-            lacks = {key: n + used[key] - len(self.replies.by[key]) for key, (*_, n) in asks.items()}
-            calls = [(key, k) for key, n in lacks.items() if n > 0 for k in ([1]*n if self.single else [n])]
-            if not calls: break
-            self._call_all([(key, asks[key][1], k, how, spent) for key, k in calls])
-        for key, (name, _, start, n) in asks.items():
-            for t, why in self.replies.by[key][used[key]:used[key]+n]:
-                out.append(Draft(name, start, t or '', why, self.chat))
-                used[key] += 1
-        return out
-
-    def _call_all(self, calls):
-        work = [self._pool.submit(self._call, *c) for c in calls]
-        try:
-            for f in as_completed(work): f.result()
-        except BaseException: # no call is begun any more, and what is under way is waited for and kept
-            self.stop.set()
-            for f in work: f.cancel()
-            wait(work)
-            raise
-
-    def plan(self, entity:Entity, prompts:dict, want:dict, how:Sampling
-            ) -> dict: # calls, tokens_in, tokens_out, cost
-        "What a set takes, if every text is kept; those that are there already cost nothing."
-        asks = self._asks(entity, prompts, want, how)
-        calls = [(text, n - len(self.replies.by[key])) for key, (_, text, _, n) in asks.items()]
-        calls = [(text, n) for text, n in calls if n > 0]
-        tokens = sum(tokens_about(t) for t, _ in calls), sum(n for _, n in calls)*how.max_new_tokens
-        dollars = cost(self.price, *tokens)
-        return dict(calls=len(calls), tokens_in=tokens[0], tokens_out=tokens[1], cost=dollars)
+@patch
+def plan(self:APIGenerator, entity:Entity, prompts:dict, want:dict, how:Sampling
+        ) -> dict: # calls, tokens_in, tokens_out, cost
+    "What a set takes, if every text is kept; those that are there already cost nothing."
+    asks = self._asks(entity, prompts, want, how)
+    calls = [(text, n - len(self.replies.by[key])) for key, (_, text, _, n) in asks.items()]
+    calls = [(text, n) for text, n in calls if n > 0]
+    tokens = sum(tokens_about(t) for t, _ in calls), sum(n for _, n in calls)*how.max_new_tokens
+    dollars = cost(self.price, *tokens)
+    return dict(calls=len(calls), tokens_in=tokens[0], tokens_out=tokens[1], cost=dollars)
 
 # %% ../nbs/05_api.ipynb #25b0b596
 GENERATORS = {'self': 'the base LM itself', 'lm': 'another language model on this machine, as lm:NAME',

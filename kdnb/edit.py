@@ -214,6 +214,7 @@ def _read_note(path):
     for x in note['after']: check_id(x, path)
     return note
 
+# %% ../nbs/07_edit.ipynb #891e820f
 def _damaged(folder, why): return KdnbError(f"the edit in {folder} is damaged: {why}; save it again")
 
 def _read_tensors(folder, name) -> dict: # of a file in the folder of an edit

@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from fastcore.basics import patch
 
 # %% ../nbs/000_files.ipynb #96b74c86
 SECRET_VARIABLES = ('OPENAI_API_KEY', 'HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HUGGINGFACE_HUB_TOKEN')
@@ -318,34 +319,39 @@ class FolderRecord:
             if os.path.lexists(path) and not self.is_ours(name):
                 raise KdnbError(f"{path} {'was changed since kdnb wrote it' if name in self.files else 'was not made by kdnb'}, so it is not replaced: move it away, or choose another folder")
 
-    def claim(self, *names:str):
-        "Before files are written: refuses those that somebody else made or changed, and notes the others as ours."
-        self.check(*names)
-        self.files.update({n: '' for n in names})
-        self.save()
+# %% ../nbs/000_files.ipynb #c6d7e199
+@patch
+def claim(self:FolderRecord, *names:str):
+    "Before files are written: refuses those that somebody else made or changed, and notes the others as ours."
+    self.check(*names)
+    self.files.update({n: '' for n in names})
+    self.save()
 
-    def claim_folder(self, name:str):
-        "Before a folder is made that is ours as a whole."
-        self.check(name)
-        self.files[name] = 'folder'
-        self.save()
+@patch
+def claim_folder(self:FolderRecord, name:str):
+    "Before a folder is made that is ours as a whole."
+    self.check(name)
+    self.files[name] = 'folder'
+    self.save()
 
-    def finish(self, *names:str):
-        "After files were written: keeps their hashes."
-        self.files.update({n: file_sha256(self.folder/n) for n in names if (self.folder/n).is_file()}); self.save()
+@patch
+def finish(self:FolderRecord, *names:str):
+    "After files were written: keeps their hashes."
+    self.files.update({n: file_sha256(self.folder/n) for n in names if (self.folder/n).is_file()}); self.save()
 
-    def delete(self, *names:str) -> list: # names of those that stay, because somebody changed them
-        "Deletes files and folders that we made. What somebody else made or changed stays."
-        stay = []
-        for name in names:
-            path = inside(self.folder, name)
-            if os.path.lexists(path):
-                if not self.is_ours(name): stay.append(name); continue
-                with writing(path): shutil.rmtree(path) if path.is_dir() else path.unlink()
-            self.files.pop(name, None)
-            if path.parent != self.folder and path.parent.is_dir() and not any(path.parent.iterdir()): path.parent.rmdir()
-        self.save()
-        return stay
+@patch
+def delete(self:FolderRecord, *names:str) -> list: # names of those that stay, because somebody changed them
+    "Deletes files and folders that we made. What somebody else made or changed stays."
+    stay = []
+    for name in names:
+        path = inside(self.folder, name)
+        if os.path.lexists(path):
+            if not self.is_ours(name): stay.append(name); continue
+            with writing(path): shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.files.pop(name, None)
+        if path.parent != self.folder and path.parent.is_dir() and not any(path.parent.iterdir()): path.parent.rmdir()
+    self.save()
+    return stay
 
 # %% ../nbs/000_files.ipynb #f8e46e34
 def _acquire(held, path, wait):

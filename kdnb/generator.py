@@ -243,6 +243,7 @@ def _judged(d, prompt, entity, seen, s): # the text of a draft, its mention, and
 
 ONLY_THINKING = 'only thinking' # why a draft is dropped in which nothing follows the model's thoughts
 
+# %% ../nbs/04_generator.ipynb #a6e56a20
 def _make(g, s, prompts, entity):
     start = time.perf_counter()
     want, kept, seen = _shares(s), {p: [] for p in prompts}, set()
@@ -269,6 +270,7 @@ def _resolved(path): # so that a link and its target have one lock
     if out.exists() and not out.is_file(): raise KdnbError(f"cannot write to {path}: it is not a file")
     return out
 
+# %% ../nbs/04_generator.ipynb #3cac7468
 @contextmanager
 def _alone(g, path, wait): # no other kdnb writes what we write
     files = [_resolved(f) for f in (path, *getattr(g, 'files', ())) if f]

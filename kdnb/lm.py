@@ -659,6 +659,7 @@ def _own_settings(lm, max_new_tokens, temperature, top_p):
     try: yield GenerationConfig(**how)
     finally: lm.model.generation_config = own
 
+# %% ../nbs/02_lm.ipynb #f9bf4ce9
 class _Finite(LogitsProcessor):
     "Ends each text at the first step whose scores are not finite numbers, and keeps the number of that step."
     def __init__(self, rows, end, device):
@@ -676,6 +677,7 @@ def _until(ids, ends, broken): # what was written in a row, and whether it ends 
     n = next((i for i, t in enumerate(ids) if t in ends), len(ids))
     return ids[:min(n, broken)], broken <= n
 
+# %% ../nbs/02_lm.ipynb #5b85fc92
 @torch.no_grad()
 def generate(lm:LM,
              prompts:list, # texts, or lists of token ids
@@ -707,6 +709,7 @@ def generate(lm:LM,
     texts = lm.tokenizer.batch_decode([r for r, _ in rows], skip_special_tokens=True)
     return [texts[i:i+n] for i in range(0, len(texts), n)]
 
+# %% ../nbs/02_lm.ipynb #bdbbca49
 def _tell(lm, which, broken):
     if broken is not None: broken += sorted(set(which))
     elif which: notice(f"{len(which)} of the texts that {lm.name} wrote end where its scores are not finite "

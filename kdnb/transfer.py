@@ -182,6 +182,7 @@ def _passed_over(said): # lines without a preamble
     while len(said) > 1 and _PREAMBLE.fullmatch(said[0]): said = said[1:]
     return [_ANNOUNCED.sub('', said[0]), *said[1:]] if said else said
 
+# %% ../nbs/03_transfer.ipynb #e44e4f5b
 def whole_characters(text:str) -> str:
     "`text` with halves of characters (lone surrogates) replaced; two halves that belong together become one."
     return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
