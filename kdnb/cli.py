@@ -520,10 +520,10 @@ def _as_utf8(word):
     except ValueError: return word
 
 def _run_command(args): # exit status
-    from kdnb.files import check_whole, redact
+    from kdnb.files import check_whole, finite, redact
     check_whole(getattr(args, 'seed', 0), '--seed')
     out = COMMANDS[args.command](args)
-    if args.json: print(redact(json.dumps(out, ensure_ascii=False)))
+    if args.json: print(redact(json.dumps(finite(out), ensure_ascii=False, allow_nan=False)))
     sys.stdout.flush()
     return int(args.command == 'generate' and not args.dry_run and out.get('continuations') == 0)
 
