@@ -81,6 +81,7 @@ def _given(folder, name):
         raise KdnbError(f"{path} is not a notebook that kdnb made, so nothing is written there: "
                         "move it away, or give this result another name by --label") from None
 
+# %% ../nbs/18c_batch.ipynb #64353982
 def _folder(out, name, label):
     "Where the result of a report goes: a folder of its own, two below `out`."
     if Path(label).name != label:
@@ -167,6 +168,7 @@ def _each(jobs, at_once):
         for f in as_completed(waiting): yield waiting[f], f.result()
     finally: pool.shutdown(cancel_futures=True)
 
+# %% ../nbs/18c_batch.ipynb #82dcc7ca
 def run_reports(jobs:list, # of `Job`
                 at_once:int=1, # so many processes; they share the cores
                 progress:bool=True # show a bar

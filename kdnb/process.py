@@ -11,12 +11,10 @@ from pathlib import Path
 import kdnb.files
 
 # %% ../nbs/003_process.ipynb #4435e4d5
-_LOAD = '''import sys
-from importlib.util import module_from_spec, spec_from_file_location
-spec = spec_from_file_location('kdnb', {file!r})
-sys.modules['kdnb'] = module_from_spec(spec)
-spec.loader.exec_module(sys.modules['kdnb'])
-'''
+_LOAD = '\n'.join(['import importlib.util, sys',
+                   'spec = importlib.util.spec_from_file_location("kdnb", {file!r})',
+                   'sys.modules["kdnb"] = importlib.util.module_from_spec(spec)',
+                   'spec.loader.exec_module(sys.modules["kdnb"])', ''])
 
 def package_file() -> Path:
     "The file `__init__.py` of this very package."

@@ -212,6 +212,7 @@ def _record(name, nb, out, more):
     record.check(*names)
     return record
 
+# %% ../nbs/18_report.ipynb #f2661131
 def _redacted(value):
     "Notebook cells, without secrets in any of their texts."
     if isinstance(value, dict):
@@ -258,6 +259,7 @@ def _own_results(out, parameters):
     path = parameters.get('results')
     return [Path(path).name] if path and Path(path).resolve().parent == out.resolve() else []
 
+# %% ../nbs/18_report.ipynb #8ce115aa
 def run_report(name:str, # of a report
                out:str|Path, # folder; made if it is missing
                progress:bool=False, # show a bar over its cells

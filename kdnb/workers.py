@@ -36,12 +36,11 @@ def _actor():
     "The class of Ray's actors, each of which holds a `Worker`."
     class Worker:
         def __init__(self, here, file, load, packed):
-            import os, pickle, sys
+            import importlib, os, pickle, sys
             if sys.path[0] in ('', here): del sys.path[0]
             if os.path.exists(file): exec(load, {})
             loaded, hows = pickle.loads(packed)
-            from kdnb.workers import Worker as Held
-            self.worker = Held(loaded, hows)
+            self.worker = importlib.import_module('kdnb.workers').Worker(loaded, hows)
         def case(self, *asked): return self.worker.case(*asked)
     return Worker
 
