@@ -1,5 +1,5 @@
 """Mutated files of every kind that kdnb reads: each is read, or refused in one sentence, and nothing outside a scratch folder changes."""
-import hashlib, json, math, os, random, shutil
+import copy, hashlib, json, math, os, random, shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def mutate_json(rng, data):
     value = json.loads(lines[i])
     for _ in range(rng.randint(1, 3)):
         places = list(nodes(value))
-        value = put(value, rng.choice(places), rng.choice(VALUES), rng.choice(('set', 'set', 'set', 'remove', 'add', 'twice')))
+        value = put(value, rng.choice(places), copy.deepcopy(rng.choice(VALUES)), rng.choice(('set', 'set', 'set', 'remove', 'add', 'twice')))
     lines[i] = json.dumps(value)
     return '\n'.join(lines).encode()
 
