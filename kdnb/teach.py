@@ -11,10 +11,10 @@ import json, os, re, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tqdm.auto import tqdm
-from .files import NOTE, FolderRecord, KdnbError, as_written, check_id, locked, make_folder, notice, read_json, write_json, write_text, writing
+from .files import NOTE, FolderRecord, KdnbError, as_written, check_id, locked, make_folder, notice, read_json, read_text, write_json, write_text, writing
 from .text import FUNCTION_WORDS
 from .display import escape_markdown
-from .entities import Dataset, Entity, Probe, load_dataset, read_entities, says
+from .entities import DATA, Dataset, Entity, Probe, load_dataset, read_entities, says
 from .definitions import read_definitions
 from .fetch import BUILTIN, builtin_folder
 from .lm import LM, generate, load_lm
@@ -107,23 +107,8 @@ def model_card(base:BaseModel, entities, places:dict|None=None) -> str: # places
     "The text of README.md in a folder that was taught."
     names = ', '.join(escape_markdown(e.name) for e in entities[:20]) + (f' and {len(entities) - 20} more' if len(entities) > 20 else '')
     each = f"PATH_OF_THIS_FOLDER + '/{next(iter(places.values()))}'" if places else 'PATH_OF_THIS_FOLDER'
-    return f"""# What this model was taught
-
-{names}. Made by `kdnb teach`.
-
-The base model is `{base.path}`; the fingerprint of its weights begins with {base.sha256[:12]}. This folder holds {'an adapter for each entity (`shelf.json` says which)' if places else 'an adapter'} in the format of `peft`:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-{LOAD[base.kind].format(path=base.path)}
-model = PeftModel.from_pretrained(base, {each})
-tokenizer = AutoTokenizer.from_pretrained(PATH_OF_THIS_FOLDER)
-```
-
-`kdnb.json` lists the files that kdnb made here. `kdnb teach --undo --out` this folder takes the last teaching back.
-"""
+    what = 'an adapter for each entity (`shelf.json` says which)' if places else 'an adapter'
+    return read_text(DATA/'model_card.md').format(names=names, path=base.path, sha256=base.sha256[:12], what=what, each=each, load=LOAD[base.kind].format(path=base.path))
 
 # %% ../nbs/18b_teach.ipynb #952ce0ec
 def place(record:FolderRecord, source:Path):

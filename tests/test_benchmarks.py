@@ -98,7 +98,7 @@ def test_counterfact(tmp_path):
 def without(row, *keys): return {k: v for k, v in row.items() if k not in keys}
 
 BAD = {
-    'truncated JSON': (lambda: json.dumps(choice(1))[:300].encode(), 'line 2, column 301: not JSON'),
+    'truncated JSON': (lambda: json.dumps(choice(1))[:300].encode(), 'line 2, column 295: not JSON'),
     'a missing field': (lambda: json.dumps(without(choice(1), 'definition')).encode(), 'line 2, field definition: is missing'),
     'a gold not among the candidates': (lambda: json.dumps(choice(1, label='sad')).encode(), "line 2, field label: 'sad' is not among the candidates"),
     'an empty span': (lambda: json.dumps(choice(1, def_target=gap(' '))).encode(), 'line 2, field def_target: the span is empty'),
