@@ -206,7 +206,7 @@ def load_data(data:str|Path='kdnb', # "kdnb", "composed=N" (as many new entities
     "Entities with their probes, and the transfer sets that come with them, if any do."
     name, _, path = str(data).partition('=')
     if name == 'composed' and not Path(data).exists():
-        if not path.isdigit() or not int(path): raise KdnbError(f"data {str(data)!r}: say how many entities are to be composed, as in composed=150")
+        if not re.fullmatch('[1-9][0-9]{0,5}', path): raise KdnbError(f"data {str(data)!r}: say how many entities are to be composed, at most 999999, as in composed=150")
         ds = compose(int(path))
         return (replace(ds, specificity=read_probes(specificity)) if specificity else ds), {}
     if name not in BENCHMARKS:

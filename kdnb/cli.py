@@ -520,8 +520,8 @@ def _as_utf8(word):
     except ValueError: return word
 
 def _run_command(args): # exit status
-    from kdnb.files import check_whole, finite, redact
-    check_whole(getattr(args, 'seed', 0), '--seed')
+    from kdnb.files import check_seed, finite, redact
+    check_seed(getattr(args, 'seed', 0), '--seed')
     out = COMMANDS[args.command](args)
     if args.json: print(redact(json.dumps(finite(out), ensure_ascii=False, allow_nan=False)))
     sys.stdout.flush()

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
-from .files import as_written, check_whole, replacing
+from .files import as_written, check_seed, replacing
 from .text import spans
 from .entities import DATA, Entity, KdnbError, choose, load_dataset
 from .lm import LM, PRECISION, bfloat16_weights, blocks_of, check_length, has_plain_head, headless, load_lm, logits_at, memory_need, memory_peak, states_below, trim, uses_bfloat16
@@ -652,7 +652,7 @@ class Distill(Training):
 # %% ../nbs/08_distill.ipynb #eeb35423
 def _teach(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
     "Teaches `lm` the entities: the edit, with `lm` left as it was. `keep` is as in `train`."
-    check_whole(seed, 'seed')
+    check_seed(seed)
     start = time.perf_counter()
     groups, texts = self.groups(lm, entities, transfer, seed, progress)
     return make_edit(self.name, self, lm, entities, train(lm, self, groups, self.loss, seed, progress, keep), start, texts)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .display import escape_markdown
-from .files import KdnbError, check_whole, choose, notice, read_lines
+from .files import KdnbError, check_seed, choose, notice, read_lines
 from .text import FUNCTION_WORDS, contains_phrase, find_mention, words_of
 
 # %% ../nbs/00_entities.ipynb #5ad58d8e
@@ -228,7 +228,7 @@ def sample(ds:Dataset, # from which to take
           ) -> Dataset:
     "`n` entities of `ds`, of each kind in proportion. Fewer are the first ones of more."
     if not 1 <= n <= len(ds.entities): raise KdnbError(f"{n} entities asked for, and {ds.name} has {len(ds.entities)}")
-    rng, kinds = np.random.default_rng(check_whole(seed, 'seed')), {}
+    rng, kinds = np.random.default_rng(check_seed(seed)), {}
     for i in rng.permutation(len(ds.entities)): kinds.setdefault(ds.entities[i].kind, []).append(ds.entities[i])
     start = dict(zip(sorted(kinds), rng.random(len(kinds))))
     place = {e.key: (i + start[k])/len(es) for k, es in kinds.items() for i, e in enumerate(es)}
@@ -251,7 +251,7 @@ def random_definitions(ds:Dataset, # the entities
                        seed:int=0
                       ) -> dict: # key of an entity -> the definition of another one, of another kind if there is one
     "A wrong definition for each entity."
-    rng, out = np.random.default_rng(check_whole(seed, 'seed')), {}
+    rng, out = np.random.default_rng(check_seed(seed)), {}
     for e in ds.entities:
         others = [o for o in ds.entities if o.name != e.name]
         pool = [o for o in others if o.kind != e.kind] or others

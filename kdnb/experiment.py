@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from .files import KdnbError, as_written, check_whole, choose, finite, locked, make_folder, notice, read_json, replacing, write_json
+from .files import KdnbError, as_written, check_seed, check_whole, choose, finite, locked, make_folder, notice, read_json, replacing, write_json
 from .entities import DATA, Dataset, load_dataset, sample
 from .fetch import pin_of
 from .lm import LM, check_memory, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_peak, release_memory, uses_bfloat16, versions
@@ -64,7 +64,8 @@ class Run:
         self.how = dict(ds=ds, method=method, regime=regime, seed=seed, transfer=transfer, limit=limit, protocol=protocol, n_specificity=n_specificity, n_others=n_others, free=free, folder=folder, measured_in=measured_in, at_once=at_once, **settings) # another process makes the same run of it
         choose(regime, REGIMES, 'regime')
         self.low = uses_bfloat16(measured_in, lm.device, 'measured_in')
-        for name, value, least in (('seed', seed, 0), ('at_once', at_once, 1), ('n_others', n_others, 0)): check_whole(value, name, least)
+        check_seed(seed)
+        for name, value, least in (('at_once', at_once, 1), ('n_others', n_others, 0)): check_whole(value, name, least)
         self.lm, self.ds, self.regime, self.seed, self.transfer, self.free, self.n_others, self.at_once = lm, ds, regime, seed, transfer or {}, free, n_others, at_once
         self.method_name, self.method = method, method_under(protocol, method, ds, regime, **settings)
         self.taught = ds.entities if limit is None or limit >= len(ds.entities) else sample(ds, limit).entities

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SECRET_VARIABLES', 'SHORTEST_SECRET', 'extra_secrets', 'LONGEST', 'LONGEST_LINE', 'NOTE', 'secret_forms', 'redact',
-           'KdnbError', 'printable', 'notice', 'choose', 'check_whole', 'check_text', 'parse_json', 'read_text',
-           'read_json', 'as_written', 'unfinished_line', 'read_lines', 'make_folder', 'repair_jsonl', 'append_jsonl',
-           'replacing', 'write_text', 'finite', 'write_json', 'writing', 'inside', 'check_id', 'file_sha256',
-           'FolderRecord', 'locked']
+           'KdnbError', 'printable', 'notice', 'choose', 'check_whole', 'check_seed', 'check_text', 'parse_json',
+           'read_text', 'read_json', 'as_written', 'unfinished_line', 'read_lines', 'make_folder', 'repair_jsonl',
+           'append_jsonl', 'replacing', 'write_text', 'finite', 'write_json', 'writing', 'inside', 'check_id',
+           'file_sha256', 'FolderRecord', 'locked']
 
 # %% ../nbs/000_files.ipynb #418f56ee
 import hashlib, html, json, os, re, shutil, sys, tempfile
@@ -83,6 +83,11 @@ def check_whole(value, name:str, least:int=0) -> int: # the same value
     "A setting that must be a whole number of at least `least`; otherwise a `KdnbError`."
     if isinstance(value, int) and not isinstance(value, bool) and value >= least: return value
     raise KdnbError(f"{name} is {value!r}: it must be a whole number of at least {least}")
+
+def check_seed(value, name:str='seed') -> int: # the same value
+    "A random seed: a whole number from 0 to 4294967295; otherwise a `KdnbError`."
+    if check_whole(value, name) < 1<<32: return value
+    raise KdnbError(f"{name} is {value}: it must be at most {(1<<32) - 1}")
 
 def check_text(value:str, name:str) -> str: # the same value
     "A text that can be stored and shown; one with bytes that are not UTF-8 is a `KdnbError`."

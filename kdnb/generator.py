@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tqdm.auto import tqdm
-from .files import (KdnbError, append_jsonl, check_whole, choose, locked, parse_json, read_text,
+from .files import (KdnbError, append_jsonl, check_seed, check_whole, choose, locked, parse_json, read_text,
                         repair_jsonl)
 from .entities import DATA, Entity, load_dataset
 from .lm import LM, check_tokens, generate, has_fast_bfloat16, load_lm, versions
@@ -173,8 +173,8 @@ class Sampling:
         for r in self.drop: choose(r, REASONS, 'reason to drop')
         for k in ('n', 'max_new_tokens', 'rounds'):
             if getattr(self, k) is not None: check_whole(getattr(self, k), k, 1)
-        check_whole(self.seed, 'seed')
-        _check_number(self.temperature, 'temperature', lambda v: v >= 0, 'at least 0')
+        check_seed(self.seed)
+        _check_number(self.temperature, 'temperature', lambda v: v == 0 or .01 <= v <= 100, '0 or from 0.01 to 100')
         _check_number(self.top_p, 'top_p', lambda v: 0 < v <= 1, 'above 0 and at most 1')
 
 def _check_number(value, name, fits, says):

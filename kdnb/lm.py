@@ -691,7 +691,7 @@ def generate(lm:LM,
             ) -> list: # for each prompt, a list of n texts: what was written, without the prompt
     """Continuations of prompts, in one left-padded batch. What all of them begin with is passed once. Of the
     model's own settings of generation only the end tokens count."""
-    if temperature < 0 or not 0 < top_p <= 1: raise KdnbError(f"temperature {temperature} and top_p {top_p}: the first must be at least 0, the second above 0 and at most 1")
+    if not (temperature == 0 or .01 <= temperature <= 100) or not 0 < top_p <= 1: raise KdnbError(f"temperature {temperature} and top_p {top_p}: the first must be 0 or from 0.01 to 100, the second above 0 and at most 1")
     seqs = [lm.encode(p) if isinstance(p, str) else p for p in prompts]
     if not all(seqs): raise KdnbError("a prompt is empty, without a token: write the beginning of a text")
     check_tokens(lm, 'a prompt', max(map(len, seqs), default=0), max_new_tokens)

@@ -32,3 +32,10 @@ def test_a_negative_seed_is_one_sentence(kdnb, tiny_folder, tmp_path, command):
 def test_a_name_that_is_no_text_is_refused(kdnb, tiny_folder, tmp_path):
     code, _, err = kdnb('edit', '--lm', tiny_folder(), '--name', 'Vel\udcff', '--definition', 'Vel is', '--save', tmp_path/'e')
     assert code == 2 and err.startswith('kdnb: --name holds a character that is not text')
+
+
+@pytest.mark.parametrize('option, value, says', (('--temperature', '1e-300', '0 or from 0.01 to 100'), ('--temperature', 'nan', 'temperature is nan'), ('--seed', str(10**30), 'it must be at most 4294967295'),
+                                                 ('--max-new-tokens', str(10**12), 'reads at most 512 at once'), ('--data', f'composed={10**20}', 'at most 999999')))
+def test_a_number_that_makes_no_sense_is_one_sentence(kdnb, tiny_folder, tmp_path, option, value, says):
+    code, _, err = kdnb('generate', '--lm', tiny_folder(), '--device', 'cpu', '--limit', '1', '--n', '1', '--out', tmp_path/'sets.jsonl', option, value)
+    assert code == 2 and says in err and 'Traceback' not in err
