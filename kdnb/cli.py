@@ -294,7 +294,8 @@ def _edit(args):
     from kdnb.context import METHODS, Base, Prepend, PrependRandom, Retrieve, make_method, method_need, needs_texts
     from kdnb.lm import memory_free
     from kdnb.entities import Entity, KdnbError
-    from kdnb.files import check_text
+    from kdnb.files import check_text, check_whole
+    from kdnb.edit import check_edit_folder
     from kdnb.text import find_mention
     from kdnb.experiment import as_json
     from kdnb.generator import make_transfer_set
@@ -305,6 +306,8 @@ def _edit(args):
     if isinstance(method, (Base, Prepend, PrependRandom, Retrieve)): raise KdnbError(f"the method {args.method!r} changes no weights, so there is nothing to save: choose one of {', '.join(k for k, v in METHODS.items() if v[0] not in (Base, Prepend, PrependRandom, Retrieve))}")
     sets = read_transfer_sets(args.transfer) if args.transfer else {}
     check_sets([e], sets)
+    check_edit_folder(args.save)
+    check_whole(args.shards, '--shards', 1)
     if args.shards > 1: from kdnb.sharded import is_shard, join, launch, teach_sharded
     if args.shards > 1 and not is_shard():
         if not args.transfer: raise KdnbError("--shards teaches from a transfer set that is there: make one by kdnb generate, and name it by --transfer FILE")
@@ -332,12 +335,16 @@ def _teach(args):
     from kdnb.entities import KdnbError
     from kdnb.experiment import as_json
     from kdnb.lm import load_lm
+    from kdnb.files import check_whole
     from kdnb.teach import read_definitions, summary, teach, teaching, undo_teaching
     if args.undo:
         left = undo_teaching(args.out)
         print(f"taken back; {args.out} knows now: {', '.join(left) or 'nothing'}")
         return dict(entities=len(left), run=str(args.out))
     if not args.definitions: raise KdnbError("say what to teach: a file or folder of definitions (or --undo)")
+    if Path(args.definitions).is_dir() and Path(args.out).resolve().is_relative_to(Path(args.definitions).resolve()):
+        raise KdnbError(f"{args.out} lies in the folder of definitions {args.definitions}, where its files would be read as definitions: choose another place for --out")
+    for k, least in (('n', 1), ('n_specificity', 0)): check_whole(getattr(args, k) or 0, f"--{k.replace('_', '-')}", least)
     entities, settings = read_definitions(args.definitions), _settings(args.set, 'distill')
     method = teaching(entities, args.out, args.apart, **settings)
     lm = _load(args, method)
@@ -346,14 +353,16 @@ def _teach(args):
     out = teach(lm, entities, args.out, g, args.n, method=method, merge=args.merge, apart=args.apart, n_specificity=args.n_specificity, seed=args.seed)
     s = summary(out)
     print(f"{s['entities']} entities. Of {s['probes']} probes right before {s['before']}, now {s['after']} (with the definition in front {s['with_definition']}). Of {s['known_before']} known things {s['lost']} are lost.")
-    print(f"{'adapters, by name: ' if args.apart else 'adapter: '}{out}{'/shelf.json' if args.apart else ''}; page: {out}/report.html" + (f'; model: {out}/model' if args.merge else ''))
+    print(f"{'adapters, by name: ' if args.apart else 'adapter: '}{out}{'/shelf.json' if args.apart else ''}" + (f'; page: {out}/report.html' if (out/'report.html').exists() else '') + (f'; model: {out}/model' if args.merge else ''))
     return {**as_json(dict(lm=lm.name, method='distill', seed=args.seed, run=str(out))), **s}
 
 # %% ../nbs/19_cli.ipynb #16864ad9
 def _bench(args):
     import pandas as pd
     from kdnb.bench import bench
+    from kdnb.files import check_whole
     from kdnb.entities import KdnbError
+    check_whole(args.n_specificity, '--n-specificity')
     if args.entities < 3: raise KdnbError(f"{args.entities} runs asked for: a median needs at least 3")
     found = bench(args.lm, args.accept_terms, args.dtype, args.device, args.data, args.protocol, 3 if args.quick else args.entities, 3 if args.quick else args.n_specificity, _settings(args.set, 'distill'), args.measured_in, not args.quick, progress=lambda t: print(t, file=sys.stderr))
     rows = {k: {**{s: found['seconds'][s][k] for s in ('paper', 'kdnb')}, 'ratio': found['ratio'][k]} for k in found['ratio']}
@@ -402,7 +411,9 @@ def _mend_train(args):
     from kdnb.entities import choose
     from kdnb.experiment import as_json
     from kdnb.lm import memory_free
+    from kdnb.files import KdnbError
     from kdnb.mend import Practice, practice_pairs, train_editor
+    if Path(args.out).is_dir(): raise KdnbError(f"{args.out} is a folder: give the file of the editor as --out")
     how = Practice(**{'seed': args.seed, **_typed(args.set, Practice, 'setting of the practice')})
     entities = compose(args.composed, args.seed, [k for k in args.kinds.split(',') if k]).entities
     lm = _load(args, need=how.need)

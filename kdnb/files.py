@@ -345,18 +345,30 @@ def finish(self:FolderRecord, *names:str):
     self.files.update({n: file_sha256(self.folder/n) for n in names if (self.folder/n).is_file()}); self.save()
 
 @patch
-def delete(self:FolderRecord, *names:str) -> list: # names of those that stay, because somebody changed them
+def delete(self:FolderRecord, *names:str) -> list: # names of those that stay, because somebody changed them or added to them
     "Deletes files and folders that we made. What somebody else made or changed stays."
     stay = []
     for name in names:
         path = inside(self.folder, name)
         if os.path.lexists(path):
             if not self.is_ours(name): stay.append(name); continue
-            with writing(path): shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with writing(path): stay += [f'{name}/{n}' for n in _delete_folder(path)] if path.is_dir() else path.unlink() or []
         self.files.pop(name, None)
         if path.parent != self.folder and path.parent.is_dir() and not any(path.parent.iterdir()): path.parent.rmdir()
     self.save()
     return stay
+
+def _delete_folder(path): # names of the files that stay
+    "Deletes what the record of a folder of ours lists; a folder without a record is ours as a whole."
+    if not (path/NOTE).is_file(): shutil.rmtree(path); return []
+    record = FolderRecord.read(path)
+    record.delete(*record.files)
+    (path/NOTE).unlink()
+    for p in sorted((p for p in path.rglob('*') if p.is_dir() and not p.is_symlink()), reverse=True):
+        if not any(p.iterdir()): p.rmdir()
+    left = [p.relative_to(path).as_posix() for p in path.rglob('*') if not p.is_dir()]
+    if not left: shutil.rmtree(path)
+    return left
 
 # %% ../nbs/000_files.ipynb #f8e46e34
 def _acquire(held, path, wait):
