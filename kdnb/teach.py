@@ -11,7 +11,7 @@ import json, os, re, shutil, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tqdm.auto import tqdm
-from .files import NOTE, FolderRecord, KdnbError, as_written, check_id, check_seed, check_whole, choose, locked, make_folder, notice, read_json, read_text, write_json, write_text, writing
+from .files import NOTE, TEMPORARY, FolderRecord, KdnbError, as_written, check_id, check_seed, check_whole, choose, locked, make_folder, notice, read_json, read_text, write_json, write_text, writing
 from .text import FUNCTION_WORDS
 from .display import escape_markdown
 from .entities import DATA, Dataset, Entity, Probe, load_dataset, read_entities, says
@@ -147,10 +147,10 @@ def publish(record:FolderRecord, version:Path, merged:LM|None=None, # whose weig
     "Puts the adapter of a version, with the base model's name in it, its tokenizer, a model card and the report where users look for them."
     base, entities = base_in(version), read_entities(version/'definitions.jsonl')
     places = shelf_places(version) if (version/'shelf.json').exists() else None
-    edit, page, name = version/'edit', version/'report'/'teach.html', f'.publishing-{os.getpid()}'
+    edit, page, name = version/'edit', version/'report'/'teach.html', f'{TEMPORARY}{os.getpid()}'
     for p in [version/'tokenizer', *([] if places else [edit/'adapter_model.safetensors', edit/'adapter_config.json'])]:
         if not p.exists(): raise KdnbError(f"{p} is missing, which kdnb wrote: put it back from a copy, or teach again; nothing was changed")
-    record.delete(*[n for n in record.files if n.startswith('.publishing-')]) # of a process that was killed
+    record.delete(*[n for n in record.files if n.startswith(TEMPORARY)]) # of a process that was killed
     record.claim_folder(name)
     tmp = record.folder/name
     with writing(record.folder):
@@ -236,6 +236,7 @@ def teach(lm:LM, entities, # with probes of your own, or without
     check_place(record, lm, apart, merge)
     with locked(make_folder(out)):
         record = FolderRecord.read(out) # another process may have ended in the meantime
+        record.sweep()
         version, taught = _teach(record, lm, entities, generator, n, held, method, apart, n_specificity, seed, progress)
         _seal(version)
         was_merged = any(n.startswith('model/') for n in record.files)
@@ -307,6 +308,7 @@ def undo_teaching(out:str|Path) -> list: # names of the entities that are known 
     if not out.is_dir() or not versions_of(FolderRecord.read(out)): raise KdnbError(f"nothing was taught into {out}: there is nothing to undo")
     with locked(out):
         record = FolderRecord.read(out)
+        record.sweep()
         *before, last = versions_of(record)
         published = [n for n, sha in record.files.items() if sha != 'folder']
         if any(n.startswith('model/') for n in published): notice(f"{out/'model'} is the model with this teaching, and is removed with it: teach with --merge to write one again")

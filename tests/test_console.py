@@ -39,3 +39,12 @@ def test_a_name_that_is_no_text_is_refused(kdnb, tiny_folder, tmp_path):
 def test_a_number_that_makes_no_sense_is_one_sentence(kdnb, tiny_folder, tmp_path, option, value, says):
     code, _, err = kdnb('generate', '--lm', tiny_folder(), '--device', 'cpu', '--limit', '1', '--n', '1', '--out', tmp_path/'sets.jsonl', option, value)
     assert code == 2 and says in err and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('argv', (('mend-train', '--composed', '0', '--out', 'm'), ('mend-train', '--composed', '-1', '--out', 'm'), ('mend-train', '--out', '.'), ('teach', 'x.md', '-n', '0', '--out', 'o'), ('teach', 'x.md', '--n-specificity', '-5', '--out', 'o'),
+                                  ('bench', '--n-specificity', '-1'), ('edit', '--name', 'Velmora', '--definition', 'Velmora is new.', '--shards', '-3', '--save', 'e')))
+def test_a_count_below_its_least_is_one_sentence(kdnb, tiny_folder, tmp_path, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    Path('x.md').write_text('# Velmora\nVelmora is new.\n')
+    code, _, err = kdnb(*argv, '--lm', tiny_folder(), '--device', 'cpu')
+    assert code == 2 and err.count('kdnb: ') == 1 and 'Traceback' not in err and [p.name for p in tmp_path.iterdir()] == ['x.md']

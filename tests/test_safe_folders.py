@@ -168,16 +168,90 @@ def test_a_relative_base_stays_relative_and_the_card_says_how_to_load_it(tiny_fo
     assert done.stdout == 'PeftModelForCausalLM\n', done.stderr
 
 
-def test_an_interruption_between_the_steps_of_undo_is_mended_by_undo(tiny, tmp_path, monkeypatch):
+KILL = """
+import json, os, sys
+from kdnb.teach import undo_teaching
+count = 0
+def wrap(name):
+    real = getattr(os, name)
+    def f(*a, **k):
+        global count
+        if count == int(sys.argv[2]): os._exit(77)
+        count += 1
+        return real(*a, **k)
+    setattr(os, name, f)
+for name in ('replace', 'unlink', 'mkdir', 'rmdir'): wrap(name)
+undo_teaching(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize('apart', (False, True))
+def test_undo_that_was_killed_is_ended_by_undo_and_takes_back_one_teaching(tiny, tmp_path, apart):
+    import shutil
+    how = {**HOW, 'apart': apart, 'method': None if apart else HOW['method']}
+    if apart: how['method'] = Distill(steps=2, together=1)
+    once, twice, x = tmp_path/'once', tmp_path/'twice', tmp_path/'x'
+    teach(tiny, entities(tmp_path), once, **how)
+    shutil.copytree(once, twice)
+    teach(tiny, entities(tmp_path, MORE), twice, **how)
+    (twice/'versions'/json.loads((twice/'kdnb.json').read_text())['versions'][-1]/'notes.txt').write_text('mine')
+    published = lambda d: {k: v for k, v in tree(d).items() if v and '/' not in k and k not in ('kdnb.json', 'kdnb.lock', 'transfer.jsonl', '.transfer.jsonl.lock')}
+    for kill in range(1, 60, 9):
+        shutil.rmtree(x, ignore_errors=True)
+        shutil.copytree(twice, x)
+        done = subprocess.run([sys.executable, '-c', KILL, str(x), str(kill)], capture_output=True, text=True)
+        if done.returncode == 0: break
+        assert done.returncode == 77, done.stderr
+        if len(json.loads((x/'kdnb.json').read_text())['versions']) == 2: undo_teaching(x)
+        assert published(x) == published(once), kill
+        assert len(json.loads((x/'kdnb.json').read_text())['versions']) == 1 and not list(x.rglob('*.tmp')) and not list(x.glob('.publishing*'))
+        assert [p.name for p in x.rglob('notes.txt')] == ['notes.txt']
+    assert kill > 10
+
+
+def test_a_teaching_without_merge_and_undo_remove_the_merged_model_and_say_so(tiny, tmp_path, capsys):
+    out = tmp_path/'out'
+    teach(tiny, entities(tmp_path), out, merge=True, **HOW)
+    teach(tiny, entities(tmp_path, MORE), out, **HOW)
+    assert not (out/'model').exists() and 'teach with --merge to write it again' in capsys.readouterr().err
+
+
+def test_undo_with_a_changed_card_undoes_the_rest(tiny, tmp_path):
     out = tmp_path/'out'
     teach(tiny, entities(tmp_path), out, **HOW)
-    first = tree(out)
+    first = tree(out)['adapter_model.safetensors']
     teach(tiny, entities(tmp_path, MORE), out, **HOW)
-    real = FolderRecord.delete
-    monkeypatch.setattr(FolderRecord, 'delete', lambda self, *names: (_ for _ in ()).throw(KeyboardInterrupt) if any(n.startswith('versions/') for n in names) else real(self, *names))
-    with pytest.raises(KeyboardInterrupt): undo_teaching(out)
-    monkeypatch.undo()
-    assert (out/'adapter_model.safetensors').exists() and tree(out)['adapter_model.safetensors'] == first['adapter_model.safetensors']
+    (out/'README.md').write_text('mine')
+    assert undo_teaching(out) == ['Velmora Junction', 'Zorbel Harbour']
+    assert (out/'README.md').read_text() == 'mine' and tree(out)['adapter_model.safetensors'] == first
+
+
+def test_an_edit_is_not_saved_beside_a_model(kdnb, tiny_folder, tmp_path):
+    import shutil
+    shutil.copytree(tiny_folder(), tmp_path/'lm')
+    before = tree(tmp_path/'lm')
+    code, _, err = kdnb('edit', '--lm', tmp_path/'lm', '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--save', tmp_path/'lm')
+    assert code == 2 and 'holds a model (config.json)' in err and tree(tmp_path/'lm') == before
+
+
+def test_definitions_are_not_taught_into_their_own_folder(kdnb, tiny_folder, tmp_path):
+    (tmp_path/'x.md').write_text(SHOWS)
+    for out in (tmp_path, tmp_path/'out'):
+        code, _, err = kdnb('teach', tmp_path, '--lm', tiny_folder(), '--device', 'cpu', '--out', out)
+        assert code == 2 and 'lies in the folder of definitions' in err and tree(tmp_path).keys() == {'x.md'}
+
+
+@pytest.mark.parametrize('file, text, says', (('probes.json', '[]', 'holds a list: it must hold an object'), ('base_model.json', '{"lm": "x", "path": "p", "kind": "zz", "sha256": "s"}', "unknown kind of a base model 'zz'"), ('edit/adapter_model.safetensors', None, 'is missing, which kdnb wrote')))
+def test_a_damaged_stage_is_one_sentence_and_nothing_is_touched(tiny, tmp_path, file, text, says):
+    out = tmp_path/'out'
+    teach(tiny, entities(tmp_path), out, **HOW)
+    first = json.loads((out/'kdnb.json').read_text())['versions'][0]
+    if file != 'probes.json': teach(tiny, entities(tmp_path, MORE), out, **HOW)
+    path = out/'versions'/first/file
+    path.write_text(text) if text else path.unlink()
+    before = tree(out)
+    with pytest.raises(KdnbError, match=says): teach(tiny, entities(tmp_path), out, **HOW) if file == 'probes.json' else undo_teaching(out)
+    assert {k: v for k, v in tree(out).items() if k != 'kdnb.json'} == {k: v for k, v in before.items() if k != 'kdnb.json'}
 
 
 def test_a_report_that_fails_loses_nothing(tiny, tmp_path, monkeypatch, capsys):
