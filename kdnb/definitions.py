@@ -57,34 +57,58 @@ class Section:
     title: str
     line: int
     paragraphs: list = field(default_factory=list) # of str
+    in_list: bool = False # the last paragraph is an item of a list
     @property
     def text(self) -> str: return ' '.join(self.paragraphs)
+    def add(self, paragraph:str, item:bool=False):
+        "Adds a paragraph; items of a list are parted by semicolons where they lack a stop."
+        if item and self.in_list and not self.paragraphs[-1].endswith(tuple('.,;:!?。！？')): self.paragraphs[-1] += ';'
+        self.paragraphs.append(re.sub(r'^\[[ xX]\]\s+', '', paragraph) if item else paragraph)
+        self.in_list = item
     def names_itself(self) -> bool:
         "Whether the text below the heading mentions what the heading says: then it is a definition."
         return bool(self.title and find_mention(self.text, [self.title]))
 
+_FOOTNOTE = re.compile(r'\[\^[^\]\s]+\](?::.*)?')
+
 def _plain(inline):
-    "The text of a piece of Markdown without its marks."
-    words = {'softbreak': ' ', 'hardbreak': ' ', 'html_inline': ''}
-    parts = [words[t.type] if t.type in words else t.content for t in inline.children or [] if t.type in words or t.type in ('text', 'code_inline', 'text_special', 'image')]
-    return re.sub(r'[ \t]+', ' ', ''.join(parts)).strip()
+    "The text of a piece of Markdown without its marks, pictures, footnotes, and what is struck out."
+    out, struck = [], 0
+    for t in inline.children or []:
+        struck += {'s_open': 1, 's_close': -1}.get(t.type, 0)
+        if struck or t.type not in ('text', 'code_inline', 'text_special', 'softbreak', 'hardbreak'): continue
+        out.append(' ' if t.type.endswith('break') else t.content)
+    return re.sub(r'[ \t]+', ' ', _FOOTNOTE.sub('', ''.join(out))).strip()
+
+def _title(inline):
+    "The text of a heading, without a number in front, as in 1.2. Velmora, or an anchor behind it, as in Velmora {#velmora}."
+    return re.sub(r'^(?:\d{1,3}(?:\.\d{1,3})*[.)]\s+)|\s*\{[#.:][^{}]*\}$', '', _plain(inline)) or _plain(inline)
 
 def _front_matter(text):
     "The lines of a block of settings at the head of a file, as static site generators write it."
     m = re.match(r'---[ \t]*\n(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\n|$)', text)
     return m[0].count('\n') if m else 0
 
+_LEFT_OUT = {'fence': 'a code block', 'code_block': 'a code block', 'html_block': 'HTML', 'table_open': 'a table'}
+
+def _left_in(inline): # what `_plain` leaves out
+    kinds = {t.type for t in inline.children or []}
+    return [word for kind, word in (('image', 'a picture'), ('s_open', 'struck-out text'), ('html_inline', 'HTML')) if kind in kinds] + ['a footnote']*bool(_FOOTNOTE.search(inline.content))
+
 def markdown_sections(text:str) -> tuple: # (list of `Section`, list of what was passed over)
     "The headings of a Markdown text with what stands below them."
-    skip = _front_matter(text)
-    lines = text.splitlines(keepends=True)
+    skip, lines, table, item = _front_matter(text), text.splitlines(keepends=True), 0, 0
     out, left = [Section(0, '', 1)], ['the front matter (line 1)'] if skip else []
-    tokens = MarkdownIt('commonmark').enable('table').parse('\n'*skip + ''.join(lines[skip:]))
+    tokens = MarkdownIt('commonmark').enable(['table', 'strikethrough']).parse('\n'*skip + ''.join(lines[skip:]))
     for before, t in zip([None, *tokens], tokens):
         line = t.map[0] + 1 if t.map else 0
-        if t.type == 'inline' and before.type == 'heading_open': out.append(Section(int(before.tag[1]), _plain(t), line))
-        elif t.type == 'inline' and _plain(t): out[-1].paragraphs.append(_plain(t))
-        elif t.type in ('fence', 'code_block', 'html_block'): left.append(f"{'HTML' if t.type == 'html_block' else 'a code block'} (line {line})")
+        if t.type in _LEFT_OUT: left.append(f'{_LEFT_OUT[t.type]} (line {line})')
+        table += {'table_open': 1, 'table_close': -1}.get(t.type, 0)
+        item += {'list_item_open': 1, 'list_item_close': -1}.get(t.type, 0)
+        if t.type != 'inline' or table: continue
+        left += [f'{what} (line {line})' for what in _left_in(t)]
+        if before.type == 'heading_open': out.append(Section(int(before.tag[1]), _title(t), line))
+        elif said := _plain(t): out[-1].add(said, bool(item))
     return out, left
 
 # %% ../nbs/00c_definitions.ipynb #c8435b5f

@@ -23,7 +23,11 @@ MARKDOWN = {
     'front matter': ('---\ntitle: x\n# not this\n---\n# Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
     'text before the first heading': ('Hello.\n# Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
     'a part of a definition with a heading': ('# Velmora\nVelmora is a show.\n## Cast\nTwo bakers.\n', {'Velmora': 'Velmora is a show. Two bakers.'}),
-    'a list': ('# Velmora\nVelmora is\n- a show\n- and a game.\n', {'Velmora': 'Velmora is a show and a game.'}),
+    'a list': ('# Velmora\nVelmora is\n- a show\n- and a game.\n', {'Velmora': 'Velmora is a show; and a game.'}),
+    'a number in the heading': ('# 1.2. Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
+    'an anchor behind the heading': ('## Velmora {#velmora}\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
+    'a heading that is a year': ('# 1984\n1984 is a book.\n', {'1984': '1984 is a book.'}),
+    'a table, a picture, a footnote and struck-out text': ('# Velmora\nVelmora is ~~not~~ a show[^1]. ![alt](x.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n[^1]: A note.\n', {'Velmora': 'Velmora is a show.'}),
     'line breaks of Windows': ('# Velmora\r\nVelmora is\r\na show.\r\n', {'Velmora': 'Velmora is a show.'}),
     'a byte order mark': ('\ufeff# Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
 }
