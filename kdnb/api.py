@@ -220,8 +220,8 @@ def tokens_used(value:dict, asked:str) -> tuple: # tokens read, tokens written
     rest = lambda part: total - part if total is not None and part is not None and total >= part else None
     if read is None: read = rest(written)
     if read is None: read = tokens_about(asked)
-    if written is None: written = rest(read)
-    if written is None: written = tokens_about(_written(value.get('choices')))
+    said = tokens_about(_written(value.get('choices')))
+    written = max(written or 0, rest(read) or 0) or said # thoughts may count in the total alone
     return int(read), int(written)
 
 # %% ../nbs/05_api.ipynb #d05eafaf

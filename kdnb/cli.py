@@ -294,17 +294,18 @@ def _edit(args):
     from kdnb.context import METHODS, Base, Prepend, PrependRandom, Retrieve, make_method, method_need, needs_texts
     from kdnb.lm import memory_free
     from kdnb.entities import Entity, KdnbError
+    from unicodedata import normalize
     from kdnb.files import check_text, check_whole
     from kdnb.edit import check_edit_folder
     from kdnb.text import find_mention
     from kdnb.experiment import as_json
     from kdnb.generator import make_transfer_set
     from kdnb.transfer import check_sets, read_transfer_sets
-    e = Entity(*(check_text(getattr(args, k), f'--{k}').strip() for k in ('name', 'definition')), tuple(check_text(a, '--alias').strip() for a in args.alias))
+    e = Entity(*(normalize('NFC', check_text(getattr(args, k), f'--{k}').strip()) for k in ('name', 'definition')), tuple(check_text(a, '--alias').strip() for a in args.alias))
     if not find_mention(e.definition, e.names): raise KdnbError(f"the definition never names the entity {e.name!r}: name it there, or give the name that stands there as --alias")
     method = make_method(args.method, **_settings(args.set, args.method))
     if isinstance(method, (Base, Prepend, PrependRandom, Retrieve)): raise KdnbError(f"the method {args.method!r} changes no weights, so there is nothing to save: choose one of {', '.join(k for k, v in METHODS.items() if v[0] not in (Base, Prepend, PrependRandom, Retrieve))}")
-    sets = read_transfer_sets(args.transfer) if args.transfer else {}
+    sets = read_transfer_sets(args.transfer, [e]) if args.transfer else {}
     check_sets([e], sets)
     check_edit_folder(args.save)
     check_whole(args.shards, '--shards', 1)
@@ -448,7 +449,7 @@ def _run(args):
     args.regime = _regime(args.regime)
     settings, (ds, sets) = _settings(args.set, args.method), _dataset(args)
     lm = _load(args, method_under(args.protocol, args.method, ds, args.regime, **settings))
-    sets = read_transfer_sets(args.transfer) if args.transfer else sets
+    sets = read_transfer_sets(args.transfer, ds.entities) if args.transfer else sets
     if not any(e.probes or e.near or e.question for e in ds.entities): notice(f"{ds.name}: its entities have no probes, so the target is not measured, only specificity; probes are a field of the file (see nbs/00_entities)")
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol, folder=args.runs, measured_in=args.measured_in, at_once=args.at_once, n_others=0 if ds.name in BENCHMARKS else 2)
     tried = Run(lm, ds, args.method, args.regime, args.seed, **how, **settings)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from markdown_it import MarkdownIt
 from .files import KdnbError, notice, read_text
-from .text import find_mention
+from .text import find_mention, spans
 from .entities import Entity, entity_faults, read_entities
 
 # %% ../nbs/00c_definitions.ipynb #4407fd01
@@ -42,6 +42,8 @@ def csv_rows(path:Path): # yields (line, row as a dictionary)
         names = _columns(path, next(table, []))
         for cells in table:
             if not any(c.strip() for c in cells): continue
+            strange = [c for k, c in zip(names, cells) if c.strip() and (not k or k in ('aliases', 'kind') and c[0] == ' ' and not cells[names.index('definition')][:1].isspace())]
+            if strange: raise KdnbError(f"{path}, line {table.line_num}: {strange[0].strip()[:40]!r} looks like the rest of a definition: put quotes around a field that holds the separator")
             if any(c.strip() for c in cells[len(names):]): raise KdnbError(f"{path}, line {table.line_num}: has {len(cells)} fields, and the first line has {len(names)}: put quotes around a field that holds the separator")
             row = {k: c.strip() for k, c in zip(names, cells) if k in COLUMNS}
             if lost := [k for k in ('name', 'definition') if k not in row]: raise KdnbError(f"{path}, line {table.line_num}: has no field {lost[0]!r}")
@@ -54,7 +56,7 @@ def csv_rows(path:Path): # yields (line, row as a dictionary)
 class Section:
     "A heading of a Markdown file, and the text up to the next one."
     level: int # 1 for #, 2 for ##, ...; 0 for what stands before the first heading
-    title: str
+    titles: list # what the heading may mean, the likeliest first
     line: int
     paragraphs: list = field(default_factory=list) # of str
     in_list: bool = False # the last paragraph is an item of a list
@@ -65,41 +67,63 @@ class Section:
         if item and self.in_list and not self.paragraphs[-1].endswith(tuple('.,;:!?。！？')): self.paragraphs[-1] += ';'
         self.paragraphs.append(re.sub(r'^\[[ xX]\]\s+', '', paragraph) if item else paragraph)
         self.in_list = item
+    @property
+    def title(self) -> str:
+        "What the heading means: what its text names, or else the likeliest."
+        return next((t for t in self.titles if t and find_mention(self.text, [t])), self.titles[0])
     def names_itself(self) -> bool:
         "Whether the text below the heading mentions what the heading says: then it is a definition."
         return bool(self.title and find_mention(self.text, [self.title]))
+    def begins_with_itself(self) -> bool:
+        "Whether the text begins with what the heading says, as it is written there, perhaps after an article."
+        return any(0 <= a <= 6 and self.text[:a].count(' ') <= 1 for a, _ in list(spans(self.text, self.title, 'exact'))[:1])
 
 _FOOTNOTE = re.compile(r'\[\^[^\]\s]+\](?::.*)?')
+_TAG = re.compile(r'<!--.*?-->|</?(a|abbr|b|big|br|center|cite|code|del|div|em|font|hr|i|img|ins|kbd|mark|p|q|s|small|span|strong|sub|sup|u|wbr)'
+                  r'(?:\s+[\w-]+\s*=\s*(?:"[^"]*"|\'[^\']*\'))*\s*/?>', re.IGNORECASE | re.DOTALL)
 
+def _html(tag): # what is left of a piece that Markdown takes for HTML: a text such as vector<int> is none
+    m = _TAG.fullmatch(tag)
+    return tag if not m else ' ' if m[1] and m[1].lower() in ('br', 'hr', 'p', 'div') else ''
+
+# %% ../nbs/00c_definitions.ipynb #b7063f2a
 def _plain(inline):
-    "The text of a piece of Markdown without its marks, pictures, footnotes, and what is struck out."
+    "The text of a piece of Markdown without its marks, HTML, pictures, footnotes, and what is struck out."
     out, struck = [], 0
     for t in inline.children or []:
         struck += {'s_open': 1, 's_close': -1}.get(t.type, 0)
-        if struck or t.type not in ('text', 'code_inline', 'text_special', 'softbreak', 'hardbreak'): continue
-        out.append(' ' if t.type.endswith('break') else t.content)
+        if struck or t.type not in ('text', 'code_inline', 'text_special', 'softbreak', 'hardbreak', 'html_inline'): continue
+        out.append(' ' if t.type.endswith('break') else _html(t.content) if t.type == 'html_inline' else t.content)
     return re.sub(r'[ \t]+', ' ', _FOOTNOTE.sub('', ''.join(out))).strip()
 
-def _title(inline):
-    "The text of a heading, without a number in front, as in 1.2. Velmora, or an anchor behind it, as in Velmora {#velmora}."
-    return re.sub(r'^(?:\d{1,3}(?:\.\d{1,3})*[.)]\s+)|\s*\{[#.:][^{}]*\}$', '', _plain(inline)) or _plain(inline)
+def _titles(inline) -> list: # of what a heading may mean, the likeliest first
+    "The text of a heading; without a number in front, as in 1.2. Velmora, an anchor behind it, as in Velmora {#velmora}, or a remark, as in Velmora (TV show)."
+    out = []
+    for text in (_plain(inline), inline.content.strip(' #')):
+        bare = re.sub(r'^(?:\d{1,3}(?:\.\d{1,3})*[.)]\s+)|\s*\{[#.:][^{}]*\}$', '', text) or text
+        out += [bare, re.sub(r'\s*\([^()]*\)$', '', bare) or bare]
+    return [*dict.fromkeys(out)]
 
 def _front_matter(text):
     "The lines of a block of settings at the head of a file, as static site generators write it."
     m = re.match(r'---[ \t]*\n(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\n|$)', text)
     return m[0].count('\n') if m else 0
 
+def _literal_stars(line): # M*A*S*H is a name, and no emphasis
+    return line if '`' in line else re.sub(r'(?<=\w)\*(?=\w)', r'\*', line)
+
 _LEFT_OUT = {'fence': 'a code block', 'code_block': 'a code block', 'html_block': 'HTML', 'table_open': 'a table'}
 
 def _left_in(inline): # what `_plain` leaves out
     kinds = {t.type for t in inline.children or []}
-    return [word for kind, word in (('image', 'a picture'), ('s_open', 'struck-out text'), ('html_inline', 'HTML')) if kind in kinds] + ['a footnote']*bool(_FOOTNOTE.search(inline.content))
+    return [word for kind, word in (('image', 'a picture'), ('s_open', 'struck-out text')) if kind in kinds] + ['a footnote']*bool(_FOOTNOTE.search(inline.content)) + ['HTML']*any(t.type == 'html_inline' and not _html(t.content).strip() for t in inline.children or [])
 
+# %% ../nbs/00c_definitions.ipynb #9567a011
 def markdown_sections(text:str) -> tuple: # (list of `Section`, list of what was passed over)
     "The headings of a Markdown text with what stands below them."
     skip, lines, table, item = _front_matter(text), text.splitlines(keepends=True), 0, 0
-    out, left = [Section(0, '', 1)], ['the front matter (line 1)'] if skip else []
-    tokens = MarkdownIt('commonmark').enable(['table', 'strikethrough']).parse('\n'*skip + ''.join(lines[skip:]))
+    out, left = [Section(0, [''], 1)], ['the front matter (line 1)'] if skip else []
+    tokens = MarkdownIt('commonmark').enable(['table', 'strikethrough']).parse('\n'*skip + ''.join(map(_literal_stars, lines[skip:])))
     for before, t in zip([None, *tokens], tokens):
         line = t.map[0] + 1 if t.map else 0
         if t.type in _LEFT_OUT: left.append(f'{_LEFT_OUT[t.type]} (line {line})')
@@ -107,7 +131,7 @@ def markdown_sections(text:str) -> tuple: # (list of `Section`, list of what was
         item += {'list_item_open': 1, 'list_item_close': -1}.get(t.type, 0)
         if t.type != 'inline' or table: continue
         left += [f'{what} (line {line})' for what in _left_in(t)]
-        if before.type == 'heading_open': out.append(Section(int(before.tag[1]), _title(t), line))
+        if before.type == 'heading_open': out.append(Section(int(before.tag[1]), _titles(t), line))
         elif said := _plain(t): out[-1].add(said, bool(item))
     return out, left
 
@@ -121,7 +145,7 @@ def _is_title(sections, i):
     "Whether a heading stands above entities and is none itself."
     under = sum(s.names_itself() for s in _below(sections, i))
     only = sum(s.level == sections[i].level for s in sections) == 1
-    return under > 0 and (not sections[i].names_itself() or i == 0 and only and under > 1)
+    return under > 0 and (not sections[i].names_itself() or i == 0 and only and under > 1 and not sections[i].begins_with_itself())
 
 def markdown_entities(sections:list) -> tuple: # (list of (line, row), list of what was passed over)
     "The entities among the sections of a Markdown file."
@@ -132,7 +156,7 @@ def markdown_entities(sections:list) -> tuple: # (list of (line, row), list of w
         if _is_title(sections, i):
             left.append(f"the title {s.title!r} (line {s.line})" + (' with the text below it' if s.text else ''))
             level = 9
-        elif rows and s.level > level and not s.names_itself(): rows[-1][1]['definition'] = f"{rows[-1][1]['definition']} {s.text}".strip()
+        elif rows and s.level > level and not s.begins_with_itself(): rows[-1][1]['definition'] = f"{rows[-1][1]['definition']} {s.text}".strip()
         else:
             rows.append((s.line, {'name': s.title, 'definition': s.text}))
             level = s.level

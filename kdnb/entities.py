@@ -8,6 +8,7 @@ __all__ = ['PROBE_KINDS', 'UNITS', 'DATA', 'Probe', 'Question', 'Entity', 'says'
 
 # %% ../nbs/00_entities.ipynb #4f157ead
 import hashlib, json, re
+from unicodedata import normalize
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -31,6 +32,9 @@ class Probe:
     split: str = '' # for known things: as in `Entity`
     right: str = '' # text after the answer, for the reader: a causal model does not see it
     glue: str = ' ' # what stands between `left` and the answer
+
+    def __post_init__(self): # spaces around would be scored with them
+        for k, v in (('left', self.left.rstrip()), ('gold', self.gold.strip()), ('candidates', tuple(c.strip() for c in self.candidates))): object.__setattr__(self, k, v)
 
 # %% ../nbs/00_entities.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -146,9 +150,9 @@ def trim_names(row, path, line) -> object: # the row, or a copy of it
     out = {k: trim_names(v, path, line) if k in ('probes', 'near', 'question') else v for k, v in row.items()}
     for k in _TRIMMED:
         v = out.get(k)
-        if isinstance(v, str): out[k] = v.strip()
+        if isinstance(v, str): out[k] = normalize('NFC', v.strip())
         if isinstance(v, list): out[k] = [x.strip() if isinstance(x, str) else x for x in v]
-        if out.get(k) != v: notice(f'{path}, line {line}, field {k}: spaces around {v!r:.60} were removed')
+        if (v.strip() if isinstance(v, str) else out.get(k)) != v: notice(f'{path}, line {line}, field {k}: spaces around {v!r:.60} were removed')
     return out
 
 def _rows(path, faults):

@@ -23,9 +23,10 @@ from .context import make_method
 
 # %% ../nbs/15_evaluate.ipynb #078499c0
 def choice_of(scores) -> int|None:
-    "Index of the largest score; None where one is no number or infinitely large, or all are impossible."
+    "Index of the largest score; None where one is no number or infinitely large, all are impossible, or two are equally large."
     scores = np.asarray(scores, float)
-    return int(scores.argmax()) if (scores < np.inf).all() and scores.max() > -np.inf else None
+    ok = (scores < np.inf).all() and scores.max() > -np.inf and (scores == scores.max()).sum() == 1
+    return int(scores.argmax()) if ok else None
 
 def as_loss(x:float|None) -> float:
     "A number of bits; infinite where there is none."
@@ -55,7 +56,7 @@ def answer_probes(lm:LM, probes, # of `Probe`
         answer = None if best is None else p.candidates[best]
         bits = -s[p.candidates.index(p.gold)]/math.log(2)
         row = dict(correct=answer == p.gold, answer=answer, bits=bits, bytes=_bytes(p))
-        out[i] = _marked(row, best is not None and math.isfinite(bits))
+        out[i] = _marked(row, np.isfinite(np.max(s)) and math.isfinite(bits))
     for i, (s, n) in zip(spans, likely):
         out[i] = _marked(dict(bits=-s/math.log(2), bytes=_bytes(probes[i]), tokens=n), math.isfinite(s))
     return out

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from unicodedata import normalize
 from tqdm.auto import tqdm
 from .files import (KdnbError, append_jsonl, check_seed, check_whole, choose, locked, parse_json, read_text,
                         repair_jsonl)
@@ -292,10 +293,12 @@ def make_transfer_set(generator, # of `LMGenerator`'s kind, or an `LM`
         return _make(g, s, prompts, entity)
 
 # %% ../nbs/04_generator.ipynb #005d83b4
+def _plain(definition): return ' '.join(normalize('NFC', definition).split())
+
 def _done(path, made):
     "Sets of a file that were made like this, by entity and definition."
     there = transfer_sets_of(path) if path and Path(path).exists() else []
-    return {(t.entity, t.definition): t for t in there if all(t.made_by.get(k) == v for k, v in made.items())}
+    return {(t.entity, _plain(t.definition)): t for t in there if all(t.made_by.get(k) == v for k, v in made.items())}
 
 def make_transfer_sets(generator, # of `LMGenerator`'s kind, or an `LM`
                        entities, # of `Entity`
@@ -310,7 +313,7 @@ def make_transfer_sets(generator, # of `LMGenerator`'s kind, or an `LM`
         if path: repair_jsonl(path, 'entity')
         done = _done(path, _made_by(g, s, prompts)) # a malformed file is named before any work
         g.begin(prompts, spend=True)
-        out = {e.key: done.get((e.key, e.definition)) for e in entities}
+        out = {e.key: done.get((e.key, _plain(e.definition))) for e in entities}
         todo = [e for e in entities if not out[e.key]]
         how_far = dict(total=len(out), initial=len(out) - len(todo), desc='transfer sets', unit='entity')
         with (tqdm(**how_far, disable=not progress) as bar,
@@ -347,7 +350,7 @@ def own_sets(lm:LM, entities, path:str|Path, # where sets are kept that are writ
              **how # fields of `Sampling`
             ) -> dict: # key of the entity -> TransferSet
     "The sets that a user has, and those that the model writes now for entities that are not among them."
-    have = read_transfer_sets(own) if own else {}
+    have = read_transfer_sets(own, entities) if own else {}
     missing = [e for e in entities if e.key not in have]
     return {**have, **(make_transfer_sets(lm, missing, path, progress=False, **how) if missing else {})}
 
@@ -356,7 +359,7 @@ def plan(generator, entities, path:str|Path|None=None, known:dict=PROMPTS, **how
     "What `make_transfer_sets` would take; nothing is asked or written."
     g, s, prompts = _ready(generator, how, known)
     done = _done(path, _made_by(g, s, prompts))
-    todo = [e for e in entities if (e.key, e.definition) not in done]
+    todo = [e for e in entities if (e.key, _plain(e.definition)) not in done]
     total = Counter(calls=0, tokens_in=0, tokens_out=0, cost=0)
     for e in todo: total.update(g.plan(e, prompts, _shares(s), s))
     shown = {n: ask(p, todo[0], 0, bool(p.chat) and getattr(g, 'chat', True))[0] for n, p in prompts.items()} if todo else {}

@@ -234,6 +234,7 @@ def teach(lm:LM, entities, # with probes of your own, or without
     _fitting(record, apart, merge)
     if method.trainable != 'lora': raise KdnbError(f"teach writes an adapter, so trainable must be 'lora', and it is {method.trainable!r}")
     check_place(record, lm, apart, merge)
+    for e in entities: lm.encode_with_offsets(e.definition) # a tokenizer that cannot say where its tokens stand is refused before any work
     with locked(make_folder(out)):
         record = FolderRecord.read(out) # another process may have ended in the meantime
         record.sweep()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCRIPTS', 'LEVELS', 'Folded', 'FUNCTION_WORDS', 'CLITICS', 'ENDINGS', 'RULES', 'script_of', 'same_word', 'words_of',
            'fold', 'spans', 'is_ordinary', 'inflected_spans', 'Mention', 'find_by', 'mentions', 'find_mention',
-           'contains_phrase']
+           'contains_phrase', 'same_text']
 
 # %% ../nbs/001_text.ipynb #50922336
 import re, unicodedata
@@ -212,3 +212,7 @@ def find_mention(text:str,
 def contains_phrase(text:str, phrase:str) -> bool:
     "Whether `text` contains `phrase` as whole words, whatever its case and spelling."
     return next(spans(text, phrase), None) is not None
+
+def same_text(a:str, b:str) -> bool:
+    "Whether two texts are the same but for white space and Unicode's normal form."
+    return unicodedata.normalize('NFC', a).split() == unicodedata.normalize('NFC', b).split()

@@ -12,9 +12,10 @@ import hashlib, json, re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from unicodedata import normalize
 from .display import escape_markdown
 from .files import KdnbError, append_jsonl, choose, read_lines, repair_jsonl
-from .text import find_by, find_mention, words_of
+from .text import find_by, find_mention, same_text, words_of
 from .entities import DATA, Entity, load_dataset
 
 # %% ../nbs/03_transfer.ipynb #0f725dbc
@@ -173,13 +174,14 @@ def clean(text:str, # what was written
     "The first lines that say something, up to the last full sentence that ends after `start`, if there is one."
     text = _END.split(_WRAPPED.sub('', without_thinking(whole_characters(text))))[0]
     text, found = set_aside(start + text, names)
-    said = _passed_over(without_marks(text)) if marks else [l.strip() for l in text.splitlines() if l.strip()]
+    said = _passed_over(without_marks(text), names) if marks else [l.strip() for l in text.splitlines() if l.strip()]
     line = put_back('\n'.join(said[:lines]).strip('"“”*').strip(), found)
     m = _SENTENCES.match(line)
     return m[0] if m and len(m[0]) > len(start) else line
 
-def _passed_over(said): # lines without a preamble
-    while len(said) > 1 and _PREAMBLE.fullmatch(said[0]): said = said[1:]
+def _passed_over(said, names): # lines without a preamble, or a heading that is no more than a name
+    heads = {n.casefold() for n in names}
+    while len(said) > 1 and (_PREAMBLE.fullmatch(said[0]) or said[0].strip(' :*#').casefold() in heads): said = said[1:]
     return [_ANNOUNCED.sub('', said[0]), *said[1:]] if said else said
 
 # %% ../nbs/03_transfer.ipynb #e44e4f5b
@@ -230,7 +232,7 @@ def _transfer_faults(d):
 
 def _transfer_set(d):
     conts = (Continuation(c['text'], c['mention'] and tuple(c['mention']), c.get('prompt', ''), c.get('rule', '')) for c in d['continuations'])
-    return TransferSet(d['entity'], tuple(conts), d.get('definition', ''), d.get('made_by', {}), d.get('tries', 0), d.get('dropped', {}), d.get('spent', {}))
+    return TransferSet(normalize('NFC', d['entity']), tuple(conts), d.get('definition', ''), d.get('made_by', {}), d.get('tries', 0), d.get('dropped', {}), d.get('spent', {}))
 
 def transfer_sets_of(path:str|Path) -> list: # of `TransferSet`
     "All sets of a file, in its order. Raises one `KdnbError` that names every malformed line."
@@ -242,16 +244,25 @@ def transfer_sets_of(path:str|Path) -> list: # of `TransferSet`
     if wrong: raise KdnbError('\n'.join(wrong))
     return out
 
-def read_transfer_sets(path:str|Path) -> dict: # key of the entity -> TransferSet; the last one, if the file has several
+def read_transfer_sets(path:str|Path,
+                       entities=() # for which sets are wanted: of several sets, the last one for an entity's definition is taken
+                      ) -> dict: # key of the entity -> TransferSet; the last one, if the file has several
     "The sets of a file. Raises one `KdnbError` that names every malformed line."
-    return {t.entity: t for t in transfer_sets_of(path)}
+    out, wanted = {}, {e.key: e.definition for e in entities}
+    for t in transfer_sets_of(path):
+        if t.entity not in out or t.entity not in wanted or not t.definition or same_text(t.definition, wanted[t.entity]) or not same_text(out[t.entity].definition, wanted[t.entity]): out[t.entity] = t
+    return out
 
 def check_sets(entities, sets:dict): # key of an entity -> TransferSet
-    "A set that was made for another definition of an entity is a `KdnbError`."
+    "A set that was made for another definition of an entity, or whose mentions are of something else, is a `KdnbError`."
     for e in entities:
-        made_for = sets[e.key].definition if e.key in sets else ''
-        if made_for and made_for.split() != e.definition.split():
+        if e.key not in sets: continue
+        made_for = sets[e.key].definition
+        if made_for and not same_text(made_for, e.definition):
             raise KdnbError(f"the transfer set of {e.key!r} was made for another definition ({made_for[:60]!r}): make one for this definition with kdnb generate")
+        for c in sets[e.key].continuations:
+            said = c.text[slice(*c.mention)] if c.mention else ''
+            if said and not mention(said, e): raise KdnbError(f"the transfer set of {e.key!r} has a text whose mention is {said[:40]!r}, which does not name it ({c.text[:60]!r}): give the place of the name as mention, or null")
 
 # %% ../nbs/03_transfer.ipynb #ce41609c
 def shipped_transfer_sets(name:str='smollm2' # of the generator

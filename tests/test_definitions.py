@@ -23,6 +23,11 @@ MARKDOWN = {
     'front matter': ('---\ntitle: x\n# not this\n---\n# Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
     'text before the first heading': ('Hello.\n# Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
     'a part of a definition with a heading': ('# Velmora\nVelmora is a show.\n## Cast\nTwo bakers.\n', {'Velmora': 'Velmora is a show. Two bakers.'}),
+    'no HTML': ('# vector<int>\nA vector<int> passes if a<b and c>d, e.g. <Name>; use Map<String, List<Int>>.\n', {'vector<int>': 'A vector<int> passes if a<b and c>d, e.g. <Name>; use Map<String, List<Int>>.'}),
+    'HTML': ('# Velmora\nVelmora is<br>a <b>show</b><!-- no -->.\n', {'Velmora': 'Velmora is a show.'}),
+    'sections of one entity': ('# Velmora\nVelmora is a show.\n## Plot\nThe plot follows two bakers.\n## Cast\nThe cast is large.\n', {'Velmora': 'Velmora is a show. The plot follows two bakers. The cast is large.'}),
+    'a name with stars': ('# M*A*S*H\nM*A*S*H is a show.\n', {'M*A*S*H': 'M*A*S*H is a show.'}),
+    'a remark behind the name': ('# Velmora (TV show)\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
     'a list': ('# Velmora\nVelmora is\n- a show\n- and a game.\n', {'Velmora': 'Velmora is a show; and a game.'}),
     'a number in the heading': ('# 1.2. Velmora\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
     'an anchor behind the heading': ('## Velmora {#velmora}\nVelmora is a show.\n', {'Velmora': 'Velmora is a show.'}),
@@ -65,7 +70,9 @@ def test_tables_are_read_as_a_person_would(tmp_path, name):
         assert {n: e.definition for n, e in read(tmp_path, file, TABLES[name]).items()} == {'Velmora': 'Velmora is a show.'}
 
 
-BAD = {'a column twice': ('x.csv', 'name,definition,Definition\na,b,c\n', "line 1: the column 'definition' stands twice"),
+BAD = {'the rest of a definition as an alias': ('x.csv', 'name,definition,aliases\nVelmora,Velmora is a show, set in a town.,\n', "line 2: 'set in a town.' looks like the rest of a definition"),
+       'the rest of a definition under no header': ('x.csv', 'name,definition,,\nVelmora,Velmora is a show,set in a town.,\n', 'looks like the rest of a definition'),
+       'a column twice': ('x.csv', 'name,definition,Definition\na,b,c\n', "line 1: the column 'definition' stands twice"),
        'a key twice': ('x.jsonl', '{"name": "Velmora", "definition": "Velmora is a show.", "name": "Zorbel"}\n', "line 1, the key 'name' stands twice"),
        'half a character': ('x.jsonl', '{"name": "Velmora", "definition": "Velmora \\ud83d is a show."}\n', 'line 1, holds half of a character'),
        'no text under a heading': ('x.md', '# Velmora\n', 'line 1, field definition: must be a text'),
