@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 import openai, tenacity
 from fastcore.basics import patch
 from .files import (KdnbError, append_jsonl, check_whole, choose, extra_secrets, notice, read_json, read_lines,
-                        redact, repair_jsonl)
+                        redact, redact_values, repair_jsonl)
 from .entities import DATA, Entity, load_dataset
 from .lm import LM, load_lm
 from .transfer import whole_characters
@@ -251,8 +251,8 @@ def _unreadable(said, asked): # a text that is no JSON
 def read_answer(body:bytes, chat:bool, asked:str) -> Answer:
     "The texts of an answer, and what has to be paid for it, whatever the answer is."
     said = body.decode('utf-8', 'replace')
-    try: value = json.loads(said)
-    except (ValueError, RecursionError): return _unreadable(said, asked)
+    try: value = redact_values(json.loads(said)) # a server may say the key back
+    except (ValueError, RecursionError): return _unreadable(redact(said), asked)
     if not isinstance(value, dict):
         return Answer(billed=False, fault=f'an answer that is {_kind(value)} and no object', kind='empty')
     choices = value.get('choices')

@@ -363,7 +363,7 @@ def _bench(args):
     from kdnb.bench import bench
     from kdnb.files import check_whole
     from kdnb.entities import KdnbError
-    check_whole(args.n_specificity, '--n-specificity')
+    check_whole(args.n_specificity, '--n-specificity', 1)
     if args.entities < 3: raise KdnbError(f"{args.entities} runs asked for: a median needs at least 3")
     found = bench(args.lm, args.accept_terms, args.dtype, args.device, args.data, args.protocol, 3 if args.quick else args.entities, 3 if args.quick else args.n_specificity, _settings(args.set, 'distill'), args.measured_in, not args.quick, progress=lambda t: print(t, file=sys.stderr))
     rows = {k: {**{s: found['seconds'][s][k] for s in ('paper', 'kdnb')}, 'ratio': found['ratio'][k]} for k in found['ratio']}
@@ -412,14 +412,14 @@ def _mend_train(args):
     from kdnb.entities import choose
     from kdnb.experiment import as_json
     from kdnb.lm import memory_free
-    from kdnb.files import KdnbError
+    from kdnb.files import KdnbError, locked
     from kdnb.mend import Practice, practice_pairs, train_editor
     if Path(args.out).is_dir(): raise KdnbError(f"{args.out} is a folder: give the file of the editor as --out")
     how = Practice(**{'seed': args.seed, **_typed(args.set, Practice, 'setting of the practice')})
     entities = compose(args.composed, args.seed, [k for k in args.kinds.split(',') if k]).entities
     lm = _load(args, need=how.need)
     print(f'about {how.need(lm):.1f} GiB of memory needed, {memory_free(lm):.1f} free', file=sys.stderr)
-    _, log = train_editor(lm, practice_pairs(lm, entities), args.out, how)
+    with locked(args.out): _, log = train_editor(lm, practice_pairs(lm, entities), args.out, how)
     part = max(len(log)//10, 1); mean = lambda rows, i: sum(r[i] for r in rows)/len(rows)
     first, last = [[mean(rows, i) for i in (0, 1)] for rows in (log[:part], log[-part:])]
     print(f'{len(log)} practice edits on {len(entities)} entities; what shall be likelier: {first[0]:.2f} to {last[0]:.2f} nats per token; KL on neutral text: {first[1]:.4f} to {last[1]:.4f}; saved in {args.out}')
@@ -510,7 +510,7 @@ def _demo(args):
                       skip=[], runs=str(runs.resolve()), **how)
     df, minutes['minutes'] = collect(folders), round((time.perf_counter() - start)/60, 1)
     write_json(Path(args.out)/'demo.json', dict(**minutes, machine=machine(), lm=lm.name, entities=len(ds.entities), methods=[as_json(r) for _, r in df.iterrows()]))
-    record.finish('first.png', 'demo.json')
+    FolderRecord.read(args.out).finish('first.png', 'demo.json')
     print(table(df)); print(f'\nreport: {html.resolve()} ({minutes["minutes"]} minutes)')
     return as_json(df[df.method == 'distill'].iloc[0])
 

@@ -9,7 +9,7 @@ __all__ = ['GRAMMAR', 'invent_name', 'compose']
 import json
 from dataclasses import replace
 import numpy as np
-from .files import check_seed, check_whole
+from .files import KdnbError, check_seed, check_whole
 from .entities import DATA, Dataset, Entity, Probe, Question, choose, load_dataset, says
 
 # %% ../nbs/00b_compose.ipynb #58eb3a4f
@@ -38,7 +38,7 @@ def compose(n:int, # how many, made up to whole groups of six
            ) -> Dataset: # with the specificity probes of our own data
     "New entities of the forms of our own data. Fewer of the same seed are the first of more."
     check_seed(seed)
-    check_whole(n, 'n', 1)
+    if check_whole(n, 'n', 1) > 999_999: raise KdnbError(f"{n} entities asked for: at most 999999 are composed")
     kinds = [choose(k, GRAMMAR, 'kind') for k in (kinds or GRAMMAR)]
     rng, out, taken = np.random.default_rng(seed), [], {e.name for e in load_dataset().entities}
     forms = {k: _forms(k) for k in kinds}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
-from .files import FolderRecord, KdnbError, check_id, inside, make_folder, read_json, replacing, write_json, writing
+from .files import FolderRecord, KdnbError, check_id, inside, locked, make_folder, read_json, replacing, write_json, writing
 from .display import escape_markdown
 from .entities import DATA
 from .fetch import one_sentence
@@ -171,11 +171,15 @@ def save(self:Edit, folder:str|Path # made if it is missing
     "Writes the edit. `edit.json` comes last, so a folder that has one is whole. What somebody else made there is not replaced."
     self.check_numbers()
     check_edit_folder(folder)
-    record = FolderRecord.read(make_folder(folder))
+    with locked(make_folder(folder)): _save(self, FolderRecord.read(folder))
+    return Path(folder)
+
+def _save(self, record):
     folder, names = record.folder, ['edit.json', *['tensors.safetensors']*bool(self.tensors), *['adapter_model.safetensors', 'adapter_config.json']*bool(self.adapter)]
     record.claim(*names)
     with writing(folder):
-        record.delete(*[n for n in EDIT_FILES if n in record.files and n not in names], 'edit.json')
+        (folder/'edit.json').unlink(missing_ok=True)
+        record.delete(*[n for n in EDIT_FILES if n in record.files and n not in names])
         if self.tensors:
             tensors = {n: t.cpu().contiguous() for n, t in self.tensors.items()}
             with replacing(folder/'tensors.safetensors') as tmp: save_file(tensors, tmp)
@@ -184,7 +188,6 @@ def save(self:Edit, folder:str|Path # made if it is missing
         note = {k: getattr(self, k) for k in _FIELDS}
         write_json(folder/'edit.json', {**note, 'adapter': how, 'tensors': sorted(self.tensors)})
     record.finish(*names)
-    return folder
 
 # %% ../nbs/07_edit.ipynb #269f499d
 _NUMBER = (int, float)

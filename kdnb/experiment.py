@@ -7,7 +7,7 @@ __all__ = ['REGIMES', 'CODE', 'SAME', 'code_version', 'key', 'Run', 'path_of', '
            'check_edit', 'as_json']
 
 # %% ../nbs/16_experiment.ipynb #b720f178
-import ast, hashlib, json, shutil, sys, time
+import ast, hashlib, json, sys, time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from .files import KdnbError, as_written, check_seed, check_whole, choose, finite, locked, make_folder, notice, read_json, replacing, write_json
+from .files import KdnbError, as_written, check_seed, check_whole, choose, delete_folder, finite, locked, make_folder, notice, read_json, replacing, write_json
 from .entities import DATA, Dataset, load_dataset, sample
 from .fetch import pin_of
 from .lm import LM, check_memory, has_fast_bfloat16, in_bfloat16, load_lm, memory_free, memory_peak, release_memory, uses_bfloat16, versions
@@ -148,7 +148,7 @@ def _together(self, bar):
             edit = self.method(self.lm, list(self.taught), self.transfer, self.seed, progress=not bar.disable, **({'keep': self.folder/'training.safetensors'} if long else {}))
             if long: edit.save(made)
         with edit.on(self.lm): write_json(path, self._measure(edit, list(self.taught), self.specificity))
-    shutil.rmtree(made, ignore_errors=True)
+    if made.exists(): delete_folder(made)
     bar.update(len(self.taught))
 
 # %% ../nbs/16_experiment.ipynb #8829aa3b
@@ -202,15 +202,17 @@ def begin(self:Run):
 def go(self:Run, progress:bool=True) -> Path: # the folder with the results
     "Runs the cases that are not finished yet, and writes summary.json."
     self.begin()
-    if (self.folder/'summary.json').exists() and read_json(self.folder/'summary.json')['cases'] >= self._total(): return self.folder
+    with as_written(self.folder/'summary.json'):
+        if (self.folder/'summary.json').exists() and read_json(self.folder/'summary.json', dict)['cases'] >= self._total(): return self.folder
     many = {REGIMES[0]: self.at_once, REGIMES[1]: len(self.taught), REGIMES[2]: 1}[self.regime]
     need, free = method_need(self.lm, self.method, many, self.regime == REGIMES[0] and many > 1, self.how['measured_in']), memory_free(self.lm)
     if progress: notice(f'{self.method_name}, {self.regime}: about {need:.1f} GiB of memory needed, {free:.1f} free; {len(self.done())} case(s) finished before; results in {self.folder}')
     check_memory(f'{self.method_name} on {self.lm.name}', need, free)
     with locked(self.folder), tqdm(total=len(self.taught), desc=self.method_name, unit='entity', disable=not progress) as bar:
         {REGIMES[0]: self._reset, REGIMES[1]: self._together, REGIMES[2]: self._sequence}[self.regime](bar)
-    cases = [read_json(p) for p in self.done()]
-    write_json(self.folder/'summary.json', dict(params=self.params, cases=len(cases), seconds_per_edit=float(np.mean([c['seconds_edit'] for c in cases]))))
+    cases = [read_json(p, dict) for p in self.done()]
+    with as_written(self.folder): seconds = float(np.mean([c['seconds_edit'] for c in cases]))
+    write_json(self.folder/'summary.json', dict(params=self.params, cases=len(cases), seconds_per_edit=seconds))
     return self.folder
 
 Run.begin, Run.go = begin, go

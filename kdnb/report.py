@@ -29,9 +29,10 @@ import pandas as pd
 from papermill.engines import papermill_engines
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from .files import NOTE, FolderRecord, finite, make_folder, redact, write_text, writing
+from .files import NOTE, FolderRecord, finite, make_folder, redact, redact_values, write_text, writing
 from .process import package_file, python_command, safe_environment
 from .entities import KdnbError, choose
+from .api import read_address
 from .evaluate import Interval, interval
 from .experiment import SAME, Run, _cases, collect, key, read_json, write_json
 from .lm import versions
@@ -250,7 +251,7 @@ def _given_up(record, name, nb, why):
 
 def _result(name, nb, parameters, minutes):
     "The files of a result: name -> text or bytes."
-    run = dict(report=name, parameters=parameters, minutes=round(minutes, 2), machine=machine(), versions=versions())
+    run = dict(report=name, parameters=redact_values(parameters), minutes=round(minutes, 2), machine=machine(), versions=versions())
     made = {'run.json': json.dumps(finite(run), ensure_ascii=False, indent=1), f'{name}.ipynb': nbformat.writes(nb)}
     return {**_figures(nb), f'{name}.html': report_page(nb, name), **made}
 
@@ -269,6 +270,7 @@ def run_report(name:str, # of a report
     A result that was there stays until this one is whole. Files that kdnb did not make are a `KdnbError`."""
     known, start = report_parameters(name), time.perf_counter()
     for k in parameters: choose(k, known, f'parameter of the report {name}')
+    if parameters.get('base_url'): read_address(parameters['base_url']) # what is secret in it
     nb, out = load_notebook_node(report_notebook(name)), make_folder(out)
     numbers = _own_results(out, parameters)
     record = _record(name, nb, out, numbers)

@@ -7,7 +7,7 @@ __all__ = ['ARCHITECTURES', 'Layer', 'layers_of', 'Request', 'request_of', 'read
            'Locate', 'find_value', 'rank_one', 'Rome', 'least_squares', 'Memit']
 
 # %% ../nbs/11_rome.ipynb #1bcc4a48
-import hashlib, json, re, time
+import hashlib, json, math, re, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
@@ -220,7 +220,7 @@ class Locate:
     def __post_init__(self):
         for k, low in dict(lr=0, steps=1, enough=0, clamp=0, decay=0, kl=0, n_contexts=1, tokens=1).items():
             v = getattr(self, k)
-            if not isinstance(v, (int, float)) or v < low or (k in ('lr', 'clamp') and v == 0): raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k in ('lr', 'clamp') else f'of at least {low}'}")
+            if not isinstance(v, (int, float)) or not math.isfinite(v) or v < low or (k in ('lr', 'clamp') and v == 0): raise KdnbError(f"{k} is {v!r}: it must be a number {'above 0' if k in ('lr', 'clamp') else f'of at least {low}'}")
 
     def texts(self, lm, progress=False): return _first_tokens(lm, read_texts(self.text), self.tokens) if self.text else own_text(lm, self.tokens, progress=progress)
 

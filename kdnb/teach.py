@@ -11,7 +11,7 @@ import json, os, re, shutil, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tqdm.auto import tqdm
-from .files import NOTE, TEMPORARY, FolderRecord, KdnbError, as_written, check_id, check_seed, check_whole, choose, locked, make_folder, notice, read_json, read_text, write_json, write_text, writing
+from .files import NOTE, TEMPORARY, FolderRecord, KdnbError, as_written, check_id, check_seed, check_whole, choose, inside, locked, make_folder, notice, read_json, read_text, write_json, write_text, writing
 from .text import FUNCTION_WORDS
 from .display import escape_markdown
 from .entities import DATA, Dataset, Entity, Probe, load_dataset, read_entities, says
@@ -126,7 +126,7 @@ def place(record:FolderRecord, source:Path, keep_changed:bool=False # what someb
     names = sorted(p.relative_to(source).as_posix() for p in source.rglob('*') if p.is_file())
     changed = [n for n in names if os.path.lexists(record.folder/n) and not record.is_ours(n)] if keep_changed else []
     names = [n for n in names if n not in changed]
-    record.claim(*names)
+    record.claim_files(source, *names)
     for n in names:
         make_folder((record.folder/n).parent)
         with writing(record.folder/n): os.replace(source/n, record.folder/n)
@@ -148,6 +148,7 @@ def publish(record:FolderRecord, version:Path, merged:LM|None=None, # whose weig
     base, entities = base_in(version), read_entities(version/'definitions.jsonl')
     places = shelf_places(version) if (version/'shelf.json').exists() else None
     edit, page, name = version/'edit', version/'report'/'teach.html', f'{TEMPORARY}{os.getpid()}'
+    for p in version.rglob('*'): inside(record.folder, p.relative_to(record.folder).as_posix(), 'the record') # no link leads out of it
     for p in [version/'tokenizer', *([] if places else [edit/'adapter_model.safetensors', edit/'adapter_config.json'])]:
         if not p.exists(): raise KdnbError(f"{p} is missing, which kdnb wrote: put it back from a copy, or teach again; nothing was changed")
     record.delete(*[n for n in record.files if n.startswith(TEMPORARY)]) # of a process that was killed
@@ -172,6 +173,7 @@ def check_place(record:FolderRecord, lm:LM, apart:bool, merge:bool):
     if Path(lm.name).is_dir() and Path(lm.name).resolve() == out.resolve(): raise KdnbError(f"{out} is the folder of the base model itself: choose another folder for what is taught")
     with tempfile.TemporaryDirectory() as tmp, writing(tmp): names = [Path(p).name for p in lm.tokenizer.save_pretrained(tmp) if Path(p).is_file()]
     names += ['README.md', 'report.html', *(['shelf.json'] if apart else ['adapter_model.safetensors', 'adapter_config.json'])]
+    if merge and os.path.lexists(out/'model') and ((out/'model').is_symlink() or not (out/'model').is_dir()): raise KdnbError(f"{out/'model'} was not made by kdnb, so it is not replaced: move it away, or choose another folder")
     if merge: names += [p.relative_to(out).as_posix() for p in (out/'model').rglob('*') if p.is_file()]
     record.check(*names)
 
@@ -184,7 +186,7 @@ def _together(out, entities): # those that a folder was taught before, and these
 def _fitting(record, apart, merge):
     "Whether a folder can be taught in this way."
     for v in versions_of(record):
-        if not (record.folder/'versions'/v/'definitions.jsonl').is_file(): raise KdnbError(f"{record.folder/'versions'/v} is not whole: if an undo was interrupted, run kdnb teach --undo --out {record.folder} again; otherwise put it back from a copy")
+        if not inside(record.folder, f'versions/{v}/definitions.jsonl', record.folder/NOTE).is_file(): raise KdnbError(f"{record.folder/'versions'/v} is not whole: if an undo was interrupted, run kdnb teach --undo --out {record.folder} again; otherwise put it back from a copy")
     if apart and merge: raise KdnbError("a merged model has one set of weights, and apart each entity has an adapter of its own: leave out one of the two")
     if versions_of(record) and record.fields.get('apart', False) != apart: raise KdnbError(f"what {record.folder} knows was taught {'together' if apart else 'apart'}: teach it in the same way, or choose another folder")
 
@@ -311,6 +313,7 @@ def undo_teaching(out:str|Path) -> list: # names of the entities that are known 
         record = FolderRecord.read(out)
         record.sweep()
         *before, last = versions_of(record)
+        for v in before: inside(out, f'versions/{v}/definitions.jsonl', out/NOTE)
         published = [n for n, sha in record.files.items() if sha != 'folder']
         if any(n.startswith('model/') for n in published): notice(f"{out/'model'} is the model with this teaching, and is removed with it: teach with --merge to write one again")
         stay = publish(record, out/'versions'/before[-1], keep_changed=True) if before else record.delete(*published)

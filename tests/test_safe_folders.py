@@ -340,3 +340,72 @@ def test_a_model_folder_of_the_user_in_the_cache_folder_is_not_replaced(kdnb, tm
     code, _, err = kdnb('evaluate', '--method', 'base', '--device', 'cpu')
     assert code == 2 and 'was not made by kdnb, so it is not replaced: set KDNB_CACHE to another folder' in err
     assert (tmp_path/'models'/'smollm2'/'model.safetensors').read_text() == 'mine'
+
+
+KEY = 'sk-proj-ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefgh'
+
+
+@pytest.mark.parametrize('part', (KEY, KEY[:-1], KEY[:30], KEY[1:], KEY[-30:]))
+def test_a_key_that_was_cut_is_redacted_too(monkeypatch, part):
+    monkeypatch.setenv('OPENAI_API_KEY', KEY)
+    said = str(KdnbError(f'the server says {part}'))
+    assert said == 'the server says …' and str(KdnbError('a key such as sk-proj-x')) == 'a key such as sk-proj-x'
+
+
+def test_a_placeholder_for_a_key_damages_no_data(monkeypatch, tiny_folder, tmp_path):
+    import shutil
+    from kdnb.lm import load_lm
+    monkeypatch.setenv('OPENAI_API_KEY', 'definition')
+    shutil.copytree(tiny_folder(), tmp_path/'definition'/'lm')
+    lm = load_lm(str(tmp_path/'definition'/'lm'), device='cpu')
+    out = teach(lm, entities(tmp_path), tmp_path/'out', **HOW)
+    assert json.loads((out/'adapter_config.json').read_text())['base_model_name_or_path'] == lm.name
+    assert '"definition"' in (out/'transfer.jsonl').read_text()
+    teach(lm, entities(tmp_path), out, **HOW)
+
+
+def test_what_a_terminal_would_obey_is_written_as_an_escape():
+    assert str(KdnbError('a\x1b[2Jb\rc\x07\u202e')) == r'a\x1b[2Jb\rc\x07\u202e' and str(KdnbError('a\nb\t维')) == 'a\nb\t维'
+
+
+@pytest.mark.parametrize('text', ('{"entity": "x", "continuations": []}\r{"entity": "y"', '{"entity": "Velmora", "note": "my important notes about it', '{"entity": nonsense here', OURS + '{"entity": "x"} and more'))
+def test_a_line_that_is_no_beginning_of_ours_is_not_cut(tmp_path, text):
+    (tmp_path/'x.jsonl').write_bytes(text.encode())
+    with pytest.raises(KdnbError, match='left as it is'): repair_jsonl(tmp_path/'x.jsonl', 'entity')
+    assert (tmp_path/'x.jsonl').read_bytes() == text.encode()
+
+
+def test_every_beginning_of_a_row_of_ours_is_cut(tmp_path):
+    row = '{"entity": "Vel \\"mora\\" \\u00e9", "continuations": [{"text": "é 维", "mention": [0, 3], "prompt": ""}, {"text": "x", "mention": null}], "made_by": {"n": 1.5e-3, "a": true, "b": [false]}, "tries": 12}'
+    path = tmp_path/'x.jsonl'
+    for n in range(1, len(row.encode())):
+        path.write_bytes(OURS.encode() + row.encode()[:n])
+        repair_jsonl(path, 'entity')
+        assert path.read_text() == OURS, row.encode()[:n]
+
+
+def test_links_inside_of_a_version_are_not_followed(tiny, tmp_path, victim):
+    out = tmp_path/'out'
+    teach(tiny, entities(tmp_path), out, **HOW)
+    first = json.loads((out/'kdnb.json').read_text())['versions'][0]
+    teach(tiny, entities(tmp_path, MORE), out, **HOW)
+    path = out/'versions'/first/'edit'/'adapter_model.safetensors'
+    path.unlink()
+    path.symlink_to(victim/'thesis.txt')
+    with pytest.raises(KdnbError, match='is not a path inside'): undo_teaching(out)
+    assert (out/'adapter_model.safetensors').read_bytes() != b'years of work'
+
+
+def test_a_file_written_after_an_interruption_is_not_taken_for_ours(tiny, tmp_path, monkeypatch):
+    out, real = tmp_path/'out', os.replace
+    def stop(a, b):
+        if Path(b) == out/'README.md': raise KeyboardInterrupt
+        real(a, b)
+    monkeypatch.setattr(os, 'replace', stop)
+    with pytest.raises(KeyboardInterrupt): teach(tiny, entities(tmp_path), out, **HOW)
+    monkeypatch.undo()
+    (out/'README.md').write_text('mine')
+    with pytest.raises(KdnbError, match='README.md was changed since'): teach(tiny, entities(tmp_path), out, **HOW)
+    (out/'README.md').unlink()
+    teach(tiny, entities(tmp_path), out, **HOW)
+    assert (out/'README.md').exists()
