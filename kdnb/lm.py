@@ -14,7 +14,7 @@ import ctypes, inspect, json, os, platform, re, sys, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np
@@ -74,6 +74,14 @@ class LM:
     def shares(self) -> bool:
         "Whether unequal texts may go on from one cached start."
         return self.pads_left and self.caches and _tried(self, _scores_shared)
+    @cached_property
+    def writes(self) -> bool:
+        "Whether the model writes from its cache what whole passes would write."
+        return _tried(self, _writes_one)
+    @cached_property
+    def writes_left(self) -> bool:
+        "Whether it does so in a batch with padding before the prompts."
+        return self.writes and _tried(self, _writes_both)
     @cached_property
     def edge(self) -> int|None:
         "The longest text, in tokens, for which the tries above say something; None: any."
@@ -293,7 +301,7 @@ def pad(lm:LM, seqs:list, # of token ids
     "Sequences of unequal length as a batch. One for which the model has no positions is a `KdnbError`."
     _check_seqs(lm, seqs, before)
     ids, mask, pos = _pad(seqs, lm.device, left)
-    return ids, mask, pos if lm.positions else None
+    return ids, mask, pos if lm.positions and (before or _near(lm, seqs)) else None # beyond the edge nothing is padded
 
 def _pad(seqs, device, left=False):
     "Token ids [B, L], attention mask [B, L] and position ids [B, L] of sequences of unequal length."
@@ -477,6 +485,22 @@ def _scored(lm, prefixes, tails, **kw):
 
 def _scores_cached(lm, prefixes, tails, n):
     return _scored(lm, [prefixes[0], prefixes[0][::-1]], tails) # of one length
+
+def _writes(lm, seqs):
+    "Whether the logits of each token that is written are those of a whole pass over what stands before it."
+    ids, mask, _ = _pad(seqs, lm.device, left=True)
+    with _own_settings(lm, 3, 0, 1.) as how, _positions_left_to(lm), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        how.update(eos_token_id=None, output_logits=True, return_dict_in_generate=True)
+        out = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=how)
+    for i, s in enumerate(seqs):
+        got = torch.stack([step[i] for step in out.logits]).float()
+        want = _alone(lm, s + out.sequences[i, ids.shape[1]:-1].tolist())[len(s)-1:]
+        if not _same(lm, got, want, want.std()): return False
+    return True
+
+def _writes_one(lm, prefixes, tails, n): return _writes(lm, prefixes[:1])
+def _writes_both(lm, prefixes, tails, n): return _writes(lm, prefixes)
 
 def _scores_shared(lm, prefixes, tails, n):
     begun = lambda: _cached(lm, [prefixes[0][:n]], n-1)[-1]
@@ -873,20 +897,23 @@ def _until(ids, ends, broken): # what was written in a row, and whether it ends 
 def _positions_left_to(lm):
     "Within this context a model that counts its positions itself is given none when it writes."
     real = lm.model.prepare_inputs_for_generation
+    @wraps(real) # transformers reads its signature
     def without(*args, **kw):
         given = real(*args, **kw)
         return {k: v for k, v in given.items() if k != 'position_ids'}
-    if not lm.positions: lm.model.prepare_inputs_for_generation = without
+    takes = 'position_ids' in inspect.signature(lm.model.forward).parameters
+    if takes and not lm.positions: lm.model.prepare_inputs_for_generation = without
     try: yield
     finally: vars(lm.model).pop('prepare_inputs_for_generation', None)
 
 def _write(lm, seqs, n, how):
     "n continuations of each of some prompts that may stand in one batch: what is written, and whether it ends since scores were no numbers."
     near = lm.edge is None or max(map(len, seqs)) + how.max_new_tokens <= lm.edge
-    ids, mask, kw = _begun(lm, seqs, n, near)
+    ids, mask, kw = _begun(lm, seqs, n, near and lm.writes)
     watch, ends = _Finite(len(ids), how.pad_token_id, lm.device), set(how.eos_token_id or ())
-    if not near and any(kind in _STRETCHED for kind, _ in _ropes(_text_config(lm.model.config))):
-        kw['use_cache'] = False # the rotation of what is cached would be that of a shorter text
+    stretched = any(kind in _STRETCHED for kind, _ in _ropes(_text_config(lm.model.config)))
+    if not lm.writes or stretched and not near: # what is cached would be rotated as in a shorter text
+        kw['use_cache'] = False
     with _positions_left_to(lm):
         out = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=how,
                                 logits_processor=[watch], **kw)
@@ -914,7 +941,7 @@ def generate(lm:LM,
     with (torch.random.fork_rng(devices=[lm.device] if lm.device.type == 'cuda' else []), warnings.catch_warnings(),
           in_bfloat16(lm, fast), _own_settings(lm, max_new_tokens, temperature, top_p) as how):
         warnings.simplefilter('ignore')
-        groups = _alike(lm, [len(s) + max_new_tokens for s in seqs], lm.pads_left)
+        groups = _alike(lm, [len(s) + max_new_tokens for s in seqs], lm.writes_left or not lm.writes and lm.pads_left)
         lm.shares # asked by passes of its own
         torch.manual_seed(seed)
         for g in groups: rows.update(zip([(i, k) for i in g for k in range(n)], _write(lm, [seqs[i] for i in g], n, how)))
