@@ -69,19 +69,23 @@ class LM:
     @cached_property
     def caches(self) -> bool:
         "Whether candidates may go on from a cached pass over their left contexts."
-        return _tried(self, _scores_cached)
+        return self.caches_left or _tried(self, _scores_cached)
+    @cached_property
+    def caches_left(self) -> bool:
+        "Whether they may do so in a batch with padding before the contexts."
+        return _tried(self, _scores_left)
     @cached_property
     def shares(self) -> bool:
         "Whether unequal texts may go on from one cached start."
-        return self.pads_left and self.caches and _tried(self, _scores_shared)
+        return self.caches_left and _tried(self, _scores_shared)
     @cached_property
     def writes(self) -> bool:
         "Whether the model writes from its cache what whole passes would write."
-        return _tried(self, _writes_one)
+        return self.writes_left or _tried(self, _writes_one)
     @cached_property
     def writes_left(self) -> bool:
         "Whether it does so in a batch with padding before the prompts."
-        return self.writes and _tried(self, _writes_both)
+        return _tried(self, _writes_both)
     @cached_property
     def edge(self) -> int|None:
         "The longest text, in tokens, for which the tries above say something; None: any."
@@ -477,10 +481,9 @@ def _scored(lm, prefixes, tails, **kw):
     if got is None: return False
     want, std = [], 0.
     for p, ts in zip(prefixes, tails):
-        for t in ts:
-            logits = _alone(lm, p + t)[len(p)-1:-1]
-            want.append(logits.log_softmax(-1)[range(len(t)), t].double().sum())
-            std = max(std, logits.std().nan_to_num().item())
+        logits = _alone(lm, p + max(ts, key=len))[len(p)-1:] # the others are of one token
+        std = max(std, logits.std().nan_to_num().item())
+        for t in ts: want.append(logits.log_softmax(-1)[range(len(t)), t].double().sum())
     return _same(lm, [x for r in got for x in r], torch.stack(want), std)
 
 def _scores_cached(lm, prefixes, tails, n):
@@ -502,9 +505,11 @@ def _writes(lm, seqs):
 def _writes_one(lm, prefixes, tails, n): return _writes(lm, prefixes[:1])
 def _writes_both(lm, prefixes, tails, n): return _writes(lm, prefixes)
 
+def _scores_left(lm, prefixes, tails, n): return _scored(lm, prefixes, tails)
+
 def _scores_shared(lm, prefixes, tails, n):
     begun = lambda: _cached(lm, [prefixes[0][:n]], n-1)[-1]
-    if not (_scored(lm, prefixes, tails) and _scored(lm, prefixes, tails, begin=begun())): return False
+    if not _scored(lm, prefixes, tails, begin=begun()): return False
     at = [[len(p)-n-1] for p in prefixes]
     got = _logits_after(lm, begun(), [p[n:] for p in prefixes], at)
     want = torch.stack([_alone(lm, p)[-1] for p in prefixes])
@@ -547,6 +552,7 @@ def states_below(lm:LM, seqs:list, # of token ids
                  n:int, # blocks
                  per_batch:int=32) -> list: # for each sequence, what the first n blocks make of it: a tensor [L, d]
     "The states of sequences after the first n blocks."
+    _check_seqs(lm, seqs)
     out, together = [None]*len(seqs), lm.packs or lm.pads # asked by passes of their own
     def stop(): raise _Enough
     parts = [range(i, min(i+per_batch, len(seqs))) for i in range(0, len(seqs), per_batch)]
@@ -636,6 +642,7 @@ def logits_at(lm:LM,
              ) -> torch.Tensor: # float32 logits [N, V], N = the number of all positions, in their order
     "Next-token logits of sequences at the chosen positions only. Gradients flow through it."
     positions = [[p if p >= 0 else len(s)+p for p in ps] for s, ps in zip(seqs, positions, strict=True)]
+    _check_seqs(lm, seqs)
     groups = _alike(lm, [len(s) for s in seqs], lm.packs or lm.pads)
     if len(groups) > 1: return _logits_of(lm, groups, seqs, positions, shared, owners, below)
     n, cache = min([_common(seqs), *(p for ps in positions for p in ps)]) if shared and owners is None and below is None and not _now(lm) and _near(lm, seqs) and lm.shares else 0, None
@@ -764,7 +771,7 @@ def score_candidates(lm:LM,
     for i in {*range(len(split))} - {*near}: out[i] = _score_full(lm, *split[i], owners and owners[i])
     n, begin = _common([split[i][0] for i in near]) if owners is None and not _now(lm) and near and lm.shares else 0, None
     if n: *_, begin = _cached(lm, [split[near[0]][0][:n]], n-1)
-    groups = _alike(lm, [len(split[i][0]) for i in near], lm.pads_left) if near else []
+    groups = _alike(lm, [len(split[i][0]) for i in near], lm.caches_left) if near else []
     for group in [[near[j] for j in g] for g in groups]:
         for batch in _batches([full[i] - n for i in group], batch_tokens, n):
             batch = [group[j] for j in batch]
