@@ -86,6 +86,10 @@ class LM:
     def writes_left(self) -> bool:
         "Whether it does so in a batch with padding before the prompts."
         return _tried(self, _writes_both)
+    def tries(self) -> dict: # name -> whether the model does it
+        "All that is tried, each once; for whoever counts passes, or puts hooks into the model, it is done now."
+        names = 'positions packs pads pads_left caches caches_left shares writes writes_left tuples'
+        return {k: getattr(self, k) for k in names.split()}
     @cached_property
     def edge(self) -> int|None:
         "The longest text, in tokens, for which the tries above say something; None: any."
