@@ -830,6 +830,24 @@ def odd_config(kind, vocab):
             moe_intermediate_size=16,
             shared_expert_intermediate_size=16,
         ),
+        'mixtral': lambda: t.MixtralConfig(**of, **wide, **kv, num_local_experts=4),
+        'deepseek': lambda: t.DeepseekV3Config(
+            **of,
+            **wide,
+            num_key_value_heads=2,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            kv_lora_rank=8,
+            q_lora_rank=8,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
+        ),
+        'olmoe': lambda: t.OlmoeConfig(**of, **wide, num_experts=4, num_experts_per_tok=2),
         'reformer': lambda: t.ReformerConfig(
             vocab_size=vocab,
             is_decoder=True,
@@ -950,3 +968,32 @@ def test_a_row_of_packed_texts_is_no_longer_than_the_model_reads(tiny_folder, tm
 
 def test_a_model_that_counts_from_behind_its_padding_reads_fewer_tokens(odd, tokenizer):
     assert odd('roberta').max_tokens == 256 and odd('bart').max_tokens == 256
+
+
+# Adapters in models that have more than plain linear layers
+
+
+@pytest.mark.parametrize('kind', ('mixtral', 'deepseek', 'olmoe', 'llama4', 'qwen3_next'))
+def test_an_adapter_leaves_experts_and_routers_as_they_are_and_is_found_again(odd, kind, tmp_path):
+    lm = odd(kind)
+    before, left = weights(lm), lm.encode('Velmora is a')
+    own = logits_at(lm, [left], [[-1]])
+    edit = Distill(trainable='lora', steps=3, lr=0.02)(lm, [ENTITY], SETS)
+    now = weights(lm)
+    assert now.keys() == before.keys() and all(torch.equal(now[n], before[n]) for n in now)
+    assert lm.model.config.model_type == odd_config(kind, 700).model_type
+    assert not any('.gate.' in n or 'router' in n or n.endswith('experts') for n in edit.adapter)
+    assert all(now[n].ndim == 2 for n in edit.adapter) and any('attn' in n for n in edit.adapter)
+    edit.save(tmp_path / 'edit')
+    with edit.on(lm):
+        taught = logits_at(lm, [left], [[-1]])
+    with load_edit(tmp_path / 'edit').on(lm):
+        assert torch.equal(logits_at(lm, [left], [[-1]]), taught)
+    assert not torch.allclose(taught, own, atol=1e-3)
+
+
+def test_a_model_in_which_no_adapter_can_stand_is_one_sentence(odd):
+    lm = odd('mamba')
+    with pytest.raises(KdnbError, match=r"no adapter can stand in mamba: train its weights"):
+        Distill(trainable='lora', steps=1)(lm, [ENTITY], SETS)
+    assert Distill(trainable='all', steps=1)(lm, [ENTITY], SETS).losses
