@@ -144,16 +144,47 @@ def _training_weights(lm, what, block=None):
         for n, p in params.items(): p.data, p.grad = kept[n], None; p.requires_grad_(False)
 
 # %% ../nbs/08_distill.ipynb #0b0eae75-1
+def _special(model):
+    "Whether a model has more than plain linear layers: experts in one tensor, or a linear layer that gives something else."
+    odd = any(isinstance(m, torch.nn.Linear) and type(m).forward != torch.nn.Linear.forward for m in model.modules())
+    return odd or any(p.ndim == 3 and not isinstance(m, torch.nn.Conv1d)
+                      for m in model.modules() for p in m.parameters(recurse=False))
+
+def _adaptable(model) -> list:
+    "Names of the plain linear layers of such a model. What leaves a state-space block is read past an adapter, so it has none."
+    plain, head = (torch.nn.Linear.forward, Conv1D.forward), model.get_output_embeddings()
+    mixers = {m.out_proj for m in model.modules() if hasattr(m, 'conv1d') and hasattr(m, 'out_proj')}
+    return [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))
+            and type(m).forward in plain and m is not head and m not in mixers]
+
+@contextmanager
+def _of_no_type(model, on):
+    "Within this context peft does not know the type of a model, for which it would turn names of layers into experts."
+    had = vars(model.config).get('model_type')
+    try:
+        if on: model.config.model_type = ''
+        yield
+    finally:
+        if on:
+            if had is None: del model.config.model_type
+            else: model.config.model_type = had
+
 def _inject(lm, rank, seed, relative, above=0.):
     "Puts a low-rank adapter on all linear layers (LoRA, arXiv 2106.09685; scale 2, times the size of the layer's weight where that is wanted): the model with it, and the layers by name."
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
     whole = lm.model
-    names = [n for b in [upper(lm, above)] for n, m in whole.named_modules() if m in b] if above else 'all-linear'
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    special = _special(whole)
+    names = _adaptable(whole) if above or special else 'all-linear'
+    if above: names = [n for b in [upper(lm, above)] for n in names if whole.get_submodule(n) in b]
+    no = f"no adapter can stand in {lm.name}: train its weights (trainable='all')"
+    if not names: raise KdnbError(no)
+    with _of_no_type(whole, special), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter('ignore') # of what transformers will rename, and of GPT-2's transposed layers, which peft finds by itself
         torch.manual_seed(seed) # A starts at random, B at zero
-        peft = get_peft_model(whole, LoraConfig(r=rank, lora_alpha=2*rank, target_modules=names, task_type='CAUSAL_LM'))
+        how = LoraConfig(r=rank, lora_alpha=2*rank, target_modules=names, task_type='CAUSAL_LM')
+        try: peft = get_peft_model(whole, how)
+        except ValueError as e: raise KdnbError(f"{no} ({' '.join(str(e).split())[:160]})") from None
     layers = {n: m for n, m in peft.get_base_model().named_modules() if isinstance(m, LoraLayer)}
     for m in layers.values(): m.scaling['default'] = 2.*(_size(m.get_base_layer().weight) if relative else 1.)
     return peft, layers

@@ -14,7 +14,7 @@ import ctypes, inspect, json, os, platform, re, sys, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np
@@ -53,7 +53,47 @@ class LM:
     @cached_property
     def packs(self) -> bool:
         "Whether several sequences may stand in one row, told apart by their positions."
-        return _keeps_apart(self.model)
+        return self.positions and _keeps_apart(self.model)
+    @cached_property
+    def positions(self) -> bool:
+        "Whether the model takes position ids, and ours are those that it would take itself."
+        return _own_positions(self)
+    @cached_property
+    def pads(self) -> bool:
+        "Whether texts of unequal length may stand in one batch, with padding after them."
+        return _tried(self, _padded_right)
+    @cached_property
+    def pads_left(self) -> bool:
+        "Whether they may stand there with padding before them."
+        return _tried(self, _padded_left)
+    @cached_property
+    def caches(self) -> bool:
+        "Whether candidates may go on from a cached pass over their left contexts."
+        return self.caches_left or _tried(self, _scores_cached)
+    @cached_property
+    def caches_left(self) -> bool:
+        "Whether they may do so in a batch with padding before the contexts."
+        return _tried(self, _scores_left)
+    @cached_property
+    def shares(self) -> bool:
+        "Whether unequal texts may go on from one cached start."
+        return self.caches_left and _tried(self, _scores_shared)
+    @cached_property
+    def writes(self) -> bool:
+        "Whether the model writes from its cache what whole passes would write."
+        return self.writes_left or _tried(self, _writes_one)
+    @cached_property
+    def writes_left(self) -> bool:
+        "Whether it does so in a batch with padding before the prompts."
+        return _tried(self, _writes_both)
+    def tries(self) -> dict: # name -> whether the model does it
+        "All that is tried, each once; for whoever counts passes, or puts hooks into the model, it is done now."
+        names = 'positions packs pads pads_left caches caches_left shares writes writes_left tuples'
+        return {k: getattr(self, k) for k in names.split()}
+    @cached_property
+    def edge(self) -> int|None:
+        "The longest text, in tokens, for which the tries above say something; None: any."
+        return _edge(self.model.config)
     @cached_property
     def tuples(self) -> bool:
         "Whether a block gives a tuple, with the states first."
@@ -65,7 +105,8 @@ class LM:
     @cached_property
     def max_tokens(self) -> int|None:
         "The longest sequence that the model was made for, in tokens; None: its configuration gives no limit."
-        return _limit(self.model.config)
+        n = _limit(self.model.config)
+        return n and n - _before_positions(self.model, n)
     def encode(self, text:str, special:bool=True) -> list:
         "Token ids of `text`, with the special tokens that the model wants at its start, and none after it."
         ids = self.tokenizer(text, add_special_tokens=special).input_ids
@@ -103,6 +144,12 @@ def _limit(config):
     of = [(r['factor'], r.get('original_max_position_embeddings')) for r in ropes
           if isinstance(r.get('factor'), (int, float))]
     return n and max([n, *(int(f*(first if whole(first) else n)) for f, first in of)])
+
+def _before_positions(model, n):
+    "How many of a model's n learned positions stand before that of the first token."
+    named = model.named_modules() if isinstance(model, torch.nn.Module) else ()
+    return max((m.padding_idx + 1 for k, m in named if isinstance(m, torch.nn.Embedding) and 'position' in k
+                and m.padding_idx is not None and m.num_embeddings == n), default=0)
 
 def check_tokens(lm:LM, what:str, # that has so many tokens, for the message
                  n:int, new:int=0): # tokens that are read, and those that are written after them
@@ -237,7 +284,7 @@ def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder
         model, tok = _from_pretrained(folder, DTYPES[dtype], lambda config, tok: _fits(LM(str(name), _outline(config, DTYPES[dtype]), tok, loaded=loaded), need or memory_need))
     try: model = model.eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as e: raise KdnbError(f"cannot put {name} on device {device!r}: {str(e).splitlines()[0][:120]}") from None
-    lm = LM(str(name), model, tok, loaded=loaded)
+    lm = LM(str(name), _forget_lengths(model), tok, loaded=loaded)
     check_causal(lm)
     noted = lambda: read_json(Path(folder)/NOTE, fields={'weights_sha256': str})['weights_sha256']
     if name in BUILTIN and dtype == BUILTIN[name].dtype and lm.sha256 != noted():
@@ -258,10 +305,11 @@ def _only_at(model, at):
 def pad(lm:LM, seqs:list, # of token ids
         left:bool=False, # padding goes in front
         before:int=0 # tokens that stand before them already
-       ) -> tuple: # token ids [B, L], attention mask [B, L] and position ids [B, L], on the model's device
+       ) -> tuple: # token ids [B, L], attention mask [B, L] and position ids [B, L], on the model's device; None for position ids that the model makes itself
     "Sequences of unequal length as a batch. One for which the model has no positions is a `KdnbError`."
     _check_seqs(lm, seqs, before)
-    return _pad(seqs, lm.device, left)
+    ids, mask, pos = _pad(seqs, lm.device, left)
+    return ids, mask, pos if lm.positions and (before or _near(lm, seqs)) else None # beyond the edge nothing is padded
 
 def _pad(seqs, device, left=False):
     "Token ids [B, L], attention mask [B, L] and position ids [B, L] of sequences of unequal length."
@@ -284,9 +332,9 @@ def owned(lm:LM, owners # a list of numbers, one a row, or a tensor [rows, token
 
 # %% ../nbs/02_lm.ipynb #ce8a0e2d
 def _call(model, ids, mask, pos, **kw):
-    "The model's forward pass; position ids only for models that take them."
+    "The model's forward pass; position ids only where there are some, for models that take them."
     takes = inspect.signature(model.forward).parameters
-    if 'position_ids' in takes: kw['position_ids'] = pos
+    if 'position_ids' in takes and pos is not None: kw['position_ids'] = pos
     if 'cache' in kw and 'cache' not in takes: kw['past_key_values'] = kw.pop('cache') # its older name
     return model(input_ids=ids, attention_mask=mask, **kw)
 
@@ -301,12 +349,13 @@ def _groups(lengths):
     return split(order)
 
 # %% ../nbs/02_lm.ipynb #4c7c1854
-def _pack(seqs, device, width=384):
-    "Sequences in as few rows of about `width` tokens as they need: token ids [R, W], position ids [R, W], and for each sequence its row and where it starts."
-    lengths = [len(s) for s in seqs]
+def _pack(seqs, device, width=384, most=None):
+    "Sequences in as few rows of about `width` tokens, and at most `most`, as they need: token ids [R, W], position ids [R, W], and for each sequence its row and where it starts."
+    lengths, width = [len(s) for s in seqs], min(width, most or width)
     rows, at = [[] for _ in range(-(-sum(lengths)//width))], [None]*len(seqs)
     for i in sorted(range(len(seqs)), key=lambda i: -lengths[i]):
         r = min(range(len(rows)), key=lambda r: len(rows[r]))
+        if most and rows[r] and len(rows[r]) + lengths[i] > most: r = len(rows); rows.append([])
         at[i] = r, len(rows[r]); rows[r] += [*zip(seqs[i], range(lengths[i]))]
     n = max(map(len, rows))
     t = torch.tensor([row + [(0, k) for k in range(n - len(row))] for row in rows], device=device)
@@ -314,9 +363,10 @@ def _pack(seqs, device, width=384):
 
 def _rows(lm, seqs):
     "Sequences in rows, several in one where the model can tell them apart: token ids, mask, position ids, and for each sequence its row and where it starts."
-    if not lm.packs: return *pad(lm, seqs), [(i, 0) for i in range(len(seqs))]
+    if not (lm.packs and _near(lm, seqs)): return *pad(lm, seqs), [(i, 0) for i in range(len(seqs))]
     _check_seqs(lm, seqs)
-    ids, pos, starts = _pack(seqs, lm.device)
+    most = min((n for n in (lm.max_tokens, lm.edge) if n), default=None)
+    ids, pos, starts = _pack(seqs, lm.device, most=most)
     return ids, None, pos, starts
 
 @torch.no_grad()
@@ -331,6 +381,158 @@ def _keeps_apart(model):
     want = _call(model, *_pad([b], device), use_cache=False).logits[0].float()
     return bool((got - want).abs().max() < .05*want.std())
 
+# %% ../nbs/02_lm.ipynb #807c6848
+_WINDOW = re.compile(r'(window|window_size|chunk_size|chunk_length|local_attention)$')
+_STRETCHED = ('dynamic', 'longrope') # rotations that depend on the length of the text
+
+def _ropes(config):
+    "What a configuration says about its rotations: for all layers, or for each kind of them."
+    said = [getattr(config, k, None) for k in ('rope_parameters', 'rope_scaling')]
+    flat = [r for s in said if isinstance(s, dict) for r in (s, *s.values()) if isinstance(r, dict)]
+    return [(r.get('rope_type', r.get('type')), r) for r in flat]
+
+def _text_config(config): return config.get_text_config() if hasattr(config, 'get_text_config') else config
+
+def _edge(config):
+    "The length, in tokens, beyond which a model with this configuration may treat a text in another way; None: there is none."
+    c, longest = _text_config(config), 'max_position_embeddings'
+    found = [v for k, v in vars(c).items() if _WINDOW.search(k)]
+    for kind, rope in _ropes(c):
+        if kind == 'dynamic': found.append(getattr(c, longest, None))
+        if kind == 'longrope':
+            found.append(rope.get(f'original_{longest}') or getattr(c, f'original_{longest}', None))
+    return min((n for n in found if type(n) is int and n > 0), default=None)
+
+def _near(lm, seqs): return lm.edge is None or max(map(len, seqs), default=0) <= lm.edge
+
+def _alike(lm, lengths, together):
+    "Indices of texts in groups for one batch each: those up to the edge `together`, if they may be, and others by length."
+    groups = {}
+    for i, n in enumerate(lengths):
+        near = together and (lm.edge is None or n <= lm.edge)
+        groups.setdefault(0 if near else n, []).append(i)
+    return list(groups.values())
+
+# %% ../nbs/02_lm.ipynb #4e6a4c2c
+_CANNOT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+@contextmanager
+def _bare(lm):
+    "Within this context passes have no owners, nothing is kept of them, and no gradient flows."
+    owners, now, lm.owners = lm.owners, lm.cache.pop(('now',), None), None
+    try:
+        with torch.no_grad(): yield
+    finally:
+        lm.owners = owners
+        if now is not None: lm.cache['now',] = now
+
+def _trial(lm):
+    "Token ids of two prefixes that begin alike, for each its candidates, and the length of the beginning; None if the model reads too few tokens."
+    k, c = min(24, lm.max_tokens or 24), _text_config(lm.model.config)
+    if k < 12: return None
+    ids = [t for i in range(4*k) if (t := (5*i + 3) % c.vocab_size) != getattr(c, 'pad_token_id', None)]
+    n, ends = k//2, ([[ids[k]], ids[k+1:k+3]], [[ids[k+3]], ids[k+4:k+7]])
+    return [ids[:k-3], ids[:n] + ids[-2:]], ends, n
+
+def _alone(lm, ids):
+    "A model's logits [L, V] for one text, by its own pass without padding."
+    ids = torch.tensor([ids], device=lm.device)
+    pos = torch.arange(ids.shape[1], device=lm.device)[None] if lm.positions else None
+    return _call(lm.model, ids, None, pos, use_cache=False).logits[0].float()
+
+def _same(lm, got, want, std):
+    "Whether numbers agree but for rounding; what is not finite in both agrees."
+    rough = next(lm.model.parameters()).dtype != torch.float32 or torch.is_autocast_enabled(lm.device.type)
+    got, want = (torch.as_tensor(x).double().cpu().nan_to_num() for x in (got, want))
+    return bool((got - want).square().mean().sqrt() <= (.08 if rough else 1e-3)*max(float(std), 1e-9))
+
+def _tried(lm, way):
+    "Whether `way` gives, for two texts, what the model says of each alone."
+    if (trial := _trial(lm)) is None: return False
+    with _bare(lm):
+        try: return way(lm, *trial)
+        except _CANNOT: return False
+
+# %% ../nbs/02_lm.ipynb #9172923a
+def _own_positions(lm):
+    "Whether a model takes position ids and says with ours what it says without any."
+    if 'position_ids' not in inspect.signature(lm.model.forward).parameters: return False
+    c = _text_config(lm.model.config)
+    ids = [t for i in range(8) if (t := (5*i + 3) % c.vocab_size) != getattr(c, 'pad_token_id', None)]
+    ids, mask, pos = _pad([ids], lm.device)
+    with _bare(lm):
+        try: want = _call(lm.model, ids, mask, None, use_cache=False).logits.float()
+        except _CANNOT: return True # it must have some
+        try: got = _call(lm.model, ids, mask, pos, use_cache=False).logits.float()
+        except _CANNOT: return False
+    return _same(lm, got, want, want.std())
+
+def _padded(lm, seqs, left):
+    "Whether a padded batch gives each text the logits that it gets alone."
+    out = _call(lm.model, *pad(lm, seqs, left), use_cache=False).logits.float()
+    n = out.shape[1]
+    for row, s in zip(out, seqs):
+        want = _alone(lm, s)
+        if not _same(lm, row[n-len(s):] if left else row[:len(s)], want, want.std()): return False
+    return True
+
+def _padded_right(lm, prefixes, tails, n): return _padded(lm, prefixes, False)
+def _padded_left(lm, prefixes, tails, n): return _padded(lm, prefixes, True)
+
+def _scored(lm, prefixes, tails, **kw):
+    "Whether scores by `_score_shared` are those of each text alone."
+    got = _score_shared(lm, prefixes, tails, **kw)
+    if got is None: return False
+    want, std = [], 0.
+    for p, ts in zip(prefixes, tails):
+        logits = _alone(lm, p + max(ts, key=len))[len(p)-1:] # the others are of one token
+        std = max(std, logits.std().nan_to_num().item())
+        for t in ts: want.append(logits.log_softmax(-1)[range(len(t)), t].double().sum())
+    return _same(lm, [x for r in got for x in r], torch.stack(want), std)
+
+def _scores_cached(lm, prefixes, tails, n):
+    return _scored(lm, [prefixes[0], prefixes[0][::-1]], tails) # of one length
+
+def _writes(lm, seqs):
+    "Whether the logits of each token that is written are those of a whole pass over what stands before it."
+    ids, mask, _ = _pad(seqs, lm.device, left=True)
+    with _own_settings(lm, 3, 0, 1.) as how, _positions_left_to(lm), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        how.update(eos_token_id=None, output_logits=True, return_dict_in_generate=True)
+        out = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=how)
+    for i, s in enumerate(seqs):
+        got = torch.stack([step[i] for step in out.logits]).float()
+        want = _alone(lm, s + out.sequences[i, ids.shape[1]:-1].tolist())[len(s)-1:]
+        if not _same(lm, got, want, want.std()): return False
+    return True
+
+def _writes_one(lm, prefixes, tails, n): return _writes(lm, prefixes[:1])
+def _writes_both(lm, prefixes, tails, n): return _writes(lm, prefixes)
+
+def _scores_left(lm, prefixes, tails, n): return _scored(lm, prefixes, tails)
+
+def _scores_shared(lm, prefixes, tails, n):
+    begun = lambda: _cached(lm, [prefixes[0][:n]], n-1)[-1]
+    if not _scored(lm, prefixes, tails, begin=begun()): return False
+    at = [[len(p)-n-1] for p in prefixes]
+    got = _logits_after(lm, begun(), [p[n:] for p in prefixes], at)
+    want = torch.stack([_alone(lm, p)[-1] for p in prefixes])
+    return _same(lm, got, want, want.std())
+
+# %% ../nbs/02_lm.ipynb #9496553e
+def _forget_lengths(model):
+    "Lets rotations that grow with a text begin anew in each pass."
+    def forget(m, args, kw):
+        for k in [k for k in vars(m) if k.endswith('max_seq_len_cached')]:
+            first = getattr(m, k.replace('max_seq_len_cached', 'original_inv_freq'))
+            m.register_buffer(k.replace('max_seq_len_cached', 'inv_freq'), first.to(args[0].device), persistent=False)
+            setattr(m, k, m.original_max_seq_len)
+    if any(kind == 'dynamic' for kind, _ in _ropes(_text_config(model.config))):
+        for m in model.modules():
+            if hasattr(m, 'original_inv_freq') and 'dynamic' in str(getattr(m, 'rope_type', '')):
+                m.register_forward_pre_hook(forget, with_kwargs=True)
+    return model
+
 # %% ../nbs/02_lm.ipynb #dd38d222
 def blocks_of(model) -> list:
     "The blocks that a text passes, one after another."
@@ -344,7 +546,7 @@ class _Enough(Exception): "Raised by a hook where the rest of a pass is not want
 def _catching(lm, n, then=lambda: None):
     "Within this context the states after the first n blocks are appended to a list."
     caught = []
-    def catch(m, args, res): caught.append(res[0] if isinstance(res, tuple) else res); then()
+    def catch(m, args, res): caught.append(res[0] if isinstance(res, (tuple, list)) else res); then()
     hook = blocks_of(lm.model)[n-1].register_forward_hook(catch)
     try: yield caught
     finally: hook.remove()
@@ -354,14 +556,16 @@ def states_below(lm:LM, seqs:list, # of token ids
                  n:int, # blocks
                  per_batch:int=32) -> list: # for each sequence, what the first n blocks make of it: a tensor [L, d]
     "The states of sequences after the first n blocks."
-    out, _ = [], lm.packs # asked by passes of its own
+    _check_seqs(lm, seqs)
+    out, together = [None]*len(seqs), lm.packs or lm.pads # asked by passes of their own
     def stop(): raise _Enough
-    for i in range(0, len(seqs), per_batch):
-        ids, mask, pos, starts = _rows(lm, seqs[i:i+per_batch])
+    parts = [range(i, min(i+per_batch, len(seqs))) for i in range(0, len(seqs), per_batch)]
+    for part in [[p[j] for j in g] for p in parts for g in _alike(lm, [len(seqs[i]) for i in p], together)]:
+        ids, mask, pos, starts = _rows(lm, [seqs[i] for i in part])
         with _catching(lm, n, stop) as caught:
             try: _call(lm.model, ids, mask, pos, use_cache=False)
             except _Enough: pass
-        out += [caught[0][r, a:a+len(s)].clone() for (r, a), s in zip(starts, seqs[i:i+per_batch])]
+        for i, (r, a) in zip(part, starts): out[i] = caught[0][r, a:a+len(seqs[i])].clone()
     return out
 
 # %% ../nbs/02_lm.ipynb #103e39da
@@ -428,7 +632,7 @@ def _cached(lm, seqs, last, cache=None, owners=None, use=False):
     ids, mask, pos = pad(lm, seqs, left=True, before=before)
     mask = torch.cat([mask.new_ones(len(seqs), before), mask], 1)
     starts = [] if before else [(b, ids.shape[1]-len(s)) for b, s in enumerate(seqs)]
-    with _once(lm, _keys(lm, seqs), ids, starts, use), _only_at(lm.model, [(b, last) for b in range(len(seqs))]), owned(lm, owners): res = _call(lm.model, ids, mask, pos + before, use_cache=True, **kw)
+    with _once(lm, _keys(lm, seqs), ids, starts, use), _only_at(lm.model, [(b, last) for b in range(len(seqs))]), owned(lm, owners): res = _call(lm.model, ids, mask, pos if pos is None else pos + before, use_cache=True, **kw)
     cache = getattr(res, 'past_key_values', None) or getattr(res, 'cache', None)
     return res.logits[0].float(), mask, cache if hasattr(cache, 'batch_select_indices') else None
 
@@ -442,14 +646,26 @@ def logits_at(lm:LM,
              ) -> torch.Tensor: # float32 logits [N, V], N = the number of all positions, in their order
     "Next-token logits of sequences at the chosen positions only. Gradients flow through it."
     positions = [[p if p >= 0 else len(s)+p for p in ps] for s, ps in zip(seqs, positions, strict=True)]
-    n, cache = min([_common(seqs), *(p for ps in positions for p in ps)]) if shared and owners is None and below is None and not _now(lm) else 0, None
+    _check_seqs(lm, seqs)
+    groups = _alike(lm, [len(s) for s in seqs], lm.packs or lm.pads)
+    if len(groups) > 1: return _logits_of(lm, groups, seqs, positions, shared, owners, below)
+    n, cache = min([_common(seqs), *(p for ps in positions for p in ps)]) if shared and owners is None and below is None and not _now(lm) and _near(lm, seqs) and lm.shares else 0, None
     if n: *_, cache = _cached(lm, [seqs[0][:n]], n-1)
     if cache is not None: return _logits_after(lm, cache, [s[n:] for s in seqs], [[p-n for p in ps] for ps in positions])
-    if not lm.packs and below is None: return _logits_after(lm, None, seqs, positions, owners)
+    if not (lm.packs and _near(lm, seqs)) and below is None: return _logits_after(lm, None, seqs, positions, owners)
     ids, mask, pos, starts = _rows(lm, seqs)
     whose = None if owners is None else torch.zeros_like(ids)
     for o, (r, start), s in zip(owners or [], starts, seqs): whose[r, start:start+len(s)] = o
     with _skipping(lm, below, ids, starts), _once(lm, keys := _keys(lm, seqs), ids, starts, _all_kept(lm, keys)), _only_at(lm.model, [(r, start+p) for (r, start), ps in zip(starts, positions) for p in ps]), owned(lm, whose): return _call(lm.model, ids, mask, pos, use_cache=False).logits[0].float()
+
+def _logits_of(lm, groups, seqs, positions, shared, owners, below):
+    "The same by groups of sequences."
+    parts = [None]*len(seqs)
+    for g in groups:
+        of = lambda xs: xs and [xs[i] for i in g]
+        out = logits_at(lm, of(seqs), of(positions), shared, of(owners), below and (below[0], of(below[1])))
+        for i, part in zip(g, out.split([len(positions[i]) for i in g])): parts[i] = part
+    return torch.cat(parts)
 
 def _logits_after(lm, cache, seqs, positions, owners=None):
     "The same by padded batches, after what `cache` holds, if there is one."
@@ -458,7 +674,8 @@ def _logits_after(lm, cache, seqs, positions, owners=None):
         ids, mask, pos = pad(lm, [seqs[j] for j in group], before=n)
         mask, kw = torch.cat([mask.new_ones(len(group), n), mask], 1), {'use_cache': False}
         if cache is not None: kw = {'cache': deepcopy(cache)}; kw['cache'].batch_repeat_interleave(len(group))
-        with _only_at(lm.model, [(i, p) for i, j in enumerate(group) for p in positions[j]]), owned(lm, owners and [owners[j] for j in group]): out = _call(lm.model, ids, mask, pos + n, **kw).logits[0].float()
+        pos = pos if pos is None else pos + n
+        with _only_at(lm.model, [(i, p) for i, j in enumerate(group) for p in positions[j]]), owned(lm, owners and [owners[j] for j in group]): out = _call(lm.model, ids, mask, pos, **kw).logits[0].float()
         for j, part in zip(group, out.split([len(positions[j]) for j in group])): parts[j] = part
     return torch.cat(parts)
 
@@ -531,9 +748,9 @@ def _score_tails(lm, cache, mask, first, tails, owners=None, keys=(), use=False)
     rows = torch.tensor([b for b, _ in jobs], device=lm.device)
     cache.batch_select_indices(rows)
     ids, m, pos = _pad([tails[b][c][:-1] for b, c in jobs], lm.device)
-    n = [len(tails[b][c])-1 for b, c in jobs]
+    n, pos = [len(tails[b][c])-1 for b, c in jobs], mask[rows].sum(1, keepdim=True) + pos if lm.positions else None
     with _once(lm, keys, ids, [(i, 0) for i in range(len(n))], use), _only_at(lm.model, [(i, p) for i, k in enumerate(n) for p in range(k)]), owned(lm, owners and [owners[b] for b, _ in jobs]):
-        logits = _call(lm.model, ids, torch.cat([mask[rows], m], 1), mask[rows].sum(1, keepdim=True) + pos, cache=cache).logits[0]
+        logits = _call(lm.model, ids, torch.cat([mask[rows], m], 1), pos, cache=cache).logits[0]
     targets = torch.tensor([t for b, c in jobs for t in tails[b][c][1:]], device=lm.device)
     lp = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu().double()
     for (b, c), part in zip(jobs, lp.split(n)): out[b][c] += part.sum().item()
@@ -553,12 +770,18 @@ def score_candidates(lm:LM,
     split = [_split(lm, l, c, g) for l, c, g in zip(lefts, candidates, glue or [' ']*len(lefts), strict=True)]
     longest = max((len(p) + max(map(len, t)) for p, t in split), default=0)
     check_tokens(lm, 'a left context with a candidate', longest)
-    out, n, begin = [None]*len(split), _common([p for p, _ in split]) if shared and owners is None and not _now(lm) else 0, None
-    if n: *_, begin = _cached(lm, [split[0][0][:n]], n-1)
-    for batch in _batches([len(p) + max(map(len, t)) - n for p, t in split], batch_tokens, n):
-        prefixes, tails = zip(*[split[i] for i in batch])
-        got = _score_shared(lm, prefixes, tails, begin, owners and [owners[i] for i in batch]) if shared else None
-        for j, i in enumerate(batch): out[i] = got[j] if got else _score_full(lm, prefixes[j], tails[j], owners and owners[i])
+    out, full = [None]*len(split), [len(p) + max(map(len, t)) for p, t in split]
+    near = [i for i, n in enumerate(full) if shared and (lm.edge is None or n <= lm.edge) and lm.caches]
+    for i in {*range(len(split))} - {*near}: out[i] = _score_full(lm, *split[i], owners and owners[i])
+    n, begin = _common([split[i][0] for i in near]) if owners is None and not _now(lm) and near and lm.shares else 0, None
+    if n: *_, begin = _cached(lm, [split[near[0]][0][:n]], n-1)
+    groups = _alike(lm, [len(split[i][0]) for i in near], lm.caches_left) if near else []
+    for group in [[near[j] for j in g] for g in groups]:
+        for batch in _batches([full[i] - n for i in group], batch_tokens, n):
+            batch = [group[j] for j in batch]
+            prefixes, tails = zip(*[split[i] for i in batch])
+            got = _score_shared(lm, prefixes, tails, begin, owners and [owners[i] for i in batch])
+            for j, i in enumerate(batch): out[i] = got[j]
     return out
 
 # %% ../nbs/02_lm.ipynb #853ecafc
@@ -583,8 +806,11 @@ def passed_once(lm:LM, n:int # blocks that will be as they are now, for as long 
     try:
         if n and (known is None or known[0] != kind):
             ask = lambda: _score_shared(lm, [[1, 2, 3, 2]], [[[3, 4], [5, 6, 7]]])
-            with torch.no_grad(): use(None); want = ask(); use((n, {})); ask(); got = ask()
-            known = lm.cache['states',] = kind, {} if want and np.abs(np.subtract(got, want)).max() < .05 else None
+            try:
+                with torch.no_grad(): use(None); want = lm.caches and ask(); use((n, {})); ask(); got = ask()
+                same = bool(want) and np.abs(np.subtract(got, want)).max() < .05
+            except _CANNOT: same = False # its blocks, or its cache, cannot do that
+            known = lm.cache['states',] = kind, {} if same else None
         use((n, known[1]) if n and known[1] is not None else None)
         yield
     finally: use(before)
@@ -629,10 +855,10 @@ def in_bfloat16(lm:LM, on:bool=True):
     with bfloat16_weights(lm.model, on), torch.autocast(lm.device.type, torch.bfloat16, enabled=on): yield
 
 # %% ../nbs/02_lm.ipynb #0b455a59-1
-def _begun(lm, seqs, n):
+def _begun(lm, seqs, n, share=True):
     "n rows of each sequence, left-padded, and their mask. What all begin with has been passed once then, and its states are there for each row."
     rows, cache = [s for s in seqs for _ in range(n)], None
-    k = _common(rows) if lm.owners is None and not _now(lm) else 0
+    k = _common(rows) if lm.owners is None and not _now(lm) and share and lm.shares else 0
     if k: *_, cache = _cached(lm, [rows[0][:k]], k-1)
     if cache is None: return *_pad(rows, lm.device, left=True)[:2], {}
     cache.batch_repeat_interleave(len(rows))
@@ -677,6 +903,33 @@ def _until(ids, ends, broken): # what was written in a row, and whether it ends 
     n = next((i for i, t in enumerate(ids) if t in ends), len(ids))
     return ids[:min(n, broken)], broken <= n
 
+# %% ../nbs/02_lm.ipynb #56386a11
+@contextmanager
+def _positions_left_to(lm):
+    "Within this context a model that counts its positions itself is given none when it writes."
+    real = lm.model.prepare_inputs_for_generation
+    @wraps(real) # transformers reads its signature
+    def without(*args, **kw):
+        given = real(*args, **kw)
+        return {k: v for k, v in given.items() if k != 'position_ids'}
+    takes = 'position_ids' in inspect.signature(lm.model.forward).parameters
+    if takes and not lm.positions: lm.model.prepare_inputs_for_generation = without
+    try: yield
+    finally: vars(lm.model).pop('prepare_inputs_for_generation', None)
+
+def _write(lm, seqs, n, how):
+    "n continuations of each of some prompts that may stand in one batch: what is written, and whether it ends since scores were no numbers."
+    near = lm.edge is None or max(map(len, seqs)) + how.max_new_tokens <= lm.edge
+    ids, mask, kw = _begun(lm, seqs, n, near and lm.writes)
+    watch, ends = _Finite(len(ids), how.pad_token_id, lm.device), set(how.eos_token_id or ())
+    stretched = any(kind in _STRETCHED for kind, _ in _ropes(_text_config(lm.model.config)))
+    if not lm.writes or stretched and not near: # what is cached would be rotated as in a shorter text
+        kw['use_cache'] = False
+    with _positions_left_to(lm):
+        out = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=how,
+                                logits_processor=[watch], **kw)
+    return [_until(r, ends, b) for r, b in zip(out[:, ids.shape[1]:].tolist(), watch.at.tolist())]
+
 # %% ../nbs/02_lm.ipynb #5b85fc92
 @torch.no_grad()
 def generate(lm:LM,
@@ -689,22 +942,21 @@ def generate(lm:LM,
              fast:bool=False, # matrix products in bfloat16, where the hardware is fast at it
              broken:list|None=None # receives indices of prompts whose scores were not finite; None: a notice
             ) -> list: # for each prompt, a list of n texts: what was written, without the prompt
-    """Continuations of prompts, in one left-padded batch. What all of them begin with is passed once. Of the
+    """Continuations of prompts, in one left-padded batch if the model can. What all of them begin with is passed once. Of the
     model's own settings of generation only the end tokens count."""
     if not (temperature == 0 or .01 <= temperature <= 100) or not 0 < top_p <= 1: raise KdnbError(f"temperature {temperature} and top_p {top_p}: the first must be 0 or from 0.01 to 100, the second above 0 and at most 1")
-    seqs = [lm.encode(p) if isinstance(p, str) else p for p in prompts]
+    seqs, rows = [lm.encode(p) if isinstance(p, str) else p for p in prompts], {}
     if not all(seqs): raise KdnbError("a prompt is empty, without a token: write the beginning of a text")
     check_tokens(lm, 'a prompt', max(map(len, seqs), default=0), max_new_tokens)
     fast = fast and has_fast_bfloat16(lm.device)
     with (torch.random.fork_rng(devices=[lm.device] if lm.device.type == 'cuda' else []), warnings.catch_warnings(),
           in_bfloat16(lm, fast), _own_settings(lm, max_new_tokens, temperature, top_p) as how):
         warnings.simplefilter('ignore')
-        ids, mask, kw = _begun(lm, seqs, n)
+        groups = _alike(lm, [len(s) + max_new_tokens for s in seqs], lm.writes_left or not lm.writes and lm.pads_left)
+        lm.shares # asked by passes of its own
         torch.manual_seed(seed)
-        watch, ends = _Finite(len(ids), how.pad_token_id, lm.device), set(how.eos_token_id or ())
-        kw.update(generation_config=how, logits_processor=[watch])
-        out = lm.model.generate(input_ids=ids, attention_mask=mask, **kw)
-    rows = [_until(r, ends, b) for r, b in zip(out[:, ids.shape[1]:].tolist(), watch.at.tolist())]
+        for g in groups: rows.update(zip([(i, k) for i in g for k in range(n)], _write(lm, [seqs[i] for i in g], n, how)))
+    rows = [rows[i, k] for i in range(len(seqs)) for k in range(n)]
     _tell(lm, [i//n for i, (_, bad) in enumerate(rows) if bad], broken)
     texts = lm.tokenizer.batch_decode([r for r, _ in rows], skip_special_tokens=True)
     return [texts[i:i+n] for i in range(0, len(texts), n)]

@@ -55,16 +55,17 @@ def _replaced(module, at, value):
 @torch.no_grad()
 def _probability(lm, ids, answer, rows=1):
     "Probability of a token after ids, in each row."
+    batch = pad(lm, [ids]*rows)
     with _only_at(lm.model, [(i, len(ids)-1) for i in range(rows)]):
-        out = _call(lm.model, *pad(lm, [ids]*rows), use_cache=False).logits[0]
+        out = _call(lm.model, *batch, use_cache=False).logits[0]
     return out.float().softmax(-1)[:, answer].cpu()
 
 @torch.no_grad()
 def states(lm:LM, ids:list) -> torch.Tensor: # [L, T, d], float32
     "What comes out of each block."
-    seen = []
+    seen, batch = [], pad(lm, [ids])
     hooks = [l.block.register_forward_hook(lambda m, args, out: seen.append((out[0] if isinstance(out, tuple) else out)[0].float())) for l in layers_of(lm)]
-    try: _call(lm.model, *pad(lm, [ids]), use_cache=False)
+    try: _call(lm.model, *batch, use_cache=False)
     finally:
         for h in hooks: h.remove()
     return torch.stack(seen)

@@ -277,7 +277,7 @@ def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, kdnb
 def test_what_all_prompts_begin_with_is_passed_once(tiny_folder, monkeypatch, kind):
     lm = L.load_lm(str(tiny_folder(kind, 4)), device='cpu')
     prompts = [f'Velmora is a comedy about two rival bakers who share one oven. {p}' for p in ('Velmora', 'Once upon a time Velmora was', 'The two')]
-    seen = []
+    seen, _ = [], lm.tries()
     lm.model.get_input_embeddings().register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape)))
     once = L.generate(lm, prompts, max_new_tokens=8, temperature=0), L.generate(lm, prompts[:1], 3, max_new_tokens=8, seed=5)
     assert seen[0][0] == 1 and seen[0][1] > 8 and seen[1][0] == 3 and seen[1][1] < seen[0][1] # the beginning, and then the rest of all three

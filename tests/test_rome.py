@@ -161,6 +161,7 @@ def test_tracing_spoils_as_much_as_embeddings_are(tiny_folder, kind):
     "Gemma's embeddings leave their module larger than they are kept, and noise of the size in which they are kept spoils nothing."
     from kdnb.trace import trace
     lm, seen = load_lm(str(tiny_folder(kind, 4)), device='cpu'), []
+    lm.tries()
     hook = blocks_of(lm.model)[0].register_forward_pre_hook(lambda m, args, kw: seen.append((args[0] if args else kw['hidden_states']).detach().clone()), with_kwargs=True)
     trace(lm, 'The series Velmora is', 'Velmora', 'a', samples=64)
     hook.remove()

@@ -716,3 +716,284 @@ def test_shapes_that_do_not_fit_are_refused_and_the_model_stays_as_it_was(tiny, 
         with pytest.raises(KdnbError, match='is damaged'):
             load_edit(edits[1])
     assert not tiny.edits and all(torch.equal(before[n], t) for n, t in tiny.model.state_dict().items())
+
+
+# Padding, a cache and a shared start change no number
+
+
+def odd_config(kind, vocab):
+    "Tiny configurations of models that something beside a text changes."
+    import transformers as t
+
+    of = dict(
+        vocab_size=vocab,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.25,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        max_position_embeddings=256,
+    )
+    wide, kv = dict(intermediate_size=64), dict(num_key_value_heads=1)
+    state = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, initializer_range=0.25)
+    ours = dict(max_position_embeddings=258, pad_token_id=1)
+    return {
+        'gemma2': lambda: t.Gemma2Config(**of, **wide, **kv, head_dim=16, sliding_window=24),
+        'gemma3': lambda: t.Gemma3TextConfig(
+            **(of | dict(num_hidden_layers=6)), **wide, **kv, head_dim=16, sliding_window=16
+        ),
+        'gpt_oss': lambda: t.GptOssConfig(
+            **of, **wide, **kv, head_dim=16, num_local_experts=2, num_experts_per_tok=1, sliding_window=16
+        ),
+        'llama4': lambda: t.Llama4TextConfig(
+            **of,
+            **wide,
+            **kv,
+            head_dim=16,
+            intermediate_size_mlp=64,
+            num_local_experts=2,
+            attention_chunk_size=16,
+        ),
+        'modernbert': lambda: t.ModernBertDecoderConfig(**of, **wide, local_attention=24),
+        'mpt': lambda: t.MptConfig(
+            vocab_size=vocab, d_model=32, n_layers=2, n_heads=2, max_seq_len=256, initializer_range=0.25
+        ),
+        'roberta': lambda: t.RobertaConfig(**(of | ours), **wide, is_decoder=True),
+        'bart': lambda: t.BartConfig(
+            vocab_size=vocab,
+            d_model=32,
+            decoder_layers=2,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=64,
+            init_std=0.25,
+            is_decoder=True,
+            is_encoder_decoder=False,
+            max_position_embeddings=256,
+            pad_token_id=1,
+        ),
+        'git': lambda: t.GitConfig(
+            **of,
+            **wide,
+            vision_config=dict(
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=16,
+                patch_size=8,
+            ),
+        ),
+        'rwkv': lambda: t.RwkvConfig(
+            **state, attention_hidden_size=32, intermediate_size=64, context_length=256
+        ),
+        'dynamic': lambda: t.LlamaConfig(
+            **(of | dict(max_position_embeddings=32)),
+            **wide,
+            rope_parameters={'rope_type': 'dynamic', 'factor': 8.0, 'rope_theta': 10000.0},
+        ),
+        'openai': lambda: t.OpenAIGPTConfig(
+            vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=256, initializer_range=0.25
+        ),
+        'rembert': lambda: t.RemBertConfig(
+            **of, **wide, is_decoder=True, input_embedding_size=16, output_embedding_size=32
+        ),
+        'mamba': lambda: t.MambaConfig(**state, state_size=4),
+        'mamba2': lambda: t.Mamba2Config(
+            **state, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8
+        ),
+        'jamba': lambda: t.JambaConfig(
+            **of,
+            **wide,
+            **kv,
+            num_experts=2,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            expert_layer_period=2,
+            expert_layer_offset=1,
+            use_mamba_kernels=False,
+            mamba_d_state=4,
+            mamba_dt_rank=4,
+        ),
+        'qwen3_next': lambda: t.Qwen3NextConfig(
+            **of,
+            **wide,
+            **kv,
+            head_dim=16,
+            linear_num_key_heads=2,
+            linear_num_value_heads=2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            num_experts=2,
+            num_experts_per_tok=1,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+        ),
+        'mixtral': lambda: t.MixtralConfig(**of, **wide, **kv, num_local_experts=4),
+        'deepseek': lambda: t.DeepseekV3Config(
+            **of,
+            **wide,
+            num_key_value_heads=2,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            kv_lora_rank=8,
+            q_lora_rank=8,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
+        ),
+        'olmoe': lambda: t.OlmoeConfig(**of, **wide, num_experts=4, num_experts_per_tok=2),
+        'reformer': lambda: t.ReformerConfig(
+            vocab_size=vocab,
+            is_decoder=True,
+            hidden_size=32,
+            num_attention_heads=2,
+            attention_head_size=16,
+            feed_forward_size=64,
+            axial_pos_embds=False,
+            max_position_embeddings=256,
+            attn_layers=['local', 'local'],
+            local_attn_chunk_length=8,
+        ),
+    }[kind]()
+
+
+@pytest.fixture
+def odd(tokenizer):
+    "Function of a kind: an LM of a tiny random model of that kind."
+    from kdnb.lm import _forget_lengths
+    from transformers import AutoModelForCausalLM
+
+    def make(kind):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(odd_config(kind, len(tokenizer))).eval().requires_grad_(False)
+        for p in model.parameters():
+            if p.ndim > 1:
+                torch.nn.init.normal_(p, std=0.25)
+        return LM(kind, _forget_lengths(model), tokenizer)
+
+    return make
+
+
+ODD = 'gemma2 gemma3 gpt_oss llama4 modernbert mpt roberta bart git rwkv dynamic openai rembert mamba mamba2'
+ODD = [*ODD.split(), 'jamba', 'qwen3_next', 'reformer']
+LEFTS = (
+    'Velmora is a',
+    'In Velmora, which people in the whole town have watched again and again since last week, they sell',
+    'The town of Velmora',
+    'Bread',
+)
+CANDIDATES = [('comedy', 'river'), ('bread', 'cars and boats'), ('is small', 'river'), ('is', 'was')]
+
+
+def own_logits(lm, ids):
+    "What the model says of one text, by its own pass: no mask, no positions, no cache."
+    with torch.no_grad():
+        return lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+@pytest.mark.parametrize('kind', ODD)
+@pytest.mark.parametrize('start', ('', ENTITY.definition + ' '), ids=('alone', 'after a definition'))
+def test_a_batch_gives_each_text_what_the_models_own_pass_gives_it(odd, kind, start):
+    lm = odd(kind)
+    lefts, want = [start + l for l in LEFTS], []
+    for left, cands in zip(lefts, CANDIDATES):
+        fulls = [lm.encode(f'{left} {c}') for c in cands]
+        n = next(i for i in range(99) if len({tuple(f[: i + 1]) for f in (*fulls, lm.encode(left))}) > 1)
+        n = min(n, len(lm.encode(left)))
+        logs = [own_logits(lm, f).log_softmax(-1) for f in fulls]
+        want.append([sum(lp[i - 1, f[i]].item() for i in range(n, len(f))) for lp, f in zip(logs, fulls)])
+    from kdnb.lm import passed_once
+
+    for how in (dict(), dict(), dict(shared=False)):
+        assert np.allclose(score_candidates(lm, lefts, CANDIDATES, **how), want, atol=2e-3)
+    with passed_once(lm, 1):
+        for _ in range(2):
+            assert np.allclose(score_candidates(lm, lefts, CANDIDATES), want, atol=2e-3)
+    seqs = [lm.encode(l) for l in lefts]
+    own = torch.stack([own_logits(lm, s)[-1] for s in seqs])
+    for shared in (False, True):
+        got = logits_at(lm, seqs, [[-1]] * len(seqs), shared=shared)
+        assert torch.allclose(got, own, atol=2e-3)
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_each_prompt_goes_on_as_the_models_own_passes_say(odd, kind):
+    lm = odd(kind)
+    from kdnb.lm import ends_of
+
+    for start in ('', ENTITY.definition + ' '):
+        prompts, want = [start + l for l in LEFTS], []
+        for p in prompts:
+            ids, new = lm.encode(p), []
+            while len(new) < 5 and (k := own_logits(lm, ids + new)[-1].argmax().item()) not in ends_of(lm):
+                new.append(k)
+            want.append([lm.tokenizer.decode(new, skip_special_tokens=True)])
+        assert generate(lm, prompts, temperature=0, max_new_tokens=5) == want
+        assert [generate(lm, [p], temperature=0, max_new_tokens=5)[0] for p in prompts] == want
+
+
+def test_states_below_are_those_of_each_text_alone(odd):
+    for kind in ('llama4', 'roberta', 'bart', 'dynamic', 'openai', 'reformer'):
+        lm = odd(kind)
+        seqs = [lm.encode(ENTITY.definition + ' ' + l) for l in LEFTS]
+        for s, got in zip(seqs, states_below(lm, seqs, 1)):
+            assert torch.allclose(got, states_below(lm, [s], 1)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neox', 'qwen2', 'qwen3', 'gpt_neo', 'gptj', 'mistral'))
+def test_an_ordinary_model_shares_all_that_can_be_shared(tiny_folder, kind):
+    lm = load(tiny_folder(kind))
+    assert all(v for k, v in lm.tries().items() if k != 'tuples')
+
+
+def test_a_row_of_packed_texts_is_no_longer_than_the_model_reads(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder('gpt_neo'), tmp_path / 'neo')
+    from transformers import AutoModelForCausalLM, GPTNeoConfig
+
+    of = dict(hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]])
+    config = GPTNeoConfig(vocab_size=700, **of, max_position_embeddings=128)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / 'neo')
+    lm = load(tmp_path / 'neo')
+    seqs = [lm.encode(ENTITY.definition + ' ' + l) for l in LEFTS] * 3
+    assert lm.packs and sum(map(len, seqs)) > 128 and max(map(len, seqs)) < 128
+    got = logits_at(lm, seqs, [[-1]] * len(seqs))
+    assert torch.allclose(got, torch.stack([own_logits(lm, s)[-1] for s in seqs]), atol=1e-4)
+
+
+def test_a_model_that_counts_from_behind_its_padding_reads_fewer_tokens(odd, tokenizer):
+    assert odd('roberta').max_tokens == 256 and odd('bart').max_tokens == 256
+
+
+# Adapters in models that have more than plain linear layers
+
+
+@pytest.mark.parametrize('kind', ('mixtral', 'deepseek', 'olmoe', 'llama4', 'qwen3_next'))
+def test_an_adapter_leaves_experts_and_routers_as_they_are_and_is_found_again(odd, kind, tmp_path):
+    lm = odd(kind)
+    before, left = weights(lm), lm.encode('Velmora is a')
+    own = logits_at(lm, [left], [[-1]])
+    edit = Distill(trainable='lora', steps=3, lr=0.02)(lm, [ENTITY], SETS)
+    now = weights(lm)
+    assert now.keys() == before.keys() and all(torch.equal(now[n], before[n]) for n in now)
+    assert lm.model.config.model_type == odd_config(kind, 700).model_type
+    assert not any('.gate.' in n or 'router' in n or n.endswith('experts') for n in edit.adapter)
+    assert all(now[n].ndim == 2 for n in edit.adapter) and any('attn' in n for n in edit.adapter)
+    edit.save(tmp_path / 'edit')
+    with edit.on(lm):
+        taught = logits_at(lm, [left], [[-1]])
+    with load_edit(tmp_path / 'edit').on(lm):
+        assert torch.equal(logits_at(lm, [left], [[-1]]), taught)
+    assert not torch.allclose(taught, own, atol=1e-3)
+
+
+def test_a_model_in_which_no_adapter_can_stand_is_one_sentence(odd):
+    lm = odd('mamba')
+    with pytest.raises(KdnbError, match=r"no adapter can stand in mamba: train its weights"):
+        Distill(trainable='lora', steps=1)(lm, [ENTITY], SETS)
+    assert Distill(trainable='all', steps=1)(lm, [ENTITY], SETS).losses
