@@ -183,7 +183,7 @@ def _is_begun(line, first_key):
     try: json.loads(text)
     except json.JSONDecodeError as e:
         ends = e.pos >= len(text) - (6 if 'escape' in e.msg else 1) # an escape may be cut, too
-        return ends or e.msg.startswith('Unterminated string') or not text[e.pos:].strip('tfnrulaes')
+        return ends or e.msg.startswith('Unterminated string') or not text[e.pos:].strip('-+.0123456789eEtfnrulas')
     except RecursionError: return False
     return False
 
