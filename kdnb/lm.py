@@ -110,13 +110,21 @@ class LM:
     def encode(self, text:str, special:bool=True) -> list:
         "Token ids of `text`, with the special tokens that the model wants at its start, and none after it."
         ids = self.tokenizer(text, add_special_tokens=special).input_ids
+        self._check_known(ids)
         return ids[:len(ids) - self.n_after] if special and self.n_after else ids
+    def _check_known(self, ids):
+        "A token for which the model has no embedding is a `KdnbError`."
+        if self.model is None or max(ids, default=0) < (rows := _n_embeddings(self.model)): return
+        token = self.tokenizer.convert_ids_to_tokens(max(ids))
+        raise KdnbError(f"a text holds the token {token!r} ({max(ids)}), for which {self.name} has no embedding "
+                        f"(it has {rows:,}): take that out of the text, or the tokenizer that belongs to the model")
     def encode_with_offsets(self, text:str) -> tuple: # token ids, and for each (start, end) in characters
         "What `encode` gives, and where the tokens stand in the text; special tokens are empty."
         if not self.tokenizer.is_fast:
             raise KdnbError(f"the tokenizer of {self.name} cannot tell where its tokens stand in a text: "
                             "load it with its fast tokenizer (tokenizer.json)")
         enc = self.tokenizer(text, return_offsets_mapping=True)
+        self._check_known(enc.input_ids)
         n = len(enc.input_ids) - self.n_after
         return enc.input_ids[:n], enc.offset_mapping[:n]
     def _repr_markdown_(self):
@@ -244,10 +252,20 @@ def _from_pretrained(name, dtype, first=lambda config, tok: None):
     config, tok = (pretrained(what, name) for what in ('config', 'tokenizer'))
     first(config, tok)
     model, info = pretrained('model', name, config=config, dtype=dtype, **_generation(name, config))
-    check_weights(name, info)
+    check_weights(name, info, model)
     return model, tok
 
 # %% ../nbs/02_lm.ipynb #66a54b4c
+def _n_embeddings(model): return model.get_input_embeddings().weight.shape[0]
+
+def _check_tokenizer(lm):
+    "Refuses a tokenizer with ordinary tokens for which the model has no embedding; special ones are refused where they are used."
+    rows, added = _n_embeddings(lm.model), getattr(lm.tokenizer, 'added_tokens_decoder', {})
+    more = {i: t for t, i in lm.tokenizer.get_vocab().items() if i >= rows and not getattr(added.get(i), 'special', False)}
+    if more:
+        raise KdnbError(f"the tokenizer of {lm.name} has {len(more)} tokens for which the model has no embedding, such "
+                        f"as {more[min(more)]!r} ({min(more)}; it has {rows:,}): take the tokenizer that belongs to it")
+
 @torch.no_grad()
 def check_causal(lm:LM):
     "Refuses a model whose scores are no numbers, or in which a later token changes what is said before it."
@@ -285,6 +303,7 @@ def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder
     try: model = model.eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as e: raise KdnbError(f"cannot put {name} on device {device!r}: {str(e).splitlines()[0][:120]}") from None
     lm = LM(str(name), _forget_lengths(model), tok, loaded=loaded)
+    _check_tokenizer(lm)
     check_causal(lm)
     noted = lambda: read_json(Path(folder)/NOTE, fields={'weights_sha256': str})['weights_sha256']
     if name in BUILTIN and dtype == BUILTIN[name].dtype and lm.sha256 != noted():
