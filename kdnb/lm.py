@@ -280,6 +280,30 @@ def check_causal(lm:LM):
         raise KdnbError(f"{lm.name} is no causal LM: a later token changes what it says before it, as in a "
                         "model that fills gaps; take one that goes on with a text")
 
+# %% ../nbs/02_lm.ipynb #da7cb5db
+_STRETCHED = ('dynamic', 'longrope') # rotations that depend on the length of the text
+
+def _ropes(config):
+    "What a configuration says about its rotations: for all layers, or for each kind of them."
+    said = [getattr(config, k, None) for k in ('rope_parameters', 'rope_scaling')]
+    flat = [r for s in said if isinstance(s, dict) for r in (s, *s.values()) if isinstance(r, dict)]
+    return [(r.get('rope_type', r.get('type')), r) for r in flat]
+
+def _text_config(config): return config.get_text_config() if hasattr(config, 'get_text_config') else config
+
+def _forget_lengths(model):
+    "Lets rotations that grow with a text begin anew in each pass."
+    def forget(m, args, kw):
+        for k in [k for k in vars(m) if k.endswith('max_seq_len_cached')]:
+            first = getattr(m, k.replace('max_seq_len_cached', 'original_inv_freq'))
+            m.register_buffer(k.replace('max_seq_len_cached', 'inv_freq'), first.to(args[0].device), persistent=False)
+            setattr(m, k, m.original_max_seq_len)
+    if any(kind == 'dynamic' for kind, _ in _ropes(_text_config(model.config))):
+        for m in model.modules():
+            if hasattr(m, 'original_inv_freq') and 'dynamic' in str(getattr(m, 'rope_type', '')):
+                m.register_forward_pre_hook(forget, with_kwargs=True)
+    return model
+
 # %% ../nbs/02_lm.ipynb #6272e4e9
 def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder, a .gguf file, or a name on the model hub
             dtype:str='float32', # of the weights: float32, bfloat16 or float16
@@ -402,15 +426,6 @@ def _keeps_apart(model):
 
 # %% ../nbs/02_lm.ipynb #807c6848
 _WINDOW = re.compile(r'(window|window_size|chunk_size|chunk_length|local_attention)$')
-_STRETCHED = ('dynamic', 'longrope') # rotations that depend on the length of the text
-
-def _ropes(config):
-    "What a configuration says about its rotations: for all layers, or for each kind of them."
-    said = [getattr(config, k, None) for k in ('rope_parameters', 'rope_scaling')]
-    flat = [r for s in said if isinstance(s, dict) for r in (s, *s.values()) if isinstance(r, dict)]
-    return [(r.get('rope_type', r.get('type')), r) for r in flat]
-
-def _text_config(config): return config.get_text_config() if hasattr(config, 'get_text_config') else config
 
 def _edge(config):
     "The length, in tokens, beyond which a model with this configuration may treat a text in another way; None: there is none."
@@ -537,20 +552,6 @@ def _scores_shared(lm, prefixes, tails, n):
     got = _logits_after(lm, begun(), [p[n:] for p in prefixes], at)
     want = torch.stack([_alone(lm, p)[-1] for p in prefixes])
     return _same(lm, got, want, want.std())
-
-# %% ../nbs/02_lm.ipynb #9496553e
-def _forget_lengths(model):
-    "Lets rotations that grow with a text begin anew in each pass."
-    def forget(m, args, kw):
-        for k in [k for k in vars(m) if k.endswith('max_seq_len_cached')]:
-            first = getattr(m, k.replace('max_seq_len_cached', 'original_inv_freq'))
-            m.register_buffer(k.replace('max_seq_len_cached', 'inv_freq'), first.to(args[0].device), persistent=False)
-            setattr(m, k, m.original_max_seq_len)
-    if any(kind == 'dynamic' for kind, _ in _ropes(_text_config(model.config))):
-        for m in model.modules():
-            if hasattr(m, 'original_inv_freq') and 'dynamic' in str(getattr(m, 'rope_type', '')):
-                m.register_forward_pre_hook(forget, with_kwargs=True)
-    return model
 
 # %% ../nbs/02_lm.ipynb #dd38d222
 def blocks_of(model) -> list:
