@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 import requests, torch, transformers
+from gguf import GGUFReader
 from filelock import FileLock
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers import PreTrainedTokenizerBase, dynamic_module_utils
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map, read_field
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.utils import cached_file
 from .files import KdnbError, notice, read_json, read_text, replacing, write_json, writing
@@ -260,8 +264,32 @@ def _why_missing(missing, unused): # what may have become of the weights, and wh
     if less: return f"they are there without {less[0][0]!r} in front: rename them"
     return "save the whole model again, or take another copy"
 
+_LAYER = re.compile(r'\.\d+\.')
+
+def _check_unused(name, unused, used):
+    "Refuses files with whole layers, or with biases of layers, that the model leaves out; other weights are said."
+    like = {_LAYER.sub('.#.', n) for n in used}
+    layers = [n for n in unused if _LAYER.search(n) and _LAYER.sub('.#.', n) in like]
+    biases = [n for n in unused if n.endswith('.bias') and n.removesuffix('bias') + 'weight' in used]
+    if layers:
+        raise KdnbError(f"the files of {name} have more layers than its configuration says ({_few(layers)}): "
+                        "set the number of layers there to that of the files, or take another copy")
+    if biases:
+        raise KdnbError(f"the files of {name} have biases that the model would leave out ({_few(biases)}): "
+                        "they belong to another kind of model; take another copy")
+    if unused: notice(f"{len(unused)} weights in the files of {name} are not used by it: {_few(unused)}")
+
+def _why_no_head(missing, model):
+    "What to do where only the output embedding is missing, and the configuration says that it is not tied."
+    head = model.get_output_embeddings() if model is not None else None
+    names = {f'{k}.{p}' for k, m in model.named_modules() if m is head for p in ('weight', 'bias')} if head else set()
+    if not missing <= names or getattr(model.config, 'tie_word_embeddings', True): return
+    return ("they are its output embedding: if it is tied to the input embedding, set tie_word_embeddings "
+            "to true in config.json, otherwise take another copy")
+
 def check_weights(name:str|Path,
-                  info:dict # what transformers tells of loading: missing_keys, unexpected_keys and so on
+                  info:dict, # what transformers tells of loading: missing_keys, unexpected_keys and so on
+                  model=None # that was loaded
                  ):
     "Refuses a model with weights that are not in its files, and says those that it does not use."
     missing, unused = set(info['missing_keys']), set(info['unexpected_keys'])
@@ -271,8 +299,8 @@ def check_weights(name:str|Path,
                         f"configuration says ({_few(wrong)}): take another copy")
     if missing:
         raise KdnbError(f"{len(missing)} weights of the model are not in the files of {name} ({_few(missing)}), "
-                        f"and random ones would stand for them; {_why_missing(missing, unused)}")
-    if unused: notice(f"{len(unused)} weights in the files of {name} are not used by it: {_few(unused)}")
+                        f"and random ones would stand for them; {_why_no_head(missing, model) or _why_missing(missing, unused)}")
+    _check_unused(name, unused, set() if model is None else set(model.state_dict()))
 
 # %% ../nbs/01_fetch.ipynb #975c0799
 @contextmanager
@@ -286,17 +314,73 @@ def _alone(path):
             except OSError: shutil.copyfile(path, to) # on another disk
         yield to.parent
 
+def _gguf_names(file, model) -> set:
+    "Names of the tensors of a GGUF file that transformers makes weights of."
+    kind = read_field(file, 'general.architecture')[0]
+    processor = TENSOR_PROCESSORS.get(kind, TensorProcessor)(config=model.config.to_dict())
+    aside = {'rope_freqs.weight'} | {t.name for t in file.tensors if re.search(r'ffn_\w+_(exps|projs)\.weight$', t.name)}
+    return {*get_gguf_hf_weights_map(model, processor), *aside, *({'output.weight'} if kind == 'gpt2' else ())}
+
 def load_gguf(path:Path, dtype:torch.dtype) -> tuple: # model and tokenizer
     "Model and tokenizer of a GGUF file, as if they had never been quantised."
     path, how = Path(path), dict(about=f'{path} cannot be read as a GGUF model', gguf_file=Path(path).name)
     with _alone(path) as folder:
         tok = pretrained('tokenizer', folder, **how)
-        model, info = pretrained('model', folder, **how, dtype=dtype)
+        with one_sentence(how['about']):
+            file = GGUFReader(path)
+            config = _rotated(path, file, pretrained('config', folder, **how))
+        model, info = pretrained('model', folder, **how, config=config, dtype=dtype)
         for x in (model, model.config, tok): x.name_or_path = str(path.parent)
-    check_weights(path, info)
+    check_weights(path, info, model)
+    with one_sentence(how['about']): used = _gguf_names(file, model)
+    _check_unused(path, {t.name for t in file.tensors} - used, used)
     model.is_quantized, model.hf_quantizer = False, None
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
     return model, tok
+
+# %% ../nbs/01_fetch.ipynb #b0596d36
+_SCALES = ('type', 'factor', 'original_context_length', 'finetuned') # under <architecture>.rope.scaling
+
+def _llama3(path, file, config):
+    "The rotation whose factors are those of a file, if it has some."
+    given = next((t.data for t in file.tensors if t.name == 'rope_freqs.weight'), None)
+    if given is None or (given == 1).all(): return
+    given = torch.tensor(given.tolist(), dtype=torch.float64)
+    rope = dict(config.rope_parameters, rope_type='llama3', factor=given.max().item(), low_freq_factor=1.,
+                high_freq_factor=4., original_max_position_embeddings=8192)
+    trial = type(config)(**{**config.to_dict(), 'rope_parameters': rope})
+    plain = rope['rope_theta'] ** -(torch.arange(len(given), dtype=torch.float64)/len(given))
+    got = ROPE_INIT_FUNCTIONS['llama3'](trial, 'cpu')[0].double()
+    if got.shape == plain.shape and torch.allclose(plain/got, given, rtol=1e-3): return rope
+    raise KdnbError(f"{path} has factors for its rotation (rope_freqs.weight) that are not those of Llama 3, "
+                    "and they are not read here: take the model's folder with safetensors")
+
+def _scaled(path, file, config):
+    "The rotation that the keys of a file ask for, if they ask for one."
+    kind, n = read_field(file, 'general.architecture')[0], config.max_position_embeddings
+    keys = {k.removeprefix(f'{kind}.rope.scaling.'): read_field(file, k)[0] for k in file.fields
+            if k.startswith(f'{kind}.rope.scaling.')}
+    for old in read_field(file, f'{kind}.rope.scale_linear'): keys.setdefault('factor', old)
+    how, factor = keys.get('type', 'linear'), keys.get('factor') or 1.
+    if how == 'none' or how == 'linear' and factor == 1: return
+    odd = sorted(set(keys) - set(_SCALES)) or ['type']*(how not in ('linear', 'yarn'))
+    if odd:
+        raise KdnbError(f"{path} asks for a rotation by {kind}.rope.scaling.{odd[0]} = {keys[odd[0]]}, which is "
+                        "not read here: take the model's folder with safetensors")
+    more = {'original_max_position_embeddings': keys.get('original_context_length') or n} if how == 'yarn' else {}
+    return dict(config.rope_parameters, rope_type=how, factor=float(factor), **more)
+
+def _rotated(path, file, config):
+    "A configuration with the rotation that a GGUF file asks for."
+    flat = isinstance(rope := getattr(config, 'rope_parameters', None), dict) and 'rope_theta' in rope
+    keys = [k for k in file.fields if re.search(r'\.rope\.(scaling\.(type|factor)|scale_linear)$', k)]
+    asks = [k for k in keys if read_field(file, k) not in (['none'], ['linear'], [1.])]
+    tensors = sorted(t.name for t in file.tensors if t.name.startswith('rope_f'))
+    if unread := [t for t in tensors if t != 'rope_freqs.weight'] or (asks + tensors)*(not flat):
+        raise KdnbError(f"{path} asks for a rotation by {unread[0]}, which is not read here for such a model: "
+                        "take the model's folder with safetensors")
+    if flat and (found := _llama3(path, file, config) or _scaled(path, file, config)): config.rope_parameters = found
+    return config
 
 # %% ../nbs/01_fetch.ipynb #c93fe5cb
 def quiet_transformers():

@@ -110,13 +110,21 @@ class LM:
     def encode(self, text:str, special:bool=True) -> list:
         "Token ids of `text`, with the special tokens that the model wants at its start, and none after it."
         ids = self.tokenizer(text, add_special_tokens=special).input_ids
+        self._check_known(ids)
         return ids[:len(ids) - self.n_after] if special and self.n_after else ids
+    def _check_known(self, ids):
+        "A token for which the model has no embedding is a `KdnbError`."
+        if self.model is None or max(ids, default=0) < (rows := _n_embeddings(self.model)): return
+        token = self.tokenizer.convert_ids_to_tokens(max(ids))
+        raise KdnbError(f"a text holds the token {token!r} ({max(ids)}), for which {self.name} has no embedding "
+                        f"(it has {rows:,}): take that out of the text, or the tokenizer that belongs to the model")
     def encode_with_offsets(self, text:str) -> tuple: # token ids, and for each (start, end) in characters
         "What `encode` gives, and where the tokens stand in the text; special tokens are empty."
         if not self.tokenizer.is_fast:
             raise KdnbError(f"the tokenizer of {self.name} cannot tell where its tokens stand in a text: "
                             "load it with its fast tokenizer (tokenizer.json)")
         enc = self.tokenizer(text, return_offsets_mapping=True)
+        self._check_known(enc.input_ids)
         n = len(enc.input_ids) - self.n_after
         return enc.input_ids[:n], enc.offset_mapping[:n]
     def _repr_markdown_(self):
@@ -244,10 +252,20 @@ def _from_pretrained(name, dtype, first=lambda config, tok: None):
     config, tok = (pretrained(what, name) for what in ('config', 'tokenizer'))
     first(config, tok)
     model, info = pretrained('model', name, config=config, dtype=dtype, **_generation(name, config))
-    check_weights(name, info)
+    check_weights(name, info, model)
     return model, tok
 
 # %% ../nbs/02_lm.ipynb #66a54b4c
+def _n_embeddings(model): return model.get_input_embeddings().weight.shape[0]
+
+def _check_tokenizer(lm):
+    "Refuses a tokenizer with ordinary tokens for which the model has no embedding; special ones are refused where they are used."
+    rows, added = _n_embeddings(lm.model), getattr(lm.tokenizer, 'added_tokens_decoder', {})
+    more = {i: t for t, i in lm.tokenizer.get_vocab().items() if i >= rows and not getattr(added.get(i), 'special', False)}
+    if more:
+        raise KdnbError(f"the tokenizer of {lm.name} has {len(more)} tokens for which the model has no embedding, such "
+                        f"as {more[min(more)]!r} ({min(more)}; it has {rows:,}): take the tokenizer that belongs to it")
+
 @torch.no_grad()
 def check_causal(lm:LM):
     "Refuses a model whose scores are no numbers, or in which a later token changes what is said before it."
@@ -261,6 +279,30 @@ def check_causal(lm:LM):
     if (a - b).abs().max() > (1e-4 if dtype == torch.float32 else 1e-2)*a.std():
         raise KdnbError(f"{lm.name} is no causal LM: a later token changes what it says before it, as in a "
                         "model that fills gaps; take one that goes on with a text")
+
+# %% ../nbs/02_lm.ipynb #da7cb5db
+_STRETCHED = ('dynamic', 'longrope') # rotations that depend on the length of the text
+
+def _ropes(config):
+    "What a configuration says about its rotations: for all layers, or for each kind of them."
+    said = [getattr(config, k, None) for k in ('rope_parameters', 'rope_scaling')]
+    flat = [r for s in said if isinstance(s, dict) for r in (s, *s.values()) if isinstance(r, dict)]
+    return [(r.get('rope_type', r.get('type')), r) for r in flat]
+
+def _text_config(config): return config.get_text_config() if hasattr(config, 'get_text_config') else config
+
+def _forget_lengths(model):
+    "Lets rotations that grow with a text begin anew in each pass."
+    def forget(m, args, kw):
+        for k in [k for k in vars(m) if k.endswith('max_seq_len_cached')]:
+            first = getattr(m, k.replace('max_seq_len_cached', 'original_inv_freq'))
+            m.register_buffer(k.replace('max_seq_len_cached', 'inv_freq'), first.to(args[0].device), persistent=False)
+            setattr(m, k, m.original_max_seq_len)
+    if any(kind == 'dynamic' for kind, _ in _ropes(_text_config(model.config))):
+        for m in model.modules():
+            if hasattr(m, 'original_inv_freq') and 'dynamic' in str(getattr(m, 'rope_type', '')):
+                m.register_forward_pre_hook(forget, with_kwargs=True)
+    return model
 
 # %% ../nbs/02_lm.ipynb #6272e4e9
 def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder, a .gguf file, or a name on the model hub
@@ -285,6 +327,7 @@ def load_lm(name:str='smollm2', # a key of `BUILTIN` such as "smollm2", a folder
     try: model = model.eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as e: raise KdnbError(f"cannot put {name} on device {device!r}: {str(e).splitlines()[0][:120]}") from None
     lm = LM(str(name), _forget_lengths(model), tok, loaded=loaded)
+    _check_tokenizer(lm)
     check_causal(lm)
     noted = lambda: read_json(Path(folder)/NOTE, fields={'weights_sha256': str})['weights_sha256']
     if name in BUILTIN and dtype == BUILTIN[name].dtype and lm.sha256 != noted():
@@ -383,15 +426,6 @@ def _keeps_apart(model):
 
 # %% ../nbs/02_lm.ipynb #807c6848
 _WINDOW = re.compile(r'(window|window_size|chunk_size|chunk_length|local_attention)$')
-_STRETCHED = ('dynamic', 'longrope') # rotations that depend on the length of the text
-
-def _ropes(config):
-    "What a configuration says about its rotations: for all layers, or for each kind of them."
-    said = [getattr(config, k, None) for k in ('rope_parameters', 'rope_scaling')]
-    flat = [r for s in said if isinstance(s, dict) for r in (s, *s.values()) if isinstance(r, dict)]
-    return [(r.get('rope_type', r.get('type')), r) for r in flat]
-
-def _text_config(config): return config.get_text_config() if hasattr(config, 'get_text_config') else config
 
 def _edge(config):
     "The length, in tokens, beyond which a model with this configuration may treat a text in another way; None: there is none."
@@ -518,20 +552,6 @@ def _scores_shared(lm, prefixes, tails, n):
     got = _logits_after(lm, begun(), [p[n:] for p in prefixes], at)
     want = torch.stack([_alone(lm, p)[-1] for p in prefixes])
     return _same(lm, got, want, want.std())
-
-# %% ../nbs/02_lm.ipynb #9496553e
-def _forget_lengths(model):
-    "Lets rotations that grow with a text begin anew in each pass."
-    def forget(m, args, kw):
-        for k in [k for k in vars(m) if k.endswith('max_seq_len_cached')]:
-            first = getattr(m, k.replace('max_seq_len_cached', 'original_inv_freq'))
-            m.register_buffer(k.replace('max_seq_len_cached', 'inv_freq'), first.to(args[0].device), persistent=False)
-            setattr(m, k, m.original_max_seq_len)
-    if any(kind == 'dynamic' for kind, _ in _ropes(_text_config(model.config))):
-        for m in model.modules():
-            if hasattr(m, 'original_inv_freq') and 'dynamic' in str(getattr(m, 'rope_type', '')):
-                m.register_forward_pre_hook(forget, with_kwargs=True)
-    return model
 
 # %% ../nbs/02_lm.ipynb #dd38d222
 def blocks_of(model) -> list:

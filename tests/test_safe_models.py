@@ -1,8 +1,9 @@
 """A model is data: nothing in it runs, nothing of it is dropped without a word, and the impossible is refused."""
 
-import ast, json, os, re, shutil, subprocess, sys
+import ast, json, math, os, re, shutil, subprocess, sys
 from pathlib import Path
 
+import numpy as np
 import pytest, torch
 from conftest import ROOT
 from kdnb.files import KdnbError
@@ -490,3 +491,155 @@ def test_a_damaged_file_is_one_sentence_or_passed_over(zoo, tmp_path, file, text
         assert '\n' not in str(e) and file != 'generation_config.json', e
     else:
         assert file != 'config.json'
+
+
+# What a GGUF file asks for, and what it holds besides
+
+
+@pytest.fixture
+def gguf_with(zoo, tokenizer, tmp_path, monkeypatch):
+    "Function of what is added to a GGUF file of the tiny Llama (keys by a function of its writer, tensors): its path."
+    import gguf
+    from zoo import write_gguf
+
+    write = gguf.GGUFWriter.write_header_to_file
+    model = load(zoo('llama')).model
+
+    def make(keys=lambda w: None, **tensors):
+        def write_more(w, *args):
+            keys(w)
+            for n, t in tensors.items():
+                w.add_tensor(n, np.asarray(t, dtype=np.float32))
+            return write(w, *args)
+
+        monkeypatch.setattr(gguf.GGUFWriter, 'write_header_to_file', write_more)
+        path = tmp_path / 'more.gguf'
+        path.unlink(missing_ok=True)
+        write_gguf(path, model, tokenizer)
+        return path
+
+    return make
+
+
+def llama3_factors(factor, low, high, original, dim=16, theta=10000.0):
+    "As llama.cpp writes them."
+    out = []
+    for i in range(0, dim, 2):
+        wave = 2 * math.pi * theta ** (i / dim)
+        smooth = (original / wave - low) / (high - low)
+        between = 1 / ((1 - smooth) / factor + smooth)
+        out.append(1 if wave < original / high else factor if wave > original / low else between)
+    return out
+
+
+def scaling(kind, factor=4.0, original=None, **more):
+    def keys(w):
+        w.add_string('llama.rope.scaling.type', kind)
+        w.add_float32('llama.rope.scaling.factor', factor)
+        if original:
+            w.add_uint32('llama.rope.scaling.original_context_length', original)
+        for k, v in more.items():
+            w.add_float32(f'llama.rope.scaling.{k}', v)
+
+    return keys
+
+
+TWINS = {
+    'linear': (dict(keys=scaling('linear')), dict(factor=4.0)),
+    'old linear': (dict(keys=lambda w: w.add_float32('llama.rope.scale_linear', 4.0)), dict(factor=4.0)),
+    'none': (dict(keys=scaling('none', 1.0)), {}),
+    'yarn': (dict(keys=scaling('yarn', 4.0, 64)), dict(factor=4.0, original_max_position_embeddings=64)),
+    'llama3': (
+        {'rope_freqs.weight': llama3_factors(8.0, 1.0, 4.0, 8192)},
+        dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192),
+    ),
+    'default': ({'rope_freqs.weight': [1.0] * 8}, {}),
+}
+
+
+@pytest.mark.parametrize('kind', TWINS)
+def test_a_gguf_file_with_a_stretched_rotation_gives_what_its_twin_in_a_folder_gives(
+    zoo, tmp_path, gguf_with, kind
+):
+    what, said = TWINS[kind]
+    name = {'none': 'default', 'old linear': 'linear'}.get(kind, kind)
+    folder = copy(zoo('llama'), tmp_path / 'twin')
+    edit_json(folder / 'config.json', rope_parameters=dict(rope_type=name, rope_theta=10000.0, **said))
+    one, other = load(gguf_with(**what)), load(folder)
+    assert one.sha256 == other.sha256
+    scores = lambda lm: np.array(score_candidates(lm, [LEFTS[0] * 5], CANDIDATES[:1]))
+    assert np.allclose(scores(one), scores(other), atol=1e-4)
+    assert np.allclose(scores(one), scores(load(zoo('llama'))), atol=1e-4) == (not said)
+    one.model.save_pretrained(tmp_path / 'saved')
+    one.tokenizer.save_pretrained(tmp_path / 'saved')
+    assert np.allclose(scores(load(tmp_path / 'saved')), scores(one), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'what, says',
+    (
+        (dict(keys=scaling('spiral')), 'llama.rope.scaling.type = spiral'),
+        (dict(keys=scaling('yarn', yarn_log_multiplier=0.5)), 'llama.rope.scaling.yarn_log_multiplier'),
+        ({'rope_freqs.weight': [1.0] + [8.0] * 7}, 'rope_freqs.weight'),
+        ({'rope_factors_long.weight': [1.0] * 8}, 'rope_factors_long.weight'),
+        ({'blk.0.attn_q.bias': [3.0] * 32}, 'blk.0.attn_q.bias'),
+        ({'blk.9.ffn_up.weight': [[0.0] * 32] * 64}, 'blk.9.ffn_up.weight'),
+    ),
+)
+def test_what_a_gguf_file_asks_for_and_would_not_get_is_refused(gguf_with, what, says):
+    refused(gguf_with(**what), 'more.gguf', says)
+
+
+def test_tensors_of_a_gguf_file_that_the_model_does_not_use_are_said(gguf_with, capsys):
+    load(gguf_with())
+    assert 'not used' not in capsys.readouterr().err
+    load(gguf_with(**{'other.weight': [1.0, 2.0]}))
+    err = capsys.readouterr().err
+    assert 'other.weight' in err and '1 weights' in err and 'not used' in err
+
+
+# A configuration and a tokenizer that belong to other weights
+
+
+def test_layers_and_biases_in_a_folder_that_the_model_would_leave_out_are_refused(zoo, tmp_path):
+    folder = copy(zoo('llama'), tmp_path / 'fewer')
+    edit_json(folder / 'config.json', num_hidden_layers=1)
+    refused(folder, 'more layers than its configuration says', 'model.layers.1.')
+    folder = copy(zoo('llama'), tmp_path / 'biases')
+    rewrite(folder, lambda w: {**w, 'model.layers.0.self_attn.q_proj.bias': torch.ones(32)})
+    refused(folder, 'biases that the model would leave out', 'model.layers.0.self_attn.q_proj.bias')
+
+
+def test_a_tied_model_that_says_it_is_untied_names_tie_word_embeddings(zoo, tmp_path):
+    folder = copy(zoo('llama'), tmp_path / 'lm')
+    edit_json(folder / 'config.json', tie_word_embeddings=False)
+    refused(folder, 'lm_head.weight', 'set tie_word_embeddings to true in config.json')
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_one_sentence(zoo, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = copy(zoo('llama'), tmp_path / 'more')
+    tok = AutoTokenizer.from_pretrained(folder)
+    tok.add_tokens(['zork', 'zork2'])
+    tok.save_pretrained(folder)
+    refused(folder, 'has 2 tokens for which the model has no embedding', 'zork', '700')
+    folder = copy(zoo('llama'), tmp_path / 'special')
+    tok = AutoTokenizer.from_pretrained(folder)
+    tok.add_special_tokens({'additional_special_tokens': ['<image>']})
+    tok.save_pretrained(folder)
+    lm = load(folder)  # as Gemma 3 has one, which no text holds
+    assert score_candidates(lm, LEFTS, CANDIDATES) == score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
+    for ask in (lm.encode, lm.encode_with_offsets):
+        with pytest.raises(KdnbError, match="holds the token '<image>'.*no embedding"):
+            ask('A <image> of bread')
+
+
+def test_a_model_with_more_embeddings_than_its_tokenizer_has_tokens_is_asked(zoo, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = copy(zoo('llama'), tmp_path / 'lm')
+    config = AutoConfig.from_pretrained(folder)
+    config.vocab_size = 768
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    assert score_candidates(load(folder), LEFTS, CANDIDATES)
