@@ -12,11 +12,10 @@ from .files import printable
 
 # %% ../nbs/002_display.ipynb #fe3ac136
 _LINE_ENDS = re.compile('\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]')
-_PICTURES = {**{i: 0x2400 + i for i in range(32) if i not in (9, 10)}, 127: 0x2421}
 
 def _plain(text):
     "A text in which each line end is a newline, and no other control character is left."
-    return _LINE_ENDS.sub('\n', printable(str(text))).translate(_PICTURES)
+    return printable(_LINE_ENDS.sub('\n', str(text)))
 
 def escape_html(text # anything; shown by its `str`
                ) -> str: # HTML, for between two tags

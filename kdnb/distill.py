@@ -189,6 +189,7 @@ def _inject(lm, rank, seed, relative, above=0.):
     for m in layers.values(): m.scaling['default'] = 2.*(_size(m.get_base_layer().weight) if relative else 1.)
     return peft, layers
 
+# %% ../nbs/08_distill.ipynb #a713b937
 def _adapters(layers, whole=lambda t: t.data): # `whole` makes one piece of a parameter
     "What was learned in layers of `_inject`, with a scale of 2."
     return {f'{n}.weight': Adapter(whole(m.lora_A['default'].weight), whole(m.lora_B['default'].weight)*(m.scaling['default']/2), 2., bool(m.fan_in_fan_out)) for n, m in layers.items()}

@@ -64,12 +64,13 @@ def tiny_folder(tokenizer, tmp_path_factory):
 def quick_kernels(tmp_path_factory, monkeypatch):
     "Reports start in kernels that are forked, see fork_kernel.py."
     import kdnb.report
+    from kdnb.process import load_code
     script, path = Path(__file__).with_name('fork_kernel.py'), tmp_path_factory.mktemp('kernels')/'server'
     server = subprocess.Popen([sys.executable, str(script), 'serve', str(path)])
     while not path.exists():
         assert server.poll() is None, 'fork_kernel.py serve has ended'
         time.sleep(.1)
-    asking = [sys.executable, '-I', '-S', str(script), str(path), '-f', '{connection_file}']
+    asking = [sys.executable, '-I', '-S', str(script), str(path), load_code(), '-f', '{connection_file}']
     monkeypatch.setattr(kdnb.report, 'kernel_command', lambda: asking)
     yield server
     server.terminate(); server.wait()

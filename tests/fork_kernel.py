@@ -1,7 +1,8 @@
 """Kernels that are forked from one process which has the large packages loaded: reports start in a moment, in tests.
 
     python fork_kernel.py serve SOCKET         the process
-    python fork_kernel.py SOCKET -f FILE       what Jupyter starts: asks for a kernel, and lives as long as it does
+    python fork_kernel.py SOCKET CODE -f FILE  what Jupyter starts: asks for a kernel, which runs CODE before it
+                                               starts, and lives as long as it does
 """
 import array, json, os, select, signal, socket, sys
 
@@ -14,8 +15,10 @@ def kernel(given, fds):
     for at, fd in enumerate(fds): os.dup2(fd, at)
     os.chdir(given['cwd']); os.environ.clear(); os.environ.update(given['env'])
     os.environ.pop('JPY_PARENT_PID', None) # it would look for its parent, and the one it has is this server
-    sys.argv = ['ipykernel_launcher', *given['argv']]
+    code, *arguments = given['argv']
+    sys.argv = ['ipykernel_launcher', *arguments]
     sys.path[:1] = [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p]
+    exec(code, {})
     from ipykernel.kernelapp import launch_new_instance
     launch_new_instance()
 
