@@ -528,6 +528,7 @@ def _scored(lm, prefixes, tails, **kw):
         for t in ts: want.append(logits.log_softmax(-1)[range(len(t)), t].double().sum())
     return _same(lm, [x for r in got for x in r], torch.stack(want), std)
 
+# %% ../nbs/02_lm.ipynb #2b19c2a9
 def _scores_cached(lm, prefixes, tails, n):
     return _scored(lm, [prefixes[0], prefixes[0][::-1]], tails) # of one length
 
