@@ -1,0 +1,129 @@
+"""While the package is reorganized: the numbers of each method, evaluation and regime are those of before.
+
+    python tests/test_pinned.py    records them in tests/pinned.json
+"""
+import json, os, sys
+from pathlib import Path
+
+import pytest, torch
+
+from conftest import ROOT
+from kdnb.bank import teach_apart
+from kdnb.compose import compose
+from kdnb.context import make_method
+from kdnb.entities import sample
+from kdnb.evaluate import evaluate
+from kdnb.experiment import Run
+from kdnb.lm import generate, load_lm, logits_at, score_candidates, token_logprobs
+from kdnb.mend import Practice, practice_pairs, train_editor
+from kdnb.report import machine
+
+PINNED = Path(__file__).with_name('pinned.json')
+TEXT = str(ROOT/'kdnb'/'data'/'neutral.txt')
+FEW = dict(steps=4)
+METHODS = {
+    'distill': ('distill', FEW), 'paper': ('distill', dict(FEW, trainable='all', lr=1e-4, anchor=0., swapped=0, contrast=0.)),
+    'finetune-definition': ('finetune-definition', FEW), 'finetune-transfer': ('finetune-transfer', FEW),
+    'rome': ('rome', dict(FEW, text=TEXT, n_contexts=2)), 'memit': ('memit', dict(FEW, text=TEXT, n_contexts=2)),
+    'base': ('base', {}), 'prepend': ('prepend', {}), 'random': ('random', {}), 'retrieve': ('retrieve', {})}
+torch.set_num_threads(1) # the last digits depend on it
+IGNORED = ('seconds', 'memory', 'peak', 'sha', 'key')
+
+
+def flat(value, name=''):
+    "All numbers of a result in their order, whatever its fields are called."
+    if any(word in name for word in IGNORED): return []
+    if isinstance(value, bool) or value is None: return [value]
+    if isinstance(value, (int, float)): return [float(value)]
+    if isinstance(value, torch.Tensor):
+        all = value.float().flatten()
+        return all.tolist() if len(all) < 60 else [*all[::len(all)//20].tolist(), all.norm().item()]
+    if isinstance(value, dict): return [x for k, v in value.items() for x in flat(v, str(k))]
+    if isinstance(value, (list, tuple)): return [x for v in value for x in flat(v)]
+    return []
+
+
+def pass_over(lm, ds):
+    "What the forward functions give."
+    ids = [lm.encode(e.definition) for e in ds.entities[:3]]
+    probes = [p for e in ds.entities[:3] for p in e.probes]
+    scores = score_candidates(lm, [p.left for p in probes], [p.candidates for p in probes], glue=[p.glue for p in probes])
+    return flat([logits_at(lm, ids, [[2, 5]]*3), token_logprobs(lm, ids, [1]*3), scores])
+
+
+def edited(lm, ds, sets, method, settings):
+    "A fixed edit, and what is measured with it."
+    few = sample(ds.split('test'), 3)
+    first, second, _ = few.entities
+    edit = make_method(method, **settings)(lm, [first], sets, 5)
+    before = lm.sha256
+    with edit.on(lm): res = evaluate(lm, [first], few.specificity[:6], [second])
+    assert lm.sha256 == before
+    return flat([list(getattr(edit, 'losses', None) or []), res])
+
+
+def regime(lm, ds, sets, folder, regime, **settings):
+    run = Run(lm, sample(ds.split('test'), 3), 'distill', regime, transfer=sets, n_specificity=8, folder=folder, **FEW, **settings)
+    run.go(progress=False)
+    return [x for path in run.done() for x in flat(json.loads(path.read_text()))]
+
+
+def several(lm, ds, sets):
+    few = sample(ds.split('test'), 3).entities
+    return flat([edit.losses for edit in teach_apart(make_method('distill', **FEW), lm, few, sets, 3)])
+
+
+def mend(lm, folder):
+    entities = compose(6).entities
+    pairs = practice_pairs(lm, entities)
+    train_editor(lm, pairs, folder/'editor', Practice(blocks=1, rank=4, each=2, hold=2, steps=4), progress=False)
+    edit = make_method('mend', editor=str(folder/'editor'))(lm, entities[:1], {}, 0)
+    with edit.on(lm): return flat(evaluate(lm, entities[:1], (), entities[1:2]))
+
+
+def numbers(name, folder_of, ds, sets, folder):
+    "The numbers called `name`: MODEL/WHAT."
+    from kdnb import rome
+    rome.cache_folder = lambda: folder/'cache'
+    model, what = name.split('/')
+    lm = load_lm(str(folder_of(model)), device='cpu')
+    if what == 'pass': return pass_over(lm, ds)
+    if what in METHODS: return edited(lm, ds, sets, *METHODS[what])
+    if what == 'batch': return regime(lm, ds, sets, folder, 'all together')
+    if what == 'sequential': return regime(lm, ds, sets, folder, 'one after another')
+    if what == 'single': return regime(lm, ds, sets, folder, 'one at a time, reset')
+    if what == 'parallel': return regime(lm, ds, sets, folder, 'one at a time, reset', at_once=3)
+    if what == 'several': return several(lm, ds, sets)
+    if what == 'mend': return mend(lm, folder)
+    if what == 'written': return flat([lm.encode(t) for t in generate(lm, ['The baker'], n=2, max_new_tokens=8)[0]])
+
+
+NAMES = [f'{m}/{w}' for m in ('llama', 'gpt2') for w in ('pass', *METHODS)]
+NAMES += [f'llama/{w}' for w in ('single', 'batch', 'sequential', 'parallel', 'several', 'mend', 'written')]
+NAMES += ['gpt_neox/pass', 'gemma3/pass', 'gpt_neo/distill', 'qwen3/distill']
+NAMES += ['smollm2/pass', 'smollm2/distill', 'smollm2/finetune-definition', 'smollm2/rome', 'smollm2/prepend']
+
+
+@pytest.fixture
+def folder_of(tiny_folder): return lambda model: model if model == 'smollm2' else tiny_folder(model, 2)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_numbers_are_those_of_before(name, folder_of, ds, sets, tmp_path):
+    if os.environ.get('KDNB_PIN'): # recording
+        PINNED.with_suffix(f'.{name.replace("/", "-")}.part').write_text(json.dumps(numbers(name, folder_of, ds, sets, tmp_path)))
+        return
+    pinned = json.loads(PINNED.read_text())
+    if pinned['machine'] != machine(): pytest.skip(f"recorded on another processor ({pinned['machine']})")
+    got, want = numbers(name, folder_of, ds, sets, tmp_path), pinned['numbers'][name]
+    assert len(got) == len(want)
+    assert got == pytest.approx(want, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+if __name__ == '__main__':
+    os.environ['KDNB_PIN'] = 'record'
+    code = pytest.main(['-q', '-x', __file__])
+    parts = {n: PINNED.with_suffix(f'.{n.replace("/", "-")}.part') for n in NAMES}
+    if not code: PINNED.write_text(json.dumps({'machine': machine(), 'numbers': {n: [round(x, 7) if isinstance(x, float) else x for x in json.loads(p.read_text())] for n, p in parts.items()}}))
+    for p in parts.values(): p.unlink(missing_ok=True)
+    sys.exit(code)
