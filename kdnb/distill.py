@@ -29,6 +29,7 @@ from .lm import LM, PRECISION, bfloat16_weights, blocks_of, check_length, has_pl
 from .edit import Adapter, Edit, unedited
 from .transfer import Continuation, TransferSet, check_sets, find_mention, shipped_transfer_sets
 from .benchmarks import placed
+from fastcore.basics import patch
 
 # %% ../nbs/08_distill.ipynb #88bfbef7
 def kl_loss(teacher:torch.Tensor, # logits [N, V]
@@ -680,16 +681,15 @@ class Distill(Training):
                 if len(groups) > 1: trim(lm) # what is kept of an entity lies between what is not
         return [g + to_stay(lm, e, [*cs, d], transfer, self, seed) for e, cs, d, g in zip(entities, sets, itself, groups)], texts
 
-
 # %% ../nbs/08_distill.ipynb #eeb35423
-def _teach(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
+@patch
+def __call__(self:Training, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
     "Teaches `lm` the entities: the edit, with `lm` left as it was. `keep` is as in `train`."
     check_seed(seed)
     start = time.perf_counter()
     groups, texts = self.groups(lm, entities, transfer, seed, progress)
     return make_edit(self.name, self, lm, entities, train(lm, self, groups, self.loss, seed, progress, keep), start, texts)
 
-Training.__call__ = _teach # of every method that trains: it has a name, groups of examples, and a loss
 
 def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit` that were learned
               start:float|None=None, # when it began, by time.perf_counter()

@@ -106,7 +106,7 @@ def test_a_model_that_cannot_tell_packed_sequences_apart_gets_padded_batches(tin
     seqs = [lm.encode(l*k) for l, k in zip(LEFTS, (1, 30, 2, 9))] # several rows, of unequal length
     at = [[0, -1], [7, -1], [2], [3, -2]]
     with torch.no_grad(): packed = L.logits_at(lm, seqs, at)
-    lm.packs = False
+    lm.behavior['packs'] = False
     with torch.no_grad(): padded = L.logits_at(lm, seqs, at)
     assert torch.allclose(packed.log_softmax(-1), padded.log_softmax(-1), atol=2e-4)
 
