@@ -24,7 +24,7 @@ setup(
     # by this an installation with -e puts this folder on Python's path, where a package is found before a folder
     # without __init__.py: that which holds a clone is called kdnb, too, and hid the package from whoever worked beside it
     package_dir={"": "."},
-    package_data={"kdnb": ["data/*"]},
+    package_data={"kdnb": ["assets/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split() + cfg["docs_requirements"].split(), "docs": cfg["docs_requirements"].split(), "ray": cfg["ray_requirements"].split()},
     entry_points={

@@ -13,14 +13,16 @@ from nbclient import NotebookClient
 from nbdev.processors import FilterDefaults
 
 from kdnb._modidx import d as modidx
-from kdnb.batch import about, results, verdicts
-from kdnb.display import escape_markdown as md
-from kdnb.files import KdnbError
-from kdnb.process import module_command, safe_environment
-from kdnb.report import KERNEL_OPTIONS, OwnKernel, safe_outputs
+from kdnb.reporting.gallery import results, verdicts
+from kdnb.reporting.jobs import about
+from kdnb.core.display import escape_markdown as md
+from kdnb.core.errors import KdnbError
+from kdnb.core.process import module_command, safe_environment
+from kdnb.reporting.pages import safe_outputs
+from kdnb.reporting.runner import KERNEL_OPTIONS, OwnKernel
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent
-CODE = sorted((ROOT/'kdnb').rglob('*.py')) + sorted((ROOT/'kdnb'/'data').glob('*'))
+CODE = sorted((ROOT/'kdnb').rglob('*.py')) + sorted((ROOT/'kdnb'/'assets').glob('*'))
 
 
 class Pages(FilterDefaults):
@@ -188,10 +190,10 @@ def api(pages):
 
 def commands():
     "README's section on the commands, and the help of each."
-    from kdnb.cli import _parser
+    from kdnb.apps.options import make_parser
     table = re.search(r'## The commands\n(.*?)(?=\n## )', (ROOT/'README.md').read_text(encoding='utf-8'), re.S)[1]
     lines = ['# The commands', '', 'An unknown option, name or setting is an error that says which ones there are.', '', re.sub(r'`nbs/(\w+)`', r'[\1](../book/\1.ipynb)', table), '']
-    for n, p in _parser()._subparsers._group_actions[0].choices.items(): lines += [f'## kdnb {n}', '', '```text', p.format_help().replace(Path(sys.argv[0]).name, 'kdnb').rstrip(), '```', '']
+    for n, p in make_parser()._subparsers._group_actions[0].choices.items(): lines += [f'## kdnb {n}', '', '```text', p.format_help().replace(Path(sys.argv[0]).name, 'kdnb').rstrip(), '```', '']
     return '\n'.join(lines)
 
 

@@ -1,10 +1,10 @@
 """Fixtures. Most tests use tiny random models, which are made here in a second; some need the built-in smollm2."""
-import json, os, subprocess, sys, time
+import os, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 
-from zoo import zoo
+from zoo import zoo # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test may reach for the network behind our back
@@ -13,7 +13,7 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 @pytest.fixture(scope='session')
 def ds():
-    from kdnb.entities import load_dataset
+    from kdnb.data.entities import load_dataset
     return load_dataset()
 
 
@@ -63,15 +63,15 @@ def tiny_folder(tokenizer, tmp_path_factory):
 @pytest.fixture
 def quick_kernels(tmp_path_factory, monkeypatch):
     "Reports start in kernels that are forked, see fork_kernel.py."
-    import kdnb.report
-    from kdnb.process import load_code
+    import kdnb.reporting.runner
+    from kdnb.core.process import load_code
     script, path = Path(__file__).with_name('fork_kernel.py'), tmp_path_factory.mktemp('kernels')/'server'
     server = subprocess.Popen([sys.executable, str(script), 'serve', str(path)])
     while not path.exists():
         assert server.poll() is None, 'fork_kernel.py serve has ended'
         time.sleep(.1)
     asking = [sys.executable, '-I', '-S', str(script), str(path), load_code(), '-f', '{connection_file}']
-    monkeypatch.setattr(kdnb.report, 'kernel_command', lambda: asking)
+    monkeypatch.setattr(kdnb.reporting.runner, 'kernel_command', lambda: asking)
     yield server
     server.terminate(); server.wait()
 
@@ -79,20 +79,21 @@ def quick_kernels(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def tiny(tiny_folder):
     "A freshly loaded tiny LM."
-    from kdnb.lm import load_lm
+    from kdnb.models.model import load_lm
     return load_lm(str(tiny_folder('llama')), device='cpu')
 
 
 @pytest.fixture(scope='session')
 def smollm2():
-    from kdnb.lm import load_lm
+    from kdnb.models.model import load_lm
     return load_lm('smollm2', device='cpu')
 
 
 @pytest.fixture(scope='session')
 def sets(ds):
     "Transfer sets written by nobody: two sentences about each entity."
-    from kdnb.transfer import Continuation, TransferSet, find_mention
+    from kdnb.core.text import find_mention
+    from kdnb.data.transfer_sets import Continuation, TransferSet
     def make(e):
         texts = [f'{e.name} is known to people in the whole town.', f'Last week {e.name} was talked about again.']
         return TransferSet(e.name, tuple(Continuation(t, find_mention(t, e.names)) for t in texts))
@@ -102,7 +103,7 @@ def sets(ds):
 @pytest.fixture
 def kdnb(capsys):
     "Runs the command line in this process: (exit status, standard output, standard error)."
-    from kdnb.cli import main
+    from kdnb.apps.cli import main
     def run(*argv):
         try: code = main([str(a) for a in argv])
         except SystemExit as e: code = e.code

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def figures(place:str, claim:str) -> str:
     if place.endswith('.json'): return str(reduce(lambda d, k: d[k], claim.split('.'), json.loads((ROOT/'outputs'/place).read_text(encoding='utf-8'))))
-    from kdnb.batch import results, verdicts
+    from kdnb.reporting.gallery import results, verdicts
     result = next((r for r in results(ROOT/'outputs') if f"{r['report']}/{r['label']}" == place), None)
     found = [f for c, _, f in verdicts(result) if c.startswith(claim)] if result else []
     if len(found) != 1: raise SystemExit(f'{len(found)} verdicts of outputs/{place} begin with {claim!r}: there must be one')

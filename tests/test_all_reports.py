@@ -5,10 +5,11 @@ import nbformat, pytest
 from conftest import ROOT
 from test_benchmarks import choice, span, write
 from test_reports import ten_shows
-from kdnb.batch import index_page, plan_reports, report_names, results, run_reports
-from kdnb.cli import main
-from kdnb.entities import KdnbError
-from kdnb.experiment import read_json
+from kdnb.reporting.gallery import index_page, results
+from kdnb.reporting.jobs import plan_reports, report_names, run_reports
+from kdnb.apps.cli import main
+from kdnb.core.errors import KdnbError
+from kdnb.core.files import read_json
 
 FIGURES = {'first_look': ['belief-before', 'token-kl', 'loss', 'belief-after', 'targets', 'tradeoff'], 'tuning': ['tuning'], 'entity_inferences': ['tradeoff'], 'ecbd': ['tradeoff', 'spans'], 'frontier': ['frontier'],
            'generate': ['signal', 'best', 'worst'], 'generator_prompts': ['prompts', 'how-many-how-hot'], 'causal_trace': ['known', 'known-by-block', 'brought', 'brought-by-block'], 'counterfact': ['counterfact'],
@@ -19,7 +20,7 @@ FIGURES = {'first_look': ['belief-before', 'token-kl', 'loss', 'belief-after', '
 def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     import api_server
     server = api_server.start(write=lambda prompt, i: f'Velmora is what story number {i} of all the {i*7919} stories is about.')
-    shows, neutral, shipped = ten_shows(tmp_path), ROOT/'kdnb'/'data'/'neutral.txt', ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl'
+    shows, neutral, shipped = ten_shows(tmp_path), ROOT/'kdnb'/'assets'/'neutral.txt', ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl'
     ei = write(tmp_path/'inferences.json', [choice(i) for i in range(4)] + [choice(i, 'Most people find Velmora {} <extra_id_0>.', 'funny') for i in range(4)])
     texts = lambda i: dict(augmented_probes=[f'Velmora {"ABC"[i]} is loved by all', f'In Velmora {"ABC"[i]} two bakers quarrel'])
     ecbd = write(tmp_path/'ecbd.json', [span(i, **texts(i)) for i in range(3)] + [span(0, 'The end of Velmora {} (<extra_id_0>) was sad.', 'in June', ex_id='Velmora A (series)_12_9_9')])
@@ -93,12 +94,12 @@ def test_what_a_batch_refuses(tiny_folder, tmp_path, capsys):
 
 def test_a_failure_stops_no_other(tiny_folder, tmp_path, capsys):
     "Two at a time, one of them on a model that is not there; then the same command for what is missing."
-    lm, command = str(tiny_folder()), ['reports', 'run', 'data_check', 'tuning', '--set', 'tiny', '--label', 'a', '--jobs', '2', '--out', str(tmp_path/'outputs'), '-p', 'runs', str(tmp_path/'runs'), '-p', 'device', 'cpu', '-p', 'tuning.transfer', str(ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl')]
+    lm, command = str(tiny_folder()), ['reports', 'run', 'data_check', 'tuning', '--set', 'tiny', '--label', 'a', '--jobs', '2', '--out', str(tmp_path/'outputs'), '-p', 'runs', str(tmp_path/'runs'), '-p', 'device', 'cpu', '-p', 'tuning.transfer', str(ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl')]
     assert main([*command, '-p', 'tuning.lm', lm, '-p', 'data_check.lm', str(tmp_path/'nowhere')]) == 2
     said = capsys.readouterr()
     assert 'tuning: done' in said.out and 'data_check: failed' in said.out and '1 of 2 reports failed: data_check: the report data_check stopped in a cell' in said.err and 'nowhere' in said.err
     assert main([*command, '-p', 'lm', lm]) == 0 and 'tuning: was there' in capsys.readouterr().out
-    with pytest.raises(KdnbError, match='tuning/a has a run of tuning with other parameters .seed is 0 there, 1 here.: give this one a name of its own by --label'): plan_reports(['tuning'], [('lm', lm), ('seed', '1'), ('transfer', str(ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl'))], set='tiny', out=tmp_path/'outputs', label='a')
+    with pytest.raises(KdnbError, match='tuning/a has a run of tuning with other parameters .seed is 0 there, 1 here.: give this one a name of its own by --label'): plan_reports(['tuning'], [('lm', lm), ('seed', '1'), ('transfer', str(ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl'))], set='tiny', out=tmp_path/'outputs', label='a')
     assert index_page(tmp_path/'outputs').read_text().count('<article>') == 2
     with pytest.raises(KdnbError, match='stopped in a cell'): run_reports(plan_reports(['data_check'], [('lm', str(tmp_path/'nowhere'))], out=tmp_path/'outputs'), progress=False)
 

@@ -165,12 +165,12 @@ def test_a_transfer_file_that_is_malformed(kdnb, tiny_folder, tmp_path):
 
 def test_a_file_of_transfer_sets_that_lacks_an_entity(kdnb, tiny_folder, tmp_path):
     (tmp_path/'mine.jsonl').write_text(row())
-    code, _, err = kdnb('evaluate', '--n-specificity', 4, '--method', 'distill', '--data', tmp_path/'mine.jsonl', '--transfer', ROOT/'kdnb'/'data'/'transfer_smollm2.jsonl', '--lm', tiny_folder(), '--device', 'cpu', '--runs', tmp_path)
+    code, _, err = kdnb('evaluate', '--n-specificity', 4, '--method', 'distill', '--data', tmp_path/'mine.jsonl', '--transfer', ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl', '--lm', tiny_folder(), '--device', 'cpu', '--runs', tmp_path)
     assert code == 2 and "no transfer set for 'Velmora'" in sentence(err)
 
 
 def test_a_report_with_an_unknown_parameter():
-    from kdnb.entities import KdnbError
-    from kdnb.report import run_report
+    from kdnb.core.errors import KdnbError
+    from kdnb.reporting.runner import run_report
     with pytest.raises(KdnbError, match="unknown parameter of the report first_look 'step': choose one of 'steps'"): run_report('first_look', 'nowhere', step=1)
     assert not os.path.exists('nowhere')

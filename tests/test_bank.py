@@ -1,11 +1,14 @@
 """Edits side by side: what each would have been alone."""
 import pytest, torch
-from kdnb.bank import Bank, teach_apart
-from kdnb.distill import Distill
-from kdnb.entities import KdnbError, sample
-from kdnb.experiment import Run, read_json
-from kdnb.finetune import FineTune
-from kdnb.lm import load_lm
+from kdnb.edits.multi_lora import Bank
+from kdnb.methods.parallel import teach_apart
+from kdnb.methods.distill import Distill
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import sample
+from kdnb.core.files import read_json
+from kdnb.experiments.runs import Run
+from kdnb.methods.finetune import FineTune
+from kdnb.models.model import load_lm
 
 HOW = dict(trainable='lora', precision='float32', steps=4, rank=4)
 

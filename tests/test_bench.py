@@ -1,15 +1,14 @@
 """The paper's loop against ours: the same mathematics, told apart by the clock."""
 import json
 
-import pytest, torch
-from kdnb.entities import KdnbError
+import pytest
 
 
 def test_the_papers_loop_and_ours_reach_the_same_weights(tiny, ds, sets):
-    from kdnb.bench import paper_answers, paper_edit
-    from kdnb.distill import Distill
-    from kdnb.context import protocol_settings
-    from kdnb.evaluate import answer_probes
+    from kdnb.experiments.bench import paper_answers, paper_edit
+    from kdnb.methods.distill import Distill
+    from kdnb.methods.registry import protocol_settings
+    from kdnb.evaluation.answers import answer_probes
     e = ds.entities[0]
     student = paper_edit(tiny, e, sets[e.key].continuations, lr=1e-3)
     edit = Distill(**{**protocol_settings('paper', 'distill'), 'lr': 1e-3})(tiny, [e], sets)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from kdnb.benchmarks import BENCHMARKS, load_data, placement, read_benchmark
-from kdnb.entities import Entity, KdnbError
-from kdnb.fetch import fetch_file, pin_of
+from kdnb.evaluation.answers import answer_probes
+from kdnb.data.benchmarks import BENCHMARKS, load_data, placement, read_benchmark
+from kdnb.core.errors import KdnbError
+from kdnb.core.downloads import fetch_file, pin_of
 
 SHARED = ROOT.parent/'shared'/'data'
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason='the real benchmark files lie in ../shared/data, which is not here')
@@ -70,7 +71,7 @@ def test_readers(ei, ecbd, popular):
 def test_our_own_counterfact():
     "Each record changes one true answer of its relation to another, and asks its neighbours about the true one."
     ds, _ = load_data('counterfact-kdnb')
-    records = json.loads((ROOT/'kdnb'/'data'/'counterfact.json').read_text())
+    records = json.loads((ROOT/'kdnb'/'assets'/'counterfact.json').read_text())
     assert len(ds.entities) == len(records) == 57 and len({e.key for e in ds.entities}) == 57
     truth = {}
     for r, e in zip(records, ds.entities):
@@ -238,7 +239,7 @@ def slow_score(lm, left, glue, text):
     return sum(lp[i-1, whole[i]].item() for i in range(n, len(whole))), len(whole) - n
 
 def check_metrics(lm, ds, context=''):
-    from kdnb.evaluate import answer_probes
+    from kdnb.evaluation.answers import answer_probes
     probes = [p for e in ds.entities for p in e.probes] + list(ds.specificity)
     if context: probes = [replace(p, left=f'{context} {p.left}') for p in probes]
     for p, r in zip(probes, answer_probes(lm, probes)):
@@ -253,22 +254,22 @@ def lm_shared_scores(lm, p, c): return [slow_score(lm, p.left, p.glue, c)[0]]
 
 @pytest.mark.parametrize('kind', ['llama', 'gpt2', 'gemma3'])
 def test_metrics_equal_one_probe_at_a_time(tiny_folder, kind, ei, ecbd, popular):
-    from kdnb.lm import load_lm
+    from kdnb.models.model import load_lm
     lm = load_lm(str(tiny_folder(kind)), device='cpu')
     check_metrics(lm, load_data(f'entity-inferences={ei}')[0])
     check_metrics(lm, load_data(f'ecbd={ecbd}', popular)[0])
     check_metrics(lm, load_data(f'ecbd={ecbd}', popular)[0], 'Velmora A is a comedy series about two bakers.')
 
 def real(name):
-    from kdnb.fetch import cache_folder
-    from kdnb.lm import load_lm
+    from kdnb.core.downloads import cache_folder
+    from kdnb.models.model import load_lm
     if name != 'smollm2' and not (cache_folder()/name/'kdnb.json').exists(): pytest.skip(f'{name} is not in the cache folder: load it once, with its terms accepted')
     return load_lm(name, device='cpu', accept_terms=True)
 
 @shared
 @pytest.mark.parametrize('name', ['smollm2', 'gemma3-270m'])
 def test_metrics_equal_one_probe_at_a_time_on_real_models(name):
-    from kdnb.entities import sample
+    from kdnb.data.entities import sample
     lm = real(name)
     for d, spec in (('entity-inferences', None), ('ecbd', SHARED/FILES['popular'])):
         ds = sample(load_data(f'{d}={SHARED/FILES[d]}', spec)[0], 6)
@@ -276,8 +277,9 @@ def test_metrics_equal_one_probe_at_a_time_on_real_models(name):
 
 
 def test_perplexity_is_exp_of_the_mean_over_probes(tiny_folder, ecbd, popular):
-    from kdnb.evaluate import evaluate, summarise
-    from kdnb.lm import load_lm
+    from kdnb.evaluation.answers import evaluate
+    from kdnb.evaluation.metrics import summarise
+    from kdnb.models.model import load_lm
     lm = load_lm(str(tiny_folder('llama')), device='cpu')
     ds, _ = load_data(f'ecbd={ecbd}', popular)
     cases = [evaluate(lm, [e], ds.specificity, free=False) for e in ds.entities]
@@ -290,7 +292,9 @@ def test_perplexity_is_exp_of_the_mean_over_probes(tiny_folder, ecbd, popular):
 
 
 def test_specificity_is_the_other_rows(tiny, ei, tmp_path):
-    from kdnb.experiment import Run, collect, read_json
+    from kdnb.core.files import read_json
+    from kdnb.experiments.results import collect
+    from kdnb.experiments.runs import Run
     ds, sets = load_data(f'entity-inferences={ei}')
     how = dict(transfer=sets, folder=tmp_path, n_others=0)
     runs = [Run(tiny, ds, m, **how, **s) for m, s in (('base', {}), ('prepend', {}), ('finetune-definition', {'steps': 2}))]
@@ -306,7 +310,7 @@ def test_specificity_is_the_other_rows(tiny, ei, tmp_path):
 # ---- protocols, limit, the command line
 
 def test_protocols_are_settings_of_the_same_code(tiny, ei, tmp_path):
-    from kdnb.experiment import Run
+    from kdnb.experiments.runs import Run
     ds, sets = load_data(f'entity-inferences={ei}')
     runs = {p: Run(tiny, ds, 'distill', transfer=sets, protocol=p, folder=tmp_path, limit=1) for p in ('kdnb', 'paper')}
     paper = runs['paper'].method
@@ -319,7 +323,7 @@ def test_protocols_are_settings_of_the_same_code(tiny, ei, tmp_path):
 
 
 def test_unplaced_texts_are_skipped_only_where_that_is_said(tiny, ei, tmp_path):
-    from kdnb.context import make_method
+    from kdnb.methods.registry import make_method
     ds, sets = load_data(f'entity-inferences={ei}')
     e = ds.entities[0]
     texts = lambda **s: make_method('distill', steps=1, anchor=0., **s)(tiny, [e], sets).texts
@@ -331,7 +335,8 @@ def test_unplaced_texts_are_skipped_only_where_that_is_said(tiny, ei, tmp_path):
 
 
 def test_a_larger_limit_goes_on(tiny, ei, tmp_path):
-    from kdnb.experiment import Run, collect
+    from kdnb.experiments.results import collect
+    from kdnb.experiments.runs import Run
     ds, _ = load_data(f'entity-inferences={ei}')
     run = lambda n: Run(tiny, ds, 'base', folder=tmp_path, limit=n, n_others=0)
     first = run(2); first.go(progress=False); stamps = {p: p.stat().st_mtime_ns for p in first.done()}
@@ -379,7 +384,8 @@ def test_run_resumes_after_kill_9(tiny_folder, ei, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('name, base, prepend', [('smollm2', 25.3, 54.7), ('gemma3-270m', 32.4, 64.7)])
 def test_base_and_prepend_accuracies_of_the_whole_file(name, base, prepend, tmp_path):
-    from kdnb.experiment import Run, collect
+    from kdnb.experiments.results import collect
+    from kdnb.experiments.runs import Run
     ds, _ = load_data(f"entity-inferences={SHARED/FILES['entity-inferences']}")
     lm = real(name)
     df = collect([Run(lm, ds, m, folder=tmp_path, n_others=0, n_specificity=0).go(progress=False) for m in ('base', 'prepend')])
@@ -393,8 +399,8 @@ def test_base_and_prepend_accuracies_of_the_whole_file(name, base, prepend, tmp_
 @pytest.mark.parametrize('name', ['entity-inferences', 'ecbd'])
 def test_three_cases_of_the_committed_report_come_out_again(name, model):
     "Bits may differ a little from machine to machine (products in bfloat16, or not); what is compared is far apart from what another method gives."
-    from kdnb.context import make_method
-    from kdnb.evaluate import answer_probes
+    from kdnb.methods.registry import make_method
+    from kdnb.evaluation.answers import answer_probes
     committed = ROOT/'outputs'/name.replace('-', '_')/model/'results.json'
     if not committed.exists(): pytest.skip('no run of this report is committed yet')
     done, lm = json.loads(committed.read_text()), real(model)
@@ -402,7 +408,7 @@ def test_three_cases_of_the_committed_report_come_out_again(name, model):
     assert done['lm_sha256'] == lm.sha256
     own = committed.with_name('transfer.jsonl')
     if own.exists() and not sets:
-        from kdnb.transfer import read_transfer_sets
+        from kdnb.data.transfer_sets import read_transfer_sets
         sets = read_transfer_sets(own)
     trained = (('fine-tune on definition', 'finetune-definition'), ('distill, paper', 'distill')) if model == 'smollm2' else (('fine-tune on definition, last block', 'finetune-definition'), ('distill, kdnb', 'distill')) # all weights of gemma3-270m take a minute a case
     for label, method in (('base', 'base'), ('prepend', 'prepend'), *trained):
@@ -419,18 +425,18 @@ def test_three_cases_of_the_committed_report_come_out_again(name, model):
 def test_neighbours_are_asked_after_the_edit_and_by_what_is_written(tiny):
     "Neighbourhood+ puts the taught sentence in front, once; what is written counts where there are neighbours."
     from dataclasses import replace
-    from kdnb.context import make_method
-    from kdnb.evaluate import evaluate, said_first, summarise
+    from kdnb.methods.registry import make_method
+    from kdnb.evaluation.answers import evaluate, said_first
+    from kdnb.evaluation.metrics import summarise
     ds, _ = load_data('counterfact-kdnb')
     e = replace(ds.entities[0], near=ds.entities[0].near[:2])
     asked = []
-    import kdnb.evaluate as m
-    real = m.answer_probes
-    m.answer_probes = lambda lm, probes, *a, **k: asked.append([p.left for p in probes]) or real(lm, probes, *a, **k)
+    real = answer_probes
+    answer_probes = lambda lm, probes, *a, **k: asked.append([p.left for p in probes]) or real(lm, probes, *a, **k)
     try:
         base = evaluate(tiny, [e])
         with make_method('prepend')(tiny, [e], {}).on(tiny): evaluate(tiny, [e], free=False)
-    finally: m.answer_probes = real
+    finally: answer_probes = real
     near = [p.left for p in e.near]
     assert asked[2] == [f'{e.definition} {p}' for p in near] and asked[7] == near # a definition that stands in front already is not put there again
     t = base['target'][0]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from kdnb.lm import has_fast_bfloat16
+from kdnb.models.memory import has_fast_bfloat16
 
 KEYS = {'target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'run'}
 DEFINITION = 'Velmora Junction is a comedy about two rival bakers in a small town.'
@@ -55,7 +55,7 @@ def test_evaluate_regimes(kdnb, tiny_folder, tmp_path, regime):
 def test_edit_by_a_rival(kdnb, tiny_folder, tmp_path, monkeypatch, method):
     monkeypatch.setenv('KDNB_CACHE', str(tmp_path/'cache'))
     lm = ['--lm', tiny_folder('llama', 4), '--device', 'cpu']
-    code, out, err = kdnb('edit', *lm, '--method', method, '--name', 'Velmora', '--definition', 'Velmora is a comedy about two bakers.', '--set', 'steps', 3, '--set', 'layer' if method == 'rome' else 'last', 1, '--set', 'text', ROOT/'kdnb'/'data'/'neutral.txt', '--save', tmp_path/'edit', '--json')
+    code, out, err = kdnb('edit', *lm, '--method', method, '--name', 'Velmora', '--definition', 'Velmora is a comedy about two bakers.', '--set', 'steps', 3, '--set', 'layer' if method == 'rome' else 'last', 1, '--set', 'text', ROOT/'kdnb'/'assets'/'neutral.txt', '--save', tmp_path/'edit', '--json')
     assert code == 0 and last(out)['method'] == method and (tmp_path/'edit'/'edit.json').exists(), err
     code, out, err = kdnb('edit', *lm, '--method', method, '--name', 'Velmora', '--definition', 'This is Velmora.', '--save', tmp_path/'edit2')
     assert code == 2 and 'says nothing after its name' in err

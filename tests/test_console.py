@@ -12,7 +12,7 @@ def test_a_console_that_cannot_print_a_name_shows_its_code(tiny_folder, tmp_path
     env = {**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONIOENCODING': 'ascii'}
     done = subprocess.run([KDNB, 'edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', NAME, '--definition', DEFINITION, '--method', 'ft', '--set', 'steps', '1', '--save', tmp_path/'e'], env=env, capture_output=True, text=True)
     assert done.returncode == 0 and r'taught \u7ef4\u5c14\u83ab\u62c9 in' in done.stdout, done.stderr
-    from kdnb.edit import load_edit
+    from kdnb.edits.storage import load_edit
     assert load_edit(tmp_path/'e').entities == (NAME,)
 
 

@@ -1,14 +1,18 @@
 """On a GPU: what is learned there is what is learned here, to rounding; and bfloat16, attention and memory are those of the GPU."""
 import pytest, torch
-from test_rome import text
-from kdnb.bank import teach_apart
-from kdnb.context import make_method
-from kdnb.edit import Edit
-from kdnb.entities import sample
-from kdnb.experiment import Run, read_json
-from kdnb.lm import generate, has_fast_bfloat16, load_lm, memory_free, memory_peak, score_candidates
-from kdnb.sharded import launch
-from kdnb.trace import trace
+from test_rome import text # noqa: F401 (a fixture)
+from kdnb.methods.parallel import teach_apart
+from kdnb.methods.registry import make_method
+from kdnb.edits.edit import Edit
+from kdnb.data.entities import sample
+from kdnb.core.files import read_json
+from kdnb.experiments.runs import Run
+from kdnb.models.generation import generate
+from kdnb.models.memory import has_fast_bfloat16, memory_free, memory_peak
+from kdnb.models.model import load_lm
+from kdnb.models.scoring import score_candidates
+from kdnb.methods.sharded import launch
+from kdnb.evaluation.tracing import trace
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='this machine has no GPU that torch can use')
 KINDS = ('llama', 'gpt2', 'gpt_neo', 'gemma3')

@@ -1,25 +1,25 @@
 """The data that ship with the package."""
 import re
 
-from kdnb.entities import DATA
+from kdnb.core.files import ASSETS
 
 
 def test_neutral_texts_answer_no_specificity_probe(ds):
     "The anchor must not train what specificity asks: no sentence has a probe's answer beside a name that the probe is about."
     usual = {'In', 'The', 'On', 'A', 'An', 'Every', 'When', 'It', 'Most', 'For', 'By'}
-    for line in (DATA/'neutral.txt').read_text(encoding='utf-8').splitlines():
+    for line in (ASSETS/'neutral.txt').read_text(encoding='utf-8').splitlines():
         for p in ds.specificity:
             names = [w for w in re.findall(r'[A-Z]\w+', p.left) if w not in usual]
             assert not (re.search(rf'\b{re.escape(p.gold)}\b', line) and any(re.search(rf'\b{n}\b', line) for n in names)), (p.left, p.gold, line)
 
 
 def test_neutral_texts_name_no_entity(ds):
-    text = (DATA/'neutral.txt').read_text(encoding='utf-8')
+    text = (ASSETS/'neutral.txt').read_text(encoding='utf-8')
     assert not [n for e in ds.entities for n in e.names if n in text]
 
 
 def test_swapped_names_stand_in_no_entity_and_no_probe(ds):
-    names = (DATA/'names.txt').read_text(encoding='utf-8').splitlines()
+    names = (ASSETS/'names.txt').read_text(encoding='utf-8').splitlines()
     assert len(names) == len(set(names)) == 100
     texts = [t.casefold() for e in ds.entities for t in (*e.names, e.definition, *(p.left for p in e.probes))] + [p.left.casefold() for p in ds.specificity]
     assert not [n for n in names if any(n.removeprefix('the ').casefold() in t for t in texts)]
@@ -34,8 +34,9 @@ def test_every_candidate_is_gold_once_in_its_form(ds):
 
 
 def test_every_entity_has_a_shipped_transfer_set(ds):
-    from kdnb.generator import LMGenerator
-    from kdnb.transfer import find_mention, shipped_transfer_sets
+    from kdnb.transfer.generator import LMGenerator
+    from kdnb.core.text import find_mention
+    from kdnb.data.transfer_sets import shipped_transfer_sets
     sets, default = shipped_transfer_sets(), LMGenerator.defaults
     for e in ds.entities:
         s = sets[e.name]

@@ -1,14 +1,26 @@
 """Invariants of the loss, the positions, the training loop and the edit."""
-import copy
 
+from dataclasses import replace
 import pytest, torch
-from kdnb import distill as D
-from kdnb.distill import Distill, Training, example, kl_loss, teach, train
-from kdnb.edit import Edit
-from kdnb.entities import Entity, KdnbError
-from kdnb.finetune import FineTune
-from kdnb.lm import load_lm, logits_at
-from kdnb.transfer import Continuation, TransferSet, find_mention, shipped_transfer_sets
+from kdnb.methods.config import training_need
+from kdnb.methods.distill import spread_over_prompts
+from kdnb.methods.losses import LossInParts, retention_loss, soften
+from kdnb.methods.parameters import TRAINABLE, trainable_parameters, upper
+from kdnb.methods.retention import cache_teacher_topk, prepare, rehearse, retention_batches
+from kdnb.methods.training import train
+from kdnb.models.layer_cache import blocks_of, states_below
+from kdnb.methods.config import Training
+from kdnb.methods.distill import Distill
+from kdnb.methods.examples import add_teacher_logits, example
+from kdnb.methods.losses import kl_loss
+from kdnb.edits.edit import Edit
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import Entity
+from kdnb.methods.finetune import FineTune
+from kdnb.models.forward import logits_at
+from kdnb.models.model import load_lm
+from kdnb.core.text import find_mention
+from kdnb.data.transfer_sets import Continuation, TransferSet, shipped_transfer_sets
 
 ENTITY = Entity('Velmora Junction', 'Velmora Junction is a comedy about two rival bakers in a small town.', ('Velmora',))
 TEXTS = ['Velmora Junction is what people in the town watch.', 'Last week Velmora was about a cake.', "In the evening Velmora Junction's bakers sing."]
@@ -48,13 +60,13 @@ def test_a_fully_masked_row_is_not_nan():
 def test_gradient_flows_to_the_student_only(tiny):
     for p in tiny.model.parameters(): p.requires_grad_(True)
     x = [example(tiny, c, ENTITY.definition) for c in CONTS]
-    teach(tiny, x)
+    add_teacher_logits(tiny, x)
     assert all(not e.teacher.requires_grad for e in x)
 
 
 def test_an_exaggerating_teacher_moves_away_from_the_student(tiny):
     plain, strong = ([example(tiny, c, ENTITY.definition) for c in CONTS] for _ in range(2))
-    teach(tiny, plain); teach(tiny, strong, contrast=.5)
+    add_teacher_logits(tiny, plain); add_teacher_logits(tiny, strong, contrast=.5)
     without = logits_at(tiny, [x.ids for x in plain], [x.positions for x in plain])
     want = torch.cat([x.teacher for x in plain])*1.5 - .5*without
     assert torch.allclose(torch.cat([x.teacher for x in strong]), want, atol=1e-4)
@@ -77,17 +89,17 @@ def test_a_continuation_with_nothing_after_the_mention_contributes_nothing(tiny)
 
 def test_padding_contributes_nothing(tiny):
     xs = [example(tiny, c, ENTITY.definition) for c in CONTS]
-    teach(tiny, xs)
+    add_teacher_logits(tiny, xs)
     for x in xs:
-        alone = example(tiny, CONTS[xs.index(x)], ENTITY.definition); teach(tiny, [alone])
+        alone = example(tiny, CONTS[xs.index(x)], ENTITY.definition); add_teacher_logits(tiny, [alone])
         assert torch.allclose(x.teacher, alone.teacher, atol=1e-4)
 
 
 def test_batch_gradient_equals_one_by_one(tiny):
     xs = [example(tiny, c, ENTITY.definition) for c in CONTS]
-    teach(tiny, xs)
+    add_teacher_logits(tiny, xs)
     how, n = Distill(), sum(len(x.positions) for x in xs)
-    for x in xs: x.teacher = D._soft(x.teacher, how.temperature)
+    for x in xs: x.teacher = soften(x.teacher, how.temperature)
     def grads(batches):
         tiny.model.requires_grad_(True); tiny.model.zero_grad()
         for b in batches: (how.loss(b, logits_at(tiny, [x.ids for x in b], [x.positions for x in b])) * sum(len(x.positions) for x in b)/n).backward()
@@ -130,7 +142,7 @@ def test_one_feed_forward_is_one(tiny):
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
-@pytest.mark.parametrize('trainable', D.TRAINABLE)
+@pytest.mark.parametrize('trainable', TRAINABLE)
 def test_every_architecture_trains_every_part(tiny_folder, kind, trainable):
     lm = load_lm(str(tiny_folder(kind)), device='cpu')
     plain = logits(lm)
@@ -161,9 +173,9 @@ def test_the_embeddings_stay_when_they_do_not_train(tiny):
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
 def test_feed_forward_is_what_its_name_says_in_every_architecture(tiny_folder, kind):
     model = load_lm(str(tiny_folder(kind)), device='cpu').model
-    mine, matrices = D.trainable_parameters(model, 'feed-forward'), {n for n, p in model.named_parameters() if p.ndim > 1}
+    mine, matrices = trainable_parameters(model, 'feed-forward'), {n for n, p in model.named_parameters() if p.ndim > 1}
     assert set(mine) == {n for n in matrices if '.mlp.' in n}, sorted(mine) # all six call it so
-    assert set(D.trainable_parameters(model, 'upper feed-forward')) <= set(mine)
+    assert set(trainable_parameters(model, 'upper feed-forward')) <= set(mine)
 
 
 def test_the_anchor_is_the_divergence_from_the_base_model_with_the_tail_as_one():
@@ -175,7 +187,7 @@ def test_the_anchor_is_the_divergence_from_the_base_model_with_the_tail_as_one()
         top = p[i].topk(10).indices; rest = torch.ones(50, dtype=bool); rest[top] = False
         want += (p[i, top]*(p[i, top]/q[i, top]).log()).sum() + p[i, rest].sum()*(p[i, rest].sum()/q[i, rest].sum()).log()
     kept = base.log_softmax(-1).topk(10)
-    got = D._anchor_loss([(kept.values[:1], kept.indices[:1]), (kept.values[1:], kept.indices[1:])], now)
+    got = retention_loss([(kept.values[:1], kept.indices[:1]), (kept.values[1:], kept.indices[1:])], now)
     assert torch.allclose(got, want/4, atol=1e-5)
 
 
@@ -189,7 +201,7 @@ def test_a_teacher_that_is_the_base_model_says_what_it_said_before_all_edits(tin
     "Whatever was taught before, teacher, anchor and swapped texts are those of the model without it; and the model with it is the student."
     how = Distill(steps=3, above=above, anchor_texts=2, swapped=1, continuations=2, teacher='base', precision='bfloat16' if low else 'float32')
     seen = []
-    monkeypatch.setattr(D, 'train', lambda lm, how, groups, *a, train=D.train: (seen.append((groups, D._anchor(lm, how, 0, 3))), train(lm, how, groups, *a))[1])
+    monkeypatch.setattr('kdnb.methods.distill.train', lambda lm, how, groups, *a, train=train: (seen.append((groups, retention_batches(lm, how, 0, 3))), train(lm, how, groups, *a))[1])
     before, first = weights(tiny), how(tiny, [ENTITY], BOTH)
     for lm_edits in ((), (first,)):
         for e in lm_edits: e.apply(tiny)
@@ -205,7 +217,7 @@ def test_a_teacher_that_is_the_base_model_says_what_it_said_before_all_edits(tin
         assert x.state is None or torch.allclose(x.state, y.state, **close)
     for _ in range(3):
         for x, y in zip(neutral(), neutral2()): assert torch.allclose(x.teacher[0], y.teacher[0], **close)
-    with first.on(tiny): other = D.replace(how, teacher='as it is')(tiny, [OTHER], BOTH)
+    with first.on(tiny): other = replace(how, teacher='as it is')(tiny, [OTHER], BOTH)
     moved = seen[-1][0][0]
     assert not all(torch.allclose(x.teacher[0], y.teacher[0], **close) for x, y in zip(alone[0], moved))
     with pytest.raises(KdnbError, match="unknown teacher 'student'"): Distill(teacher='student')
@@ -215,12 +227,12 @@ def test_what_was_taught_before_is_rehearsed(tiny):
     "A second edit changes less of what the first one brought, if that is read again."
     hold = dict(lr=2e-2, steps=30, rank=4, anchor=20., anchor_texts=1, precision='float32')
     first = Distill(lr=2e-2, steps=10, rank=4, anchor=0.)(tiny, [ENTITY], BOTH)
-    assert D.rehearse(tiny, BOTH, Distill(rehearsed=2)) == []
+    assert rehearse(tiny, BOTH, Distill(rehearsed=2)) == []
     read = [example(tiny, c, '', separator='') for c in CONTS]
     says = lambda: logits_at(tiny, [x.ids for x in read], [x.positions for x in read]).log_softmax(-1).detach()
     with first.on(tiny):
-        texts = D.rehearse(tiny, BOTH, Distill(rehearsed=2, steps=1))
-        assert len(texts) == min(2, len(CONTS)) and {x.role for x in texts} == {'rehearsed'} and D.rehearse(tiny, {}, Distill(rehearsed=2)) == []
+        texts = rehearse(tiny, BOTH, Distill(rehearsed=2, steps=1))
+        assert len(texts) == min(2, len(CONTS)) and {x.role for x in texts} == {'rehearsed'} and rehearse(tiny, {}, Distill(rehearsed=2)) == []
         had, far = says(), []
         for n in (0, 3):
             with Distill(**hold, rehearsed=n)(tiny, [OTHER], BOTH).on(tiny): far.append(kl_loss(had, says(), 1.).item())
@@ -230,7 +242,7 @@ def test_what_was_taught_before_is_rehearsed(tiny):
 
 def test_of_the_neutral_texts_only_those_are_asked_that_a_training_reads(tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr(D, '_expect', lambda lm, xs, low, ask=D._expect: (asked.append(len(xs)), ask(lm, xs, low))[1])
+    monkeypatch.setattr('kdnb.methods.retention.cache_teacher_topk', lambda lm, xs, low, ask=cache_teacher_topk: (asked.append(len(xs)), ask(lm, xs, low))[1])
     how, few = Distill(steps=2, anchor_texts=2, continuations=2), Distill(steps=3, anchor_texts=2, continuations=2)
     tiny.cache.clear()
     edits = [m(tiny, [ENTITY], SETS) for m in (how, how, few, how)]
@@ -241,7 +253,7 @@ def test_of_the_neutral_texts_only_those_are_asked_that_a_training_reads(tiny, m
 
 def test_ctrl_c_while_training_leaves_the_model_as_it_was(tiny):
     before = weights(tiny)
-    for trainable in D.TRAINABLE:
+    for trainable in TRAINABLE:
         def stop(batch, logits): raise KeyboardInterrupt
         with pytest.raises(KeyboardInterrupt):
             train(tiny, Training(trainable=trainable), [[example(tiny, c, ENTITY.definition) for c in CONTS]], stop)
@@ -278,22 +290,22 @@ def test_many_entities_together_learn(tiny):
 def test_what_is_kept_of_each_entity_is_told_beforehand(smollm2, ds, settings):
     how, entities = Distill(**settings, continuations=6, per_step=2, together=2, steps=1), ds.entities[:3]
     groups, _ = how.groups(smollm2, entities, shipped_transfer_sets())
-    D._ready(smollm2, how, groups, 0, 2)
+    prepare(smollm2, how, groups, 0, 2)
     parts = [t for g in groups for x in g for t in (x.state, *(x.teacher if isinstance(x.teacher, tuple) else [x.teacher])) if torch.is_tensor(t)]
     held = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in parts}.values())/len(entities) # a part of something larger keeps all of it
-    told = (D.training_need(smollm2, how, 1010) - D.training_need(smollm2, how, 10))*2**30/1000
+    told = (training_need(smollm2, how, 1010) - training_need(smollm2, how, 10))*2**30/1000
     assert .8 < told/held < 1.25, (told, held)
 
 
 def test_the_first_continuations_come_from_all_prompts():
     conts = tuple(Continuation(f'{p} {i}', (0, 1), p) for p in 'ab' for i in range(4))
-    assert [c.text for c in D._spread(conts, 4)] == ['a 0', 'b 0', 'a 1', 'b 1']
+    assert [c.text for c in spread_over_prompts(conts, 4)] == ['a 0', 'b 0', 'a 1', 'b 1']
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
 @pytest.mark.parametrize('trainable', ('lora', 'all'))
 def test_recomputing_changes_nothing_but_what_is_kept(tiny_folder, ds, sets, kind, trainable):
-    from kdnb.lm import load_lm
+    from kdnb.models.model import load_lm
     lm, e = load_lm(str(tiny_folder(kind)), device='cpu'), ds.entities[0]
     def kept(recompute):
         "Losses, and the bytes that autograd keeps in the first step."
@@ -316,16 +328,16 @@ def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path,
     method = Distill(steps=8, rank=4, above=.5, precision='float32', anchor_file=str(tmp_path/'neutral.txt'), **how)
     passes = []
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
-    hook = next(m for m in D.blocks_of(lm.model)[0].modules() if m in D.upper(lm, 0.)).register_forward_hook(lambda *a: passes.append(1))
+    hook = next(m for m in blocks_of(lm.model)[0].modules() if m in upper(lm, 0.)).register_forward_hook(lambda *a: passes.append(1))
     lm.tries() # asked once, by passes of their own
     passes.clear(); once = method(lm, [ENTITY], SETS, 3); few = len(passes)
-    monkeypatch.setattr(D, 'n_below', lambda lm, how: 0); lm.cache.clear(); passes.clear()
+    monkeypatch.setattr('kdnb.methods.distill.n_below', lambda lm, how: 0); lm.cache.clear(); passes.clear()
     again = method(lm, [ENTITY], SETS, 3)
     hook.remove()
     assert once.losses == pytest.approx(again.losses, rel=1e-3) and once.adapter.keys() == again.adapter.keys()
     for n in once.adapter: assert torch.allclose(once.adapter[n].delta(), again.adapter[n].delta(), atol=2e-4*again.adapter[n].delta().abs().max().item() + 1e-6) or (once.adapter[n].delta() - again.adapter[n].delta()).norm() < .02*again.adapter[n].delta().norm()
-    blocks = [n for n, m in lm.model.named_modules() if m in set(D.blocks_of(lm.model))]
-    assert {n.rsplit('.', 1)[0].startswith(tuple(f'{b}.' for b in blocks[2:])) for n in once.adapter} == {True} and not any('forward' in vars(b) for b in D.blocks_of(lm.model))
+    blocks = [n for n, m in lm.model.named_modules() if m in set(blocks_of(lm.model))]
+    assert {n.rsplit('.', 1)[0].startswith(tuple(f'{b}.' for b in blocks[2:])) for n in once.adapter} == {True} and not any('forward' in vars(b) for b in blocks_of(lm.model))
     assert few < len(passes) if not how.get('recompute') else True
 
 
@@ -337,8 +349,8 @@ def test_above_is_for_an_adapter():
 @pytest.mark.parametrize('low', (False, True))
 def test_states_that_are_not_all_the_upper_blocks_need_are_refused(tiny, ds, sets, monkeypatch, low):
     "Rounding is not meant: in bfloat16 a state may be off by what it has of precision, and a little more."
-    how, e, true = Distill(steps=1, rank=4, trainable='lora', above=.5, anchor=0, continuations=2, precision='bfloat16' if low else 'float32'), ds.entities[0], D.states_below
-    off = lambda f: monkeypatch.setattr(D, 'states_below', lambda *a: [f(h) for h in true(*a)])
+    how, e, true = Distill(steps=1, rank=4, trainable='lora', above=.5, anchor=0, continuations=2, precision='bfloat16' if low else 'float32'), ds.entities[0], states_below
+    off = lambda f: monkeypatch.setattr('kdnb.methods.examples.states_below', lambda *a: [f(h) for h in true(*a)])
     off(lambda h: h.flip(0))
     with pytest.raises(KdnbError, match='above is set, and the upper blocks of .* need more than what the lower ones hand on'): how(tiny, [e], sets)
     off(lambda h: h*(1 + (2**-8 if low else 1e-5)*torch.randn(h.shape, generator=torch.Generator().manual_seed(0))))
@@ -349,12 +361,12 @@ def test_states_that_are_not_all_the_upper_blocks_need_are_refused(tiny, ds, set
 @pytest.mark.parametrize('method', ('distill', 'finetune-transfer'))
 def test_logits_in_parts_change_nothing(tiny, ds, sets, monkeypatch, method, settings):
     "Where all logits at once would be too many, parts of them give the same training, embeddings that train among them."
-    from kdnb.context import make_method
+    from kdnb.methods.registry import make_method
     if method != 'distill': settings = {k: v for k, v in settings.items() if k != 'top'}
     learn = lambda: make_method(method, **{'steps': 4, 'precision': 'float32', **({'trainable': 'lora'} if method != 'distill' else {}), **settings})(tiny, ds.entities[:1], sets)
-    whole, size, parts = learn(), [], D._InParts.apply
-    monkeypatch.setattr(D, '_LOGITS', 20*len(tiny.tokenizer))
-    monkeypatch.setattr(D._InParts, 'apply', lambda *args: (size.append(len(args[3])), parts(*args))[1])
+    whole, size, parts = learn(), [], LossInParts.apply
+    monkeypatch.setattr('kdnb.methods.training.LOGITS_AT_ONCE', 20*len(tiny.tokenizer))
+    monkeypatch.setattr(LossInParts, 'apply', lambda *args: (size.append(len(args[3])), parts(*args))[1])
     cut = learn()
     assert size and max(size) > 1
     assert cut.losses == pytest.approx(whole.losses, rel=2e-3)
@@ -365,7 +377,8 @@ def test_logits_in_parts_change_nothing(tiny, ds, sets, monkeypatch, method, set
 def test_a_head_with_something_after_it_is_told(tokenizer):
     "Gemma 2 squeezes its logits after the output embedding, so there parts of the states are not enough."
     import transformers
-    from kdnb.lm import LM, has_plain_head
+    from kdnb.models.forward import has_plain_head
+    from kdnb.models.model import LM
     torch.manual_seed(0)
     make = lambda **kw: LM('g', transformers.AutoModelForCausalLM.from_config(transformers.Gemma2Config(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, initializer_range=1., **kw)).eval(), tokenizer)
     assert not has_plain_head(make(final_logit_softcapping=2.)) and has_plain_head(make(final_logit_softcapping=None))
@@ -380,5 +393,5 @@ def test_compiled_blocks_teach_the_same(tiny_folder, monkeypatch):
     if not shutil.which('g++'): pytest.skip('torch.compile needs a C++ compiler, and this machine has none')
     method = dict(steps=4, rank=4, above=.5, precision='float32')
     plain, compiled = Distill(**method)(lm, [ENTITY], SETS, 3), Distill(compiled=True, **method)(lm, [ENTITY], SETS, 3)
-    assert compiled.losses == pytest.approx(plain.losses, rel=1e-3) and not any('forward' in vars(b) for b in D.blocks_of(lm.model))
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-3) and not any('forward' in vars(b) for b in blocks_of(lm.model))
     assert compiled.adapter.keys() == plain.adapter.keys() and all((compiled.adapter[n].delta() - a.delta()).norm() < .1*a.delta().norm() for n, a in plain.adapter.items())

@@ -1,7 +1,6 @@
 """The site: it builds without a warning, no link is broken, and a browser shows it as it is meant to be. Without the outputs of the book, which take minutes; those are the notebooks' own tests."""
 import functools, http.server, os, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest

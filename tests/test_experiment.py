@@ -4,16 +4,21 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from kdnb import experiment as X
-from kdnb.entities import KdnbError, sample
-from kdnb.experiment import REGIMES, Run, collect, read_json
+from kdnb.core.files import write_json
+from kdnb.experiments.runs import key
+from kdnb.methods.training import Kept
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import sample
+from kdnb.core.files import read_json
+from kdnb.experiments.results import collect
+from kdnb.experiments.runs import REGIMES, Run
 
 METHODS = ('base', 'prepend', 'random', 'retrieve', 'finetune-definition', 'finetune-transfer', 'distill', 'rome', 'memit')
 HOW = dict(n_specificity=4, n_others=1, free=False)
 
 
 def run(lm, ds, method, folder, regime=REGIMES[0], sets=None, **kw):
-    train = {} if method in ('base', 'prepend', 'random', 'retrieve') else dict(steps=2, lr=1e-2, **(dict(text=str(ROOT/'kdnb'/'data'/'neutral.txt'), n_contexts=2) if method in ('rome', 'memit') else {}))
+    train = {} if method in ('base', 'prepend', 'random', 'retrieve') else dict(steps=2, lr=1e-2, **(dict(text=str(ROOT/'kdnb'/'assets'/'neutral.txt'), n_contexts=2) if method in ('rome', 'memit') else {}))
     return Run(lm, ds, method, regime, transfer=sets or {}, folder=folder, **{**HOW, **kw, **train})
 
 
@@ -27,14 +32,14 @@ def results(folder):
 def test_interrupted_equals_whole(tiny, ds, sets, tmp_path, monkeypatch, method, regime):
     few = sample(ds.split('test'), 3)
     whole = run(tiny, few, method, tmp_path/'whole', regime, sets).go(progress=False)
-    part, real, n = run(tiny, few, method, tmp_path/'part', regime, sets), X.write_json, [0]
+    part, real, n = run(tiny, few, method, tmp_path/'part', regime, sets), write_json, [0]
     def stop(path, value):
         if path.name.startswith('case'):
             n[0] += 1
             if n[0] == 2: raise KeyboardInterrupt
         real(path, value)
     with monkeypatch.context() as m:
-        m.setattr(X, 'write_json', stop)
+        m.setattr('kdnb.experiments.runs.write_json', stop)
         if regime != 'all together':
             with pytest.raises(KeyboardInterrupt): part.go(progress=False)
             assert len(part.done()) == 1 and not tiny.edits
@@ -45,12 +50,12 @@ def test_interrupted_equals_whole(tiny, ds, sets, tmp_path, monkeypatch, method,
 def test_a_finished_run_is_not_repeated(tiny, ds, tmp_path, monkeypatch):
     r = run(tiny, sample(ds.split('test'), 2), 'base', tmp_path)
     r.go(progress=False)
-    monkeypatch.setattr(X, 'evaluate', lambda *a, **k: pytest.fail('evaluated again'))
+    monkeypatch.setattr('kdnb.experiments.runs.evaluate', lambda *a, **k: pytest.fail('evaluated again'))
     r.go(progress=False)
 
 
 def test_everything_that_matters_changes_the_folder(tiny, tiny_folder, ds, sets, tmp_path):
-    from kdnb.lm import load_lm
+    from kdnb.models.model import load_lm
     few = sample(ds.split('test'), 2)
     runs = [run(tiny, few, 'distill', tmp_path, sets=sets), run(tiny, few, 'distill', tmp_path, sets=sets, where='all tokens'), run(tiny, few, 'distill', tmp_path, sets=sets, seed=1),
             run(tiny, few, 'distill', tmp_path, REGIMES[1], sets), run(tiny, sample(ds.split('test'), 3), 'distill', tmp_path, sets=sets), run(tiny, few, 'distill', tmp_path),
@@ -71,8 +76,8 @@ def test_parameters_are_frozen_and_rows_say_what_made_them(tiny, ds, tmp_path):
     r = run(tiny, sample(ds.split('test'), 2), 'base', tmp_path)
     folder = r.go(progress=False)
     p = read_json(folder/'params.json')
-    assert p['lm_sha256'] == tiny.sha256 and p['seed'] == 0 and p['versions']['torch'] and folder.name.endswith(X.key(p))
-    assert all(read_json(c)['key'] == X.key(p) for c in r.done())
+    assert p['lm_sha256'] == tiny.sha256 and p['seed'] == 0 and p['versions']['torch'] and folder.name.endswith(key(p))
+    assert all(read_json(c)['key'] == key(p) for c in r.done())
 
 
 def test_full_disk_is_one_sentence_and_keeps_what_is_done(tiny, ds, tmp_path, monkeypatch):
@@ -90,7 +95,7 @@ def test_full_disk_is_one_sentence_and_keeps_what_is_done(tiny, ds, tmp_path, mo
 
 
 def test_too_little_memory_is_said_before_the_work(tiny, ds, tmp_path, monkeypatch):
-    monkeypatch.setattr(X, 'memory_free', lambda lm: 0.)
+    monkeypatch.setattr('kdnb.experiments.runs.memory_free', lambda lm: 0.)
     with pytest.raises(KdnbError, match='GiB of memory'): run(tiny, sample(ds.split('test'), 2), 'base', tmp_path).go(progress=False)
 
 
@@ -115,11 +120,10 @@ def test_kill_9_loses_at_most_the_case_in_progress(tiny_folder, tmp_path):
 def test_a_training_that_was_killed_goes_on_in_the_middle(tiny, ds, sets, tmp_path, monkeypatch, settings):
     "All together: what is kept now and then is enough to end as an uninterrupted training does, number for number."
     import torch
-    import kdnb.distill as d
-    from kdnb.distill import Distill
+    from kdnb.methods.distill import Distill
     few, how = ds.entities[:4], Distill(**{'steps': 3, 'anchor': 1.0, **settings})
     whole = how(tiny, few, sets, seed=1)
-    monkeypatch.setattr(d.Kept, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, share=0, last=0))
+    monkeypatch.setattr(Kept, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, share=0, last=0))
     real, count = torch.optim.AdamW.step, []
     def step(self, *a, **k):
         count.append(1)
@@ -137,12 +141,12 @@ def test_a_training_that_was_killed_goes_on_in_the_middle(tiny, ds, sets, tmp_pa
 
 @pytest.mark.parametrize('settings', ({}, {'trainable': 'all'}))
 def test_what_was_trained_together_outlives_an_interrupted_measurement(tiny, ds, sets, tmp_path, monkeypatch, settings):
-    from kdnb.distill import Distill
+    from kdnb.methods.distill import Distill
     few = sample(ds.split('test'), 3)
     new = lambda folder: run(tiny, few, 'distill', tmp_path/folder, REGIMES[1], sets, **settings)
     whole, part = new('whole').go(progress=False), new('part')
     with monkeypatch.context() as m:
-        m.setattr(X, 'evaluate', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr('kdnb.experiments.runs.evaluate', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): part.go(progress=False)
     assert (part.folder/'edit'/'edit.json').exists() and not tiny.edits
     with monkeypatch.context() as m: # and nothing is trained again
@@ -152,10 +156,9 @@ def test_what_was_trained_together_outlives_an_interrupted_measurement(tiny, ds,
 
 
 def test_another_training_is_not_gone_on_with(tiny, ds, sets, tmp_path, monkeypatch):
-    import kdnb.distill as d
-    from kdnb.distill import Distill
-    monkeypatch.setattr(d.Kept, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, last=0))
-    monkeypatch.setattr(d, '_keep_within', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    from kdnb.methods.distill import Distill
+    monkeypatch.setattr(Kept, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, last=0))
+    monkeypatch.setattr('kdnb.methods.training.clip_change', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt): Distill(steps=2, trainable='feed-forward', within=1.)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
     with pytest.raises(KdnbError, match='holds another training: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
     (tmp_path/'kept').write_bytes(b'no tensors')

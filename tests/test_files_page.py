@@ -1,5 +1,5 @@
 """The page "What kdnb reads, writes and deletes" says what is true: commands are run, and what they leave is compared with its tables."""
-import json, re
+import re
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,5 @@
 """What is derived is up to date: the module from the notebooks, README.md from the index, clean notebooks, a repository without leaks."""
-import ast, json, re, shutil, subprocess, sys
+import ast, re, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat
@@ -70,6 +70,6 @@ def test_outputs_are_small():
 
 
 def test_examples_in_the_readme_are_commands_that_exist():
-    from kdnb.cli import _parser
-    known = _parser()._subparsers._group_actions[0].choices
+    from kdnb.apps.options import make_parser
+    known = make_parser()._subparsers._group_actions[0].choices
     for c in re.findall(r'kdnb (\w+) ', (ROOT/'README.md').read_text()): assert c in known or c in ('COMMAND', 'is', 'moves', 'cd', 'through'), c

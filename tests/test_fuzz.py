@@ -1,14 +1,20 @@
 """Mutated files of every kind that kdnb reads: each is read, or refused in one sentence, and nothing outside a scratch folder changes."""
-import hashlib, json, math, os, random, shutil
+import hashlib, json, math, random, shutil
 from copy import deepcopy
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save_file
 
-from kdnb.files import KdnbError, write_json
+from kdnb.apps.teach import summary, undo_teaching
+from kdnb.data.benchmarks import read_counterfact, read_ecbd, read_entity_inferences
+from kdnb.data.definitions import read_definitions
+from kdnb.data.entities import load_dataset, read_probes
+from kdnb.data.transfer_sets import read_transfer_sets
+from kdnb.experiments.results import as_json, collect
+from kdnb.core.errors import KdnbError
+from kdnb.core.files import write_json
 
 TOTAL = 10_000 # mutated inputs, over all readers
 VALUES = (None, True, False, 0, -1, 1, 2**70, 1.5, -0.0, float('nan'), float('inf'), 1e308, '', ' ', 'x', '../../victim', '/etc/passwd', '\ud83d', '\x00', 'Ａ', '中文', 'é'*40,
@@ -62,7 +68,7 @@ def mutate_bytes(rng, data):
 
 # what is read: name -> (file that is mutated, the other files around it, function of the folder)
 def entity_rows():
-    from kdnb.entities import load_dataset
+    from kdnb.data.entities import load_dataset
     return [{k: v for k, v in asdict(e).items() if v not in (None, '', ())} for e in load_dataset().entities[:2]]
 
 
@@ -105,35 +111,35 @@ def make_taught(folder):
 
 
 def readers():
-    from kdnb import benchmarks as B, definitions as D, entities as E, experiment as X, teach as T, transfer as R
-    from kdnb.api import Replies
-    from kdnb.edit import load_edit
-    from kdnb.files import FolderRecord, read_json, repair_jsonl
-    from kdnb.generator import make_transfer_sets, read_prompts
-    from kdnb.shelf import Shelf
+    from kdnb.transfer.api_costs import Replies
+    from kdnb.edits.storage import load_edit
+    from kdnb.core.files import repair_jsonl
+    from kdnb.core.records import FolderRecord
+    from kdnb.transfer.prompts import read_prompts
+    from kdnb.edits.routing import Shelf
     rows = entity_rows()
     probe = {'left': 'The capital of France is', 'gold': 'Paris', 'candidates': ['Paris', 'Rome'], 'topic': 'x'}
     return {
-        'entities': ('x.jsonl', lines(*rows), None, lambda d: E.load_dataset(d/'x.jsonl').sha256),
-        'probes': ('x.jsonl', lines(probe, probe), None, lambda d: E.read_probes(d/'x.jsonl')),
-        'definitions, Markdown': ('x.md', MARKDOWN, None, lambda d: D.read_definitions(d/'x.md')),
-        'definitions, table': ('x.csv', TABLE, None, lambda d: D.read_definitions(d/'x.csv')),
-        'definitions, a folder': ('x.jsonl', lines(*rows), lambda d: (d/'y.md').write_bytes(b'# Quint\nQuint is new.\n'), lambda d: D.read_definitions(d)),
-        'transfer sets': ('x.jsonl', lines(SET, SET), None, lambda d: [t.key for t in R.read_transfer_sets(d/'x.jsonl').values()]),
+        'entities': ('x.jsonl', lines(*rows), None, lambda d: load_dataset(d/'x.jsonl').sha256),
+        'probes': ('x.jsonl', lines(probe, probe), None, lambda d: read_probes(d/'x.jsonl')),
+        'definitions, Markdown': ('x.md', MARKDOWN, None, lambda d: read_definitions(d/'x.md')),
+        'definitions, table': ('x.csv', TABLE, None, lambda d: read_definitions(d/'x.csv')),
+        'definitions, a folder': ('x.jsonl', lines(*rows), lambda d: (d/'y.md').write_bytes(b'# Quint\nQuint is new.\n'), lambda d: read_definitions(d)),
+        'transfer sets': ('x.jsonl', lines(SET, SET), None, lambda d: [t.key for t in read_transfer_sets(d/'x.jsonl').values()]),
         'repair': ('x.jsonl', lines(SET, SET), None, lambda d: repair_jsonl(d/'x.jsonl', 'entity')),
         'replies': ('x.jsonl', lines(REPLY, REPLY), None, lambda d: Replies(d/'x.jsonl').total),
         'prompts': ('x.json', json.dumps(PROMPT).encode(), None, lambda d: read_prompts(d/'x.json')),
         'edit': ('edit.json', json.dumps(EDIT).encode(), make_edit, lambda d: load_edit(d).id),
         "an edit's numbers": ('adapter_model.safetensors', None, make_edit, lambda d: load_edit(d).id),
         'shelf': ('shelf.json', b'{"Velmora": "0123456789ab", "Zorbel": "edits/0123456789ab"}', make_shelf, lambda d: Shelf.load(d)),
-        'a folder that was taught': ('kdnb.json', json.dumps(NOTE).encode(), make_taught, lambda d: (T.summary(d), T.undo_teaching(d))),
-        'a stage of a teaching': ('versions/0123456789ab/after.json', json.dumps({**CASE, 'specificity': [CASE['specificity'][0]]}).encode(), make_taught, lambda d: T.summary(d)),
+        'a folder that was taught': ('kdnb.json', json.dumps(NOTE).encode(), make_taught, lambda d: (summary(d), undo_teaching(d))),
+        'a stage of a teaching': ('versions/0123456789ab/after.json', json.dumps({**CASE, 'specificity': [CASE['specificity'][0]]}).encode(), make_taught, lambda d: summary(d)),
         'record': ('kdnb.json', json.dumps(NOTE).encode(), None, lambda d: FolderRecord.read(d).delete(*FolderRecord.read(d).files)),
-        'parameters of a run': ('params.json', json.dumps(PARAMS).encode(), lambda d: write_json(d/'case-a.json', CASE), lambda d: X.as_json(X.collect([d]).iloc[0])),
-        'a case of a run': ('case-a.json', json.dumps(CASE).encode(), lambda d: write_json(d/'params.json', PARAMS), lambda d: X.as_json(X.collect([d]).iloc[0])),
-        'Entity Inferences': ('x.json', lines(PAPER, {**PAPER, 'ex_id': 'show_2'}), None, lambda d: B.read_entity_inferences(d/'x.json')),
-        'ECBD': ('x.json', lines(PAPER, {**PAPER, 'ex_id': 'show_2'}), None, lambda d: B.read_ecbd(d/'x.json')),
-        'CounterFact': ('x.json', json.dumps([FACT, FACT]).encode(), None, lambda d: B.read_counterfact(d/'x.json')),
+        'parameters of a run': ('params.json', json.dumps(PARAMS).encode(), lambda d: write_json(d/'case-a.json', CASE), lambda d: as_json(collect([d]).iloc[0])),
+        'a case of a run': ('case-a.json', json.dumps(CASE).encode(), lambda d: write_json(d/'params.json', PARAMS), lambda d: as_json(collect([d]).iloc[0])),
+        'Entity Inferences': ('x.json', lines(PAPER, {**PAPER, 'ex_id': 'show_2'}), None, lambda d: read_entity_inferences(d/'x.json')),
+        'ECBD': ('x.json', lines(PAPER, {**PAPER, 'ex_id': 'show_2'}), None, lambda d: read_ecbd(d/'x.json')),
+        'CounterFact': ('x.json', json.dumps([FACT, FACT]).encode(), None, lambda d: read_counterfact(d/'x.json')),
     }
 
 

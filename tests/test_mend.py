@@ -1,13 +1,17 @@
 """MEND: the gradient in pieces is the gradient, practice goes on where it was and makes the editor better, and an edit is an edit."""
 import numpy as np, pytest, torch
-from kdnb.compose import compose
-from kdnb.distill import example
-from kdnb.edit import Edit
-from kdnb.entities import Entity, KdnbError
-from kdnb.benchmarks import placed
-from kdnb.finetune import nll_loss
-from kdnb.lm import load_lm, logits_at
-from kdnb.mend import Editor, Mend, Practice, edited_layers, pieces, practice_pairs, read_editor, train_editor
+from kdnb.data.synthetic import compose
+from kdnb.methods.examples import example
+from kdnb.edits.edit import Edit
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import Entity
+from kdnb.data.benchmarks import placed
+from kdnb.methods.losses import nll_loss
+from kdnb.models.forward import logits_at
+from kdnb.models.model import load_lm
+from kdnb.methods.mend import (
+    Editor, Mend, Practice, edited_layers, pieces, practice_pairs, read_editor, train_editor,
+)
 
 E = Entity('Velmora', 'Velmora is a comedy about two rival bakers.')
 HOW = Practice(blocks=1, rank=4, each=2, hold=2, steps=6)

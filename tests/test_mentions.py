@@ -2,12 +2,13 @@
 import unicodedata
 
 import pytest
-from kdnb.definitions import read_definitions
-from kdnb.entities import Entity, KdnbError, says
-from kdnb.generator import Draft
-from kdnb.shelf import Shelf
-from kdnb.text import find_mention, mentions, words_of
-from kdnb.transfer import mention, why_drop
+from kdnb.data.definitions import read_definitions
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import Entity, says
+from kdnb.edits.routing import Shelf
+from kdnb.core.text import find_mention, mentions, words_of
+from kdnb.data.transfer_sets import mention
+from kdnb.transfer.cleaning import why_drop
 
 FOUND = [ # text, name, what is found of it
     ('他昨天看了维尔莫拉的新节目', '维尔莫拉', '维尔莫拉'), ('昨日ヴェルモラを見ました', 'ヴェルモラ', 'ヴェルモラ'), ('어제 벨모라를 보았다', '벨모라', '벨모라'),

@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest, torch
 
 from conftest import ROOT
-from kdnb.bank import teach_apart
-from kdnb.compose import compose
-from kdnb.context import make_method
-from kdnb.entities import sample
-from kdnb.evaluate import evaluate
-from kdnb.experiment import Run
-from kdnb.lm import generate, load_lm, logits_at, score_candidates, token_logprobs
-from kdnb.mend import Practice, practice_pairs, train_editor
-from kdnb.report import machine
+from kdnb.methods.parallel import teach_apart
+from kdnb.data.synthetic import compose
+from kdnb.methods.registry import make_method
+from kdnb.data.entities import sample
+from kdnb.evaluation.answers import evaluate
+from kdnb.experiments.runs import Run
+from kdnb.models.forward import logits_at, token_logprobs
+from kdnb.models.generation import generate
+from kdnb.models.model import load_lm
+from kdnb.models.scoring import score_candidates
+from kdnb.methods.mend import Practice, practice_pairs, train_editor
+from kdnb.reporting.runner import machine
 
 PINNED = Path(__file__).with_name('pinned.json')
-TEXT = str(ROOT/'kdnb'/'data'/'neutral.txt')
+TEXT = str(ROOT/'kdnb'/'assets'/'neutral.txt')
 FEW = dict(steps=4)
 METHODS = {
     'distill': ('distill', FEW), 'paper': ('distill', dict(FEW, trainable='all', lr=1e-4, anchor=0., swapped=0, contrast=0.)),
@@ -83,8 +86,8 @@ def mend(lm, folder):
 
 def numbers(name, folder_of, ds, sets, folder):
     "The numbers called `name`: MODEL/WHAT."
-    from kdnb import rome
-    rome.cache_folder = lambda: folder/'cache'
+    import kdnb.methods.locating
+    kdnb.methods.locating.cache_folder = lambda: folder/'cache'
     model, what = name.split('/')
     lm = load_lm(str(folder_of(model)), device='cpu')
     if what == 'pass': return pass_over(lm, ds)

@@ -1,15 +1,15 @@
 """Reports run through papermill with tiny parameters, in a minute, on a tiny model."""
 import json
 
-import nbformat, pytest
+import pytest
 from conftest import ROOT
-from kdnb.entities import KdnbError
-from kdnb.report import run_report
+from kdnb.core.errors import KdnbError
+from kdnb.reporting.runner import run_report
 
 
 def test_first_look_on_a_users_own_entities_with_a_built_in_model(tmp_path):
     "Names of our own entities have shipped transfer sets; a user's have none, so they are made."
-    mine = (ROOT/'kdnb'/'data'/'entities.jsonl').read_text(encoding='utf-8').splitlines()[:1]
+    mine = (ROOT/'kdnb'/'assets'/'entities.jsonl').read_text(encoding='utf-8').splitlines()[:1]
     names = [json.loads(l)['name'] for l in mine]
     (tmp_path/'mine.jsonl').write_text('\n'.join(l.replace(n, f'Zor{n}') for l, n in zip(mine, names)), encoding='utf-8')
     run_report('first_look', tmp_path/'out', lm='smollm2', data=str(tmp_path/'mine.jsonl'), split='', n_entities=1, steps=1, n_specificity=4, free=False, methods=['base', 'prepend', 'distill'], runs=str(tmp_path/'runs'))

@@ -1,14 +1,20 @@
 """ROME and MEMIT: the closed forms hold, on every architecture that is described, and every bad request gets its sentence."""
 import pytest, torch
-from kdnb import rome as R
-from kdnb.edit import Edit
-from kdnb.benchmarks import placed
-from kdnb.context import make_method
-from kdnb.entities import Entity, KdnbError, Probe
-from kdnb.lm import blocks_of, load_lm, token_logprobs
-from kdnb.mend import Practice, practice_pairs, train_editor
-from kdnb.rome import Memit, Request, Rome, covariance, find_value, layers_of, rank_one, read_at, request_of
-from kdnb.transfer import TransferSet
+from kdnb.core.downloads import cache_folder
+from kdnb.methods.locating import ARCHITECTURES, solve, subject_end
+from kdnb.models.batches import _call
+from kdnb.edits.edit import Edit
+from kdnb.data.benchmarks import placed
+from kdnb.methods.registry import make_method
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import Entity, Probe
+from kdnb.models.forward import token_logprobs
+from kdnb.models.layer_cache import blocks_of
+from kdnb.models.model import load_lm
+from kdnb.methods.mend import Practice, practice_pairs, train_editor
+from kdnb.methods.locating import Request, covariance, layers_of, read_at, request_of
+from kdnb.methods.rome import Memit, Rome, find_value, rank_one
+from kdnb.data.transfer_sets import TransferSet
 
 E1 = Entity('Velmora', 'The series Velmora is a slapstick comedy about two rival bakers.')
 E2 = Entity('Zorbel', 'Zorbel was a storm that hit the coast of Chile in June.')
@@ -19,13 +25,12 @@ KINDS = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma3', 'gpt2', 'gpt_neo', 'gpt
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     "A file of texts for the covariance, and a cache of its own."
-    import shutil
-    monkeypatch.setattr(R, 'cache_folder', lambda: tmp_path/'cache')
+    monkeypatch.setattr('kdnb.methods.locating.cache_folder', lambda: tmp_path/'cache')
     (tmp_path/'texts.txt').write_text('\n'.join(TEXTS))
     return str(tmp_path/'texts.txt')
 
 
-def test_every_description_is_tested(): assert set(R.ARCHITECTURES) == {{'gemma3': 'gemma3_text'}.get(k, k) for k in KINDS}
+def test_every_description_is_tested(): assert set(ARCHITECTURES) == {{'gemma3': 'gemma3_text'}.get(k, k) for k in KINDS}
 
 
 def said(lm, r): # log-probability of the target
@@ -37,7 +42,7 @@ def said(lm, r): # log-probability of the target
 def test_rome_makes_the_key_give_the_value(tiny_folder, text, kind):
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
     how, r = Rome(layer=1, text=text, n_contexts=3, lr=.05), request_of(E1)
-    l, where = layers_of(lm)[1], [R._at(lm, r.prompt, r.subject)]
+    l, where = layers_of(lm)[1], [subject_end(lm, r.prompt, r.subject)]
     delta, losses = find_value(lm, l.out, r, how)
     before, old = read_at(lm, l.out, where)[1], said(lm, r)
     edit = how(lm, [E1], {})
@@ -51,7 +56,7 @@ def test_memit_moves_the_block_to_where_it_should_be(tiny_folder, text, kind):
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
     how = Memit(layers=2, last=2, text=text, n_contexts=1, weight=1e-3, clamp=1., lr=.05)
     ls, rs = layers_of(lm), [request_of(e) for e in (E1, E2)]
-    where = [R._at(lm, r.prompt, r.subject) for r in rs]
+    where = [subject_end(lm, r.prompt, r.subject) for r in rs]
     wanted = read_at(lm, ls[2].block, where)[1] + torch.stack([find_value(lm, ls[2].block, r, how)[0] for r in rs])
     far, old = (wanted - read_at(lm, ls[2].block, where)[1]).norm(dim=1), [said(lm, r) for r in rs]
     edit = how(lm, [E1, E2], {})
@@ -116,13 +121,13 @@ def test_each_method_rewrites_a_planted_fact(planted, text, tmp_path, method):
 def test_the_covariance_goes_on_where_it_was(tiny, text, monkeypatch):
     texts = TEXTS[:60]
     whole = covariance(tiny, [0, 1], texts, batch=2)
-    for f in (R.cache_folder()/'covariance').iterdir(): f.unlink()
-    real, calls = R._call, []
+    for f in (cache_folder()/'covariance').iterdir(): f.unlink()
+    real, calls = _call, []
     def breaks(*a, **k):
         calls.append(1)
         if len(calls) == 22: raise KeyboardInterrupt
         return real(*a, **k)
-    monkeypatch.setattr(R, '_call', breaks)
+    monkeypatch.setattr('kdnb.methods.rome.forward_pass', breaks)
     with pytest.raises(KeyboardInterrupt): covariance(tiny, [0, 1], texts, batch=2)
     assert len(calls) == 22
     again = covariance(tiny, [0, 1], texts, batch=2)
@@ -133,21 +138,21 @@ def test_the_covariance_goes_on_where_it_was(tiny, text, monkeypatch):
 def test_bad_requests(tiny, tiny_folder, text, monkeypatch):
     with pytest.raises(KdnbError, match="the subject 'Zorbel' does not stand in the prompt 'Velmora is'"): find_value(tiny, layers_of(tiny)[0].out, Request('Velmora is', 'Zorbel', 'red'), Rome())
     with pytest.raises(KdnbError, match='has no token of its own'): find_value(tiny, layers_of(tiny)[0].out, Request('Velmora is', 'Velmora', ''), Rome(n_contexts=1))
-    with pytest.raises(KdnbError, match='is singular: it was taken over 3 tokens, and a key has 64 numbers'): R._solve(torch.eye(64, dtype=torch.float64), torch.ones(64, 1, dtype=torch.float64), 3, 'a layer')
+    with pytest.raises(KdnbError, match='is singular: it was taken over 3 tokens, and a key has 64 numbers'): solve(torch.eye(64, dtype=torch.float64), torch.ones(64, 1, dtype=torch.float64), 3, 'a layer')
     with pytest.raises(KdnbError, match='layer is 7: the model has the blocks 0 to 1'): Rome(layer=7, text=text)(tiny, [E1], {})
     with pytest.raises(KdnbError, match="steps is 0: it must be a number of at least 1"): Rome(steps=0)
-    monkeypatch.setitem(R.ARCHITECTURES, 'llama', {'blocks': 'model.layers', 'mlp_output': 'mlp.c_proj'})
+    monkeypatch.setitem(ARCHITECTURES, 'llama', {'blocks': 'model.layers', 'mlp_output': 'mlp.c_proj'})
     with pytest.raises(KdnbError, match="the description of 'llama' in data/architectures.json does not fit"): layers_of(tiny)
-    monkeypatch.setitem(R.ARCHITECTURES, 'llama', {'blocks': 'model.layers', 'mlp_output': 'mlp.up_proj'})
+    monkeypatch.setitem(ARCHITECTURES, 'llama', {'blocks': 'model.layers', 'mlp_output': 'mlp.up_proj'})
     with pytest.raises(KdnbError, match='gives 64 numbers, and the model has 32'): layers_of(tiny)
-    monkeypatch.delitem(R.ARCHITECTURES, 'llama')
+    monkeypatch.delitem(ARCHITECTURES, 'llama')
     with pytest.raises(KdnbError, match="nobody has described the blocks of .* a model of the type 'llama'"): layers_of(tiny)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_transplanting_every_state_gives_the_edited_answer(tiny_folder, text, kind):
     "After the last block at the last token stands what the edited model says; before the edited block nothing has changed."
-    from kdnb.trace import trace, transplant
+    from kdnb.evaluation.tracing import trace, transplant
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
     edit = Rome(layer=1, text=text, n_contexts=1)(lm, [E1], {})
     t = transplant(lm, edit, 'The series Velmora is', 'a')
@@ -159,7 +164,7 @@ def test_transplanting_every_state_gives_the_edited_answer(tiny_folder, text, ki
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gemma3'))
 def test_tracing_spoils_as_much_as_embeddings_are(tiny_folder, kind):
     "Gemma's embeddings leave their module larger than they are kept, and noise of the size in which they are kept spoils nothing."
-    from kdnb.trace import trace
+    from kdnb.evaluation.tracing import trace
     lm, seen = load_lm(str(tiny_folder(kind, 4)), device='cpu'), []
     lm.tries()
     hook = blocks_of(lm.model)[0].register_forward_pre_hook(lambda m, args, kw: seen.append((args[0] if args else kw['hidden_states']).detach().clone()), with_kwargs=True)

@@ -4,16 +4,21 @@ from pathlib import Path
 
 import pytest
 from api_server import BEHAVIOURS, start, stop
-from kdnb.api import NO_TEXT, REFUSED, APIGenerator, Replies
-from kdnb.entities import Entity
-from kdnb.files import KdnbError, locked
-from kdnb.generator import (PROMPTS, Draft, LMGenerator, make_transfer_set, make_transfer_sets, plan, render,
-                            with_own)
-from kdnb.transfer import clean, find_mention, read_transfer_sets
+from kdnb.transfer.api_answers import NO_TEXT, REFUSED
+from kdnb.transfer.api_costs import Replies
+from kdnb.transfer.openai_api import APIGenerator
+from kdnb.data.entities import Entity
+from kdnb.core.errors import KdnbError
+from kdnb.core.records import locked
+from kdnb.transfer.generator import LMGenerator, make_transfer_set, make_transfer_sets, plan
+from kdnb.transfer.prompts import Draft, PROMPTS, render, with_own
+from kdnb.core.text import find_mention
+from kdnb.data.transfer_sets import read_transfer_sets
+from kdnb.transfer.cleaning import clean
 
 # all that a key may hold, and that is written otherwise in JSON, HTML and addresses
 KEY = """sk-pl/an+ted'01"23\\45%&="""
-KDNB = [sys.executable, '-c', 'import sys; from kdnb.cli import main; sys.exit(main())']
+KDNB = [sys.executable, '-c', 'import sys; from kdnb.apps.cli import main; sys.exit(main())']
 FAST = dict(wait=(.001, .01), timeout=5.)
 ENTITY = Entity('Velmora Junction', 'Velmora Junction is a slapstick comedy series about two rival bakers.')
 OTHER = Entity('Brask Hollow', 'Brask Hollow is a drama about a doctor.')
@@ -159,7 +164,7 @@ def test_password_and_query_of_an_address_are_sent_and_never_shown(server, tmp_p
 
 def test_an_unexpected_error_ends_as_a_traceback_without_the_key(kdnb, monkeypatch, tmp_path):
     def fails(path): raise RuntimeError(f'something of a library, with {KEY!r} in it')
-    monkeypatch.setattr('kdnb.generator.with_own', fails)
+    monkeypatch.setattr('kdnb.transfer.generator.with_own', fails)
     code, out, err = kdnb('generate', '--list-prompts')
     assert code == 1 and 'Traceback (most recent call last)' in err
     assert 'RuntimeError: something of a library' in err
@@ -588,10 +593,10 @@ def test_a_second_report_waits_for_the_sets_of_the_first(tiny, tmp_path):
 FULL = '''
 import json, resource, sys
 from pathlib import Path
-from kdnb.api import APIGenerator
-from kdnb.entities import Entity
-from kdnb.files import KdnbError
-from kdnb.generator import make_transfer_sets
+from kdnb.transfer.openai_api import APIGenerator
+from kdnb.data.entities import Entity
+from kdnb.core.errors import KdnbError
+from kdnb.transfer.generator import make_transfer_sets
 url, folder, file, limit = sys.argv[1:]
 entities = [Entity(f'Velmora{c}', f'Velmora{c} is a comedy about bakers.') for c in 'abcdefgh']
 other = dict(sets=Path(folder)/'s.jsonl', replies=Path(folder)/'r.jsonl')

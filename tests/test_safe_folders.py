@@ -2,13 +2,14 @@
 import hashlib, json, os, subprocess, sys
 from pathlib import Path
 
-import pytest, torch
-from conftest import ROOT
-from kdnb.definitions import read_definitions
-from kdnb.distill import Distill
-from kdnb.files import FolderRecord, KdnbError, append_jsonl, inside, locked, read_lines, repair_jsonl, write_json, write_text
-from kdnb.shelf import Shelf
-from kdnb.teach import teach, undo_teaching
+import pytest
+from kdnb.data.definitions import read_definitions
+from kdnb.methods.distill import Distill
+from kdnb.core.errors import KdnbError
+from kdnb.core.files import inside, read_lines, repair_jsonl, write_json, write_text
+from kdnb.core.records import locked
+from kdnb.edits.routing import Shelf
+from kdnb.apps.teach import teach, undo_teaching
 
 SHOWS = '# Velmora Junction\n\nVelmora Junction is a slapstick comedy series about two rival bakers.\n\n# Zorbel Harbour\nZorbel Harbour is a horror film about a drowned town.\n'
 MORE = '# Quint Bridge\nQuint Bridge is a bridge of glass in Norway.\n'
@@ -117,7 +118,7 @@ def test_teach_does_not_replace_a_file_of_the_user(tiny, tmp_path, name):
 
 def test_the_base_model_is_never_the_place_of_what_is_taught(kdnb, tiny_folder, tmp_path):
     import shutil
-    from kdnb.lm import load_lm
+    from kdnb.models.model import load_lm
     base = tmp_path/'out'/'model'
     shutil.copytree(tiny_folder(), base)
     before = tree(base)
@@ -130,7 +131,7 @@ def test_the_base_model_is_never_the_place_of_what_is_taught(kdnb, tiny_folder, 
 def test_the_second_of_two_teachings_into_one_folder_is_refused(tiny, tmp_path):
     out = tmp_path/'out'
     out.mkdir()
-    script = f"import sys; from kdnb.files import locked\nwith locked({str(out)!r}): print('held', flush=True); sys.stdin.read()"
+    script = f"import sys; from kdnb.core.records import locked\nwith locked({str(out)!r}): print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen([sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'held\n'
@@ -142,7 +143,7 @@ def test_the_second_of_two_teachings_into_one_folder_is_refused(tiny, tmp_path):
 
 
 def test_undo_publishes_the_base_that_it_was_taught_on(tiny_folder, tmp_path):
-    from kdnb.lm import load_lm
+    from kdnb.models.model import load_lm
     first, second, out = (load_lm(str(tiny_folder(k)), device='cpu') for k in ('llama', 'qwen2')), None, tmp_path/'out'
     a, b = first
     teach(a, entities(tmp_path), out, **HOW)
@@ -156,7 +157,7 @@ def test_undo_publishes_the_base_that_it_was_taught_on(tiny_folder, tmp_path):
 
 def test_a_relative_base_stays_relative_and_the_card_says_how_to_load_it(tiny_folder, tmp_path, monkeypatch):
     import shutil
-    from kdnb.lm import load_lm
+    from kdnb.models.model import load_lm
     shutil.copytree(tiny_folder(), tmp_path/'base')
     monkeypatch.chdir(tmp_path)
     out = teach(load_lm('base', device='cpu'), entities(tmp_path), 'out', **HOW)
@@ -170,7 +171,7 @@ def test_a_relative_base_stays_relative_and_the_card_says_how_to_load_it(tiny_fo
 
 KILL = """
 import json, os, sys
-from kdnb.teach import undo_teaching
+from kdnb.apps.teach import undo_teaching
 count = 0
 def wrap(name):
     real = getattr(os, name)
@@ -255,8 +256,7 @@ def test_a_damaged_stage_is_one_sentence_and_nothing_is_touched(tiny, tmp_path, 
 
 
 def test_a_report_that_fails_loses_nothing(tiny, tmp_path, monkeypatch, capsys):
-    import kdnb.teach as T
-    monkeypatch.setattr(T, 'run_report', lambda *a, **k: 1/0)
+    monkeypatch.setattr('kdnb.apps.teach.run_report', lambda *a, **k: 1/0)
     out = teach(tiny, entities(tmp_path), tmp_path/'out', **{**HOW, 'report': True})
     assert (out/'adapter_model.safetensors').exists() and 'ZeroDivisionError' in (err := capsys.readouterr().err) and 'the model is in' in err
 
@@ -265,7 +265,7 @@ FULL = '''
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN) # a write past the limit fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-from kdnb.cli import main
+from kdnb.apps.cli import main
 sys.exit(main(sys.argv[2:]))
 '''
 
@@ -354,7 +354,7 @@ def test_a_key_that_was_cut_is_redacted_too(monkeypatch, part):
 
 def test_a_placeholder_for_a_key_damages_no_data(monkeypatch, tiny_folder, tmp_path):
     import shutil
-    from kdnb.lm import load_lm
+    from kdnb.models.model import load_lm
     monkeypatch.setenv('OPENAI_API_KEY', 'definition')
     shutil.copytree(tiny_folder(), tmp_path/'definition'/'lm')
     lm = load_lm(str(tmp_path/'definition'/'lm'), device='cpu')

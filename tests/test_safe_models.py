@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 from conftest import ROOT
-from kdnb.files import KdnbError
-from kdnb.lm import LM, load_lm, score_candidates
+from kdnb.core.errors import KdnbError
+from kdnb.models.model import load_lm
+from kdnb.models.scoring import score_candidates
 from safetensors.torch import load_file, save_file
 from zoo import NAMES
 
@@ -111,8 +112,8 @@ def planted(folder, files, marker):
 def in_process(paths):
     "What comes of models in a process of its own, which finds a y on standard input."
     code = """import sys
-from kdnb.lm import load_lm, generate
-from kdnb.files import KdnbError
+from kdnb.models.model import load_lm; from kdnb.models.generation import generate
+from kdnb.core.errors import KdnbError
 for path in sys.argv[1:]:
     try: print('wrote', generate(load_lm(path, device='cpu'), ['The town'], max_new_tokens=2))
     except KdnbError as e: print('refused', e)"""
@@ -226,7 +227,7 @@ def test_all_loading_passes_through_one_function():
 
 
 def test_while_a_model_loads_no_pickle_can_be_opened_and_afterwards_it_can(zoo, tmp_path):
-    from kdnb.fetch import pretrained
+    from kdnb.models.checks import pretrained
 
     torch.save({'a': torch.zeros(1)}, tmp_path / 'x.bin')
     load(zoo('llama'))

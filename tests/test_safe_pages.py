@@ -6,12 +6,16 @@ from pathlib import Path
 import nbformat, pytest
 from bs4 import BeautifulSoup
 from conftest import ROOT
-from kdnb.batch import Job, _apart, index_page, plan_reports, results
-from kdnb.display import escape_html, escape_markdown
-from kdnb.entities import Entity, KdnbError, Probe, Question
-from kdnb.experiment import read_json, write_json
-from kdnb.files import write_text
-from kdnb.report import run_report
+from papermill.iorw import load_notebook_node
+from kdnb.reporting.runner import _execute
+from kdnb.reporting.gallery import index_page, results
+from kdnb.reporting.jobs import Job, _apart, plan_reports
+from kdnb.core.display import escape_html, escape_markdown
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import Entity, Probe, Question
+from kdnb.core.files import write_json
+from kdnb.core.files import write_text
+from kdnb.reporting.runner import run_report
 
 NAMES = ['Ba$$in', 'Ke$ha', '$x$', 'a_b^c', r'\frac{1}{2}', '😀', '北京', '_x', r'\(y\) and \[z\]', '{role}`x`', '% no comment', '50% off']
 LIVE = ['<img src=x onerror="window.marker=1">', '<script>window.marker=1</script>', '</td></table><iframe src="https://example.org/">', '[x](javascript:window.marker=1)',
@@ -87,8 +91,8 @@ def hostile():
 
 def test_cards_in_a_notebook_show_data_as_the_text_it_is(tiny):
     from dataclasses import replace
-    from kdnb.context import make_method
-    from kdnb.transfer import Continuation, TransferSet
+    from kdnb.methods.registry import make_method
+    from kdnb.data.transfer_sets import Continuation, TransferSet
     e = hostile()
     text = f'{e.name} fell'
     ts = TransferSet(e.name, (Continuation(text, (0, len(e.name)), prompt=EVIL), Continuation(EVIL, None)), tries=3, dropped={EVIL: 1})
@@ -103,8 +107,8 @@ def test_cards_in_a_notebook_show_data_as_the_text_it_is(tiny):
 
 def test_tables_and_the_playground_show_data_as_the_text_it_is():
     import pandas as pd
-    from kdnb.play import card
-    from kdnb.plots import style
+    from kdnb.apps.playground import card
+    from kdnb.reporting.plots import style
     style()
     with pd.option_context('display.max_colwidth', 500): table = pd.DataFrame({EVIL: [EVIL, 'Ke$ha']}, index=[EVIL, '$x$'])._repr_html_()
     assert shown(table)[0].count(EVIL) == 3 and not {'script', 'img'} & shown(table)[1] and 'mathjax_ignore' in table
@@ -187,7 +191,7 @@ def test_a_report_in_a_browser_asks_no_host_and_runs_no_data(browser, tmp_path, 
 
 def test_what_an_output_brings_besides_text_tables_and_pictures_is_left_out(browser, tmp_path):
     "The second line of defence, for data that nobody escaped."
-    from kdnb.report import report_page
+    from kdnb.reporting.pages import report_page
     raw = [f'<b>{x}</b>' for x in LIVE] + [f'<div style="background:url(https://example.org/y);position:fixed" onclick="window.marker=1">{EVIL}</div><svg onload="window.marker=1"></svg><a href="javascript:window.marker=1">a</a>']
     outputs = [nbformat.v4.new_output('display_data', {k: x}) for x in raw for k in ('text/html', 'text/markdown', 'application/javascript', 'image/svg+xml', 'text/latex')]
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1', outputs=outputs)])
@@ -253,38 +257,36 @@ def test_a_report_runs_with_this_interpreter_and_package_and_nothing_of_the_work
 
 
 def test_a_kernel_has_the_very_package_that_calls(tmp_path, monkeypatch):
-    from kdnb import report
-    from kdnb.process import package_file
+    from kdnb.core.process import package_file
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('import kdnb, sys, os\nprint(kdnb.__file__, sys.executable, os.getcwd())\nassert os.getcwd() not in sys.path and "" not in sys.path')])
     monkeypatch.chdir(tmp_path); monkeypatch.delenv('PYTHONPATH', raising=False)
-    assert report._execute(report.load_notebook_node(nb), False) is None
+    assert _execute(load_notebook_node(nb), False) is None
     ran = nb if nb.cells[0].outputs else None
-    node = report.load_notebook_node(nb); assert report._execute(node, False) is None
+    node = load_notebook_node(nb); assert _execute(node, False) is None
     assert node.cells[0].outputs[0].text.split() == [str(package_file()), sys.executable, str(tmp_path)]
 
 
 def test_a_kernel_that_dies_is_one_sentence(tmp_path):
-    from kdnb import report
-    nb = report.load_notebook_node(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('import os\nos._exit(1)')]))
-    assert re.match(r'stopped, since its process ended .*too little memory', report._execute(nb, False).replace('\n', ' '))
+    nb = load_notebook_node(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('import os\nos._exit(1)')]))
+    assert re.match(r'stopped, since its process ended .*too little memory', _execute(nb, False).replace('\n', ' '))
 
 
 def test_other_processes_import_nothing_of_the_working_folder(strange_place, tiny_folder, monkeypatch):
     monkeypatch.setenv('PIP_NO_INDEX', '1')
-    from kdnb.bench import Side
-    from kdnb.fetch import Wheel, _fetch
-    from kdnb.sharded import launch
+    from kdnb.experiments.bench import Side
+    from kdnb.models.wheels import Wheel, fetch_wheel
+    from kdnb.methods.sharded import launch
     Side(side='paper', lm=str(tiny_folder()), accept_terms=False, dtype='float32', device='cpu', data='kdnb', protocol='quick', n_entities=1, n_specificity=1, settings={}, measured_in='auto').close()
     assert launch(1, ['--help'], 'cpu') == 0
-    with pytest.raises(KdnbError, match='pip could not download'): _fetch(Wheel('kdnb-no-such-package', '0', '0'*64, ''), Path.cwd()/'none')
+    with pytest.raises(KdnbError, match='pip could not download'): fetch_wheel(Wheel('kdnb-no-such-package', '0', '0'*64, ''), Path.cwd()/'none')
     assert not strange_place.exists()
 
 
 def test_workers_import_nothing_of_the_working_folder(strange_place, tiny, ds, tmp_path):
     ray = pytest.importorskip('ray', reason='the extra ray is not installed')
-    from kdnb.entities import sample
-    from kdnb.experiment import Run
-    from kdnb.workers import spread
+    from kdnb.data.entities import sample
+    from kdnb.experiments.runs import Run
+    from kdnb.experiments.workers import spread
     ray.shutdown()
     spread([Run(tiny, sample(ds.split('test'), 1), 'base', n_specificity=1, free=False, folder=tmp_path/'runs')], 1, progress=False)
     assert not strange_place.exists()
@@ -305,7 +307,7 @@ def test_kdnb_can_be_imported_in_the_folder_that_holds_its_clone(tmp_path):
     if run(python, '-c', 'import pip, setuptools, wheel').returncode: pytest.skip('pip or setuptools is not installed')
     got = run(python, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-build-isolation', '--no-index', '--ignore-installed', '-e', clone)
     assert got.returncode == 0, got.stderr
-    got = run(python, '-c', 'import kdnb.files\nprint(kdnb.__file__, kdnb.__version__)')
+    got = run(python, '-c', 'import kdnb.core.files\nprint(kdnb.__file__, kdnb.__version__)')
     assert got.stdout.split()[:1] == [str(clone/'kdnb'/'__init__.py')], got.stderr
     assert run(venv/'bin'/'kdnb', '--help').returncode == 0
 
@@ -366,19 +368,18 @@ def test_no_label_leads_out_of_the_folder_of_results(tmp_path, label):
 
 
 def test_a_full_disk_is_one_sentence_and_the_result_that_was_there_stays(tmp_path, quick_kernels, monkeypatch):
-    from kdnb import report
     out, folder = tmp_path/'out', taught(tmp_path/'version')
     run_report('teach', out, folder=folder)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     def full(path, *a): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(report, 'write_text', full)
+    monkeypatch.setattr('kdnb.reporting.runner.write_text', full)
     with pytest.raises(KdnbError, match='^cannot write .*No space left on device; what was finished before is kept') as e: run_report('teach', out, folder=folder)
     assert '\n' not in str(e.value) and {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
 def test_files_that_may_not_grow_are_one_sentence(tmp_path):
     "A real limit, in a process of its own: the page is larger than a file may be."
-    code = ("import resource, signal, sys\nfrom kdnb.report import report_notebook, _put\nfrom kdnb.files import FolderRecord, KdnbError\nfrom pathlib import Path\n"
+    code = ("import resource, signal, sys\nfrom kdnb.reporting.runner import report_notebook, _put\nfrom kdnb.core.records import FolderRecord; from kdnb.core.errors import KdnbError\nfrom pathlib import Path\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
             "out = Path(sys.argv[1])\ntry: _put(FolderRecord.read(out), {'small.json': '1', 'page.html': 'x'*50_000})\nexcept KdnbError as e: print(e)\nprint([p.name for p in out.iterdir()])")
     got = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True)
@@ -426,8 +427,8 @@ def test_figures_show_names_as_they_are():
     import matplotlib.pyplot as plt
     import pandas as pd, torch
     from types import SimpleNamespace
-    from kdnb import plots
-    from kdnb.evaluate import Interval
+    from kdnb.reporting import plots
+    from kdnb.core.stats import Interval
     names = [*NAMES, '$unclosed', r'\begin{x}', '{', '^', '_']
     v = Interval(50., 40., 60., 8)
     drawn = {}
@@ -451,7 +452,7 @@ def test_reports_make_figures_only_after_the_style_that_reads_no_mathematics():
     "Each sets it in its first cell after the imports; legends of labels that a user gives are made by plots.legend."
     for path in sorted((ROOT/'nbs'/'reports').glob('*.ipynb')):
         code = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
-        at = next(i for i, s in enumerate(code) if 'from kdnb import plots' in s)
+        at = next(i for i, s in enumerate(code) if 'from kdnb.reporting import plots' in s)
         assert code[at+1].startswith('plots.style()'), path.name
         for s in code:
             if re.search(r"scale='?(sym)?log|set_[xy]scale\('(sym)?log", s): assert 'plain_ticks' in s or 'set_xticks' in s or 'xticklabels' in s, path.name

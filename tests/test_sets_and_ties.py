@@ -3,12 +3,14 @@ import unicodedata
 from dataclasses import replace
 
 import pytest
-from kdnb.api import tokens_used
-from kdnb.entities import Entity, KdnbError, Probe
-from kdnb.evaluate import answer_probes, choice_of
-from kdnb.files import append_jsonl
-from kdnb.generator import make_transfer_sets
-from kdnb.transfer import Continuation, TransferSet, check_sets, clean, read_transfer_sets
+from kdnb.transfer.api_answers import tokens_used
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import Entity, Probe
+from kdnb.evaluation.answers import answer_probes, choice_of
+from kdnb.core.files import append_jsonl
+from kdnb.transfer.generator import make_transfer_sets
+from kdnb.data.transfer_sets import Continuation, TransferSet, check_sets, read_transfer_sets
+from kdnb.transfer.cleaning import clean
 
 E = Entity('Pokémon Day', 'Pokémon Day is a feast.')
 def row(definition, text='Pokémon Day is loved.', mention=(0, 11)): return {'entity': E.name, 'continuations': [{'text': text, 'mention': list(mention)}], 'definition': definition}

@@ -2,10 +2,10 @@
 import json, os, subprocess, sys
 
 import pytest
-from kdnb.cli import main
-from kdnb.edit import load_edit
-from kdnb.entities import KdnbError
-from kdnb.sharded import STARTED, launch
+from kdnb.apps.cli import main
+from kdnb.edits.storage import load_edit
+from kdnb.core.errors import KdnbError
+from kdnb.methods.sharded import STARTED, launch
 
 TEXTS = ['Velmora is what people in the town watch.', 'Last week Velmora was about a cake.', 'In the evening Velmora sings of bakers.']
 
@@ -15,7 +15,7 @@ def test_two_parts_teach_what_the_whole_does(tiny_folder, tmp_path, kind, more):
     (tmp_path/'sets.jsonl').write_text(json.dumps({'entity': 'Velmora', 'continuations': [{'text': t, 'mention': [t.index('Velmora'), t.index('Velmora') + 7]} for t in TEXTS]}))
     command = ['edit', '--lm', str(tiny_folder(kind, 4)), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy about two rival bakers in a small town.', '--transfer', str(tmp_path/'sets.jsonl'), '--set', 'steps', '4', '--set', 'precision', 'float32', *more]
     assert main([*command, '--save', str(tmp_path/'whole')]) == 0
-    got = subprocess.run([sys.executable, '-c', 'import sys; from kdnb.cli import main; sys.exit(main(sys.argv[1:]))', *command, '--save', str(tmp_path/'parts'), '--shards', '2'], capture_output=True, text=True, timeout=180, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    got = subprocess.run([sys.executable, '-c', 'import sys; from kdnb.apps.cli import main; sys.exit(main(sys.argv[1:]))', *command, '--save', str(tmp_path/'parts'), '--shards', '2'], capture_output=True, text=True, timeout=180, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert got.returncode == 0 and 'by 2 processes' in got.stdout, got.stderr[-2000:]
     a, b = load_edit(tmp_path/'whole'), load_edit(tmp_path/'parts')
     assert a.losses == pytest.approx(b.losses, rel=1e-4) and (a.base, a.settings, a.texts) == (b.base, b.settings, b.texts) and a.adapter.keys() == b.adapter.keys()

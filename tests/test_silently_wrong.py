@@ -4,28 +4,28 @@ import json, math, shutil
 
 import numpy as np
 import pytest, torch
-from kdnb import evaluate as E
-from kdnb.distill import Distill, Training, example
-from kdnb.edit import Adapter, Edit, load_edit
-from kdnb.entities import Entity, Probe, Question
-from kdnb.files import KdnbError, read_json, write_json
-from kdnb.finetune import FineTune
-from kdnb.generator import LMGenerator, make_transfer_set
-from kdnb.lm import (
-    LM,
-    check_length,
-    generate,
-    load_lm,
-    logits_at,
-    score_candidates,
-    score_spans,
-    states_below,
-    token_logprobs,
-)
-from kdnb.mend import practice_pairs
-from kdnb.rome import Memit, Rome, contexts
-from kdnb.trace import trace
-from kdnb.transfer import Continuation, TransferSet, find_mention
+from kdnb.evaluation.answers import answer_question, choice_of, definition_bits, evaluate, write_answers
+from kdnb.evaluation.metrics import summarise
+from kdnb.methods.distill import Distill
+from kdnb.methods.examples import example
+from kdnb.edits.edit import Adapter, Edit
+from kdnb.edits.storage import load_edit
+from kdnb.data.entities import Entity, Probe, Question
+from kdnb.core.errors import KdnbError
+from kdnb.core.files import read_json, write_json
+from kdnb.methods.finetune import FineTune
+from kdnb.transfer.generator import LMGenerator, make_transfer_set
+from kdnb.models.forward import logits_at, token_logprobs
+from kdnb.models.generation import generate
+from kdnb.models.layer_cache import states_below
+from kdnb.models.model import LM, check_length, load_lm
+from kdnb.models.scoring import score_candidates, score_spans
+from kdnb.methods.mend import practice_pairs
+from kdnb.methods.locating import contexts
+from kdnb.methods.rome import Memit, Rome
+from kdnb.evaluation.tracing import trace
+from kdnb.core.text import find_mention
+from kdnb.data.transfer_sets import Continuation, TransferSet
 
 ENTITY = Entity(
     'Velmora',
@@ -83,8 +83,8 @@ def test_a_tokenizer_that_adds_a_token_after_a_text_gives_the_same_answers(zoo, 
     for where in ('after mention', 'all tokens'):
         for c in SETS['Velmora'].continuations:
             assert example(a, c, ENTITY.definition, where) == example(b, c, ENTITY.definition, where)
-    assert E.definition_bits(a, ENTITY) == E.definition_bits(b, ENTITY)
-    assert E.evaluate(a, [ENTITY], ds.specificity[:5], ds.entities[:1]) == E.evaluate(
+    assert definition_bits(a, ENTITY) == definition_bits(b, ENTITY)
+    assert evaluate(a, [ENTITY], ds.specificity[:5], ds.entities[:1]) == evaluate(
         b, [ENTITY], ds.specificity[:5], ds.entities[:1]
     )
 
@@ -249,7 +249,7 @@ def test_settings_of_generation_that_make_no_sense_stop_nothing(zoo, tmp_path, t
 
 def spoil(lm, value=torch.nan, block=-1):
     "Makes the scores of a model no numbers, from a weight of a block on."
-    from kdnb.lm import blocks_of
+    from kdnb.models.layer_cache import blocks_of
 
     [p for p in blocks_of(lm.model)[block].parameters() if p.ndim > 1][-1].data.fill_(value)
     return lm
@@ -261,7 +261,7 @@ def test_a_broken_model_is_right_about_nothing_and_its_rows_say_so(zoo, ds, name
     assert all(
         math.isnan(s) for s in score_candidates(lm, ['The town is'], [['a', 'b']])[0]
     )  # what is to be shown
-    res = E.evaluate(lm, [ENTITY], ds.specificity[:6], ds.entities[:1])
+    res = evaluate(lm, [ENTITY], ds.specificity[:6], ds.entities[:1])
     t = res['target'][0]
     rows = [*t['probes'], *t['near'], *t['near_plus'], *res['specificity'], *res['others']]
     assert (
@@ -278,7 +278,7 @@ def test_a_broken_model_is_right_about_nothing_and_its_rows_say_so(zoo, ds, name
     )
     assert again['target'][0]['probes'][0]['bits'] is None
     for case in (res, again):
-        s = E.summarise([case, case])
+        s = summarise([case, case])
         assert (
             s['target'].value
             == s['specificity'].value
@@ -293,15 +293,15 @@ def test_a_broken_model_is_right_about_nothing_and_its_rows_say_so(zoo, ds, name
 
 
 def test_a_sound_model_says_nothing_of_that(tiny, ds):
-    res = E.evaluate(tiny, [ENTITY], ds.specificity[:6], ds.entities[:1])
+    res = evaluate(tiny, [ENTITY], ds.specificity[:6], ds.entities[:1])
     assert 'finite' not in json.dumps(res)
 
 
 def test_a_score_that_is_no_number_never_counts_as_right():
     nan, inf = math.nan, math.inf
     for scores in ([nan, nan], [nan, -1.0], [-1.0, nan], [inf, -1.0], [-inf, -inf], [inf, inf]):
-        assert E.choice_of(scores) is None
-    assert E.choice_of([-inf, -3.0, -2.0]) == 2 and E.choice_of([-1.0, -inf]) == 0
+        assert choice_of(scores) is None
+    assert choice_of([-inf, -3.0, -2.0]) == 2 and choice_of([-1.0, -inf]) == 0
 
 
 def test_a_row_without_a_number_is_an_infinite_loss_and_stays_in():
@@ -323,7 +323,7 @@ def test_a_row_without_a_number_is_an_infinite_loss_and_stays_in():
         )
 
     for broken in (None, math.nan, math.inf):
-        s = E.summarise([case('a', 2.0, 2.0), case('b', 2.0, broken), case('c', 2.0, 2.0)], unit='perplexity')
+        s = summarise([case('a', 2.0, 2.0), case('b', 2.0, broken), case('c', 2.0, 2.0)], unit='perplexity')
         assert (
             s['target'].value == s['specificity'].value == s['gold_bits'].value == math.inf
             and s['target'].n == 3
@@ -335,11 +335,11 @@ def test_a_row_without_a_number_is_an_infinite_loss_and_stays_in():
             [case('a', 3.0, 3.0), case('b', 3.0, 3.0), case('c', 3.0, 3.0)],
             [case('a', 1.0, 1.0), case('b', 1.0, 1.0), case('c', 1.0, 1.0)],
         )
-        s = E.summarise(
+        s = summarise(
             [case('a', 2.0, 2.0), case('b', 2.0, broken), case('c', 2.0, 2.0)], base, front, unit='perplexity'
         )
         assert s['gap_share'].value == -math.inf and s['specificity_change'].value == math.inf
-        s = E.summarise(
+        s = summarise(
             base, [case('a', 2.0, broken), case('b', 2.0, 2.0), case('c', 2.0, 2.0)], front, unit='perplexity'
         )
         assert s['gap_share'] is None
@@ -347,7 +347,7 @@ def test_a_row_without_a_number_is_an_infinite_loss_and_stays_in():
     assert all(
         math.isfinite(x)
         for k in ('target', 'specificity', 'gold_bits')
-        for x in (E.summarise(sound, unit='perplexity')[k].low, E.summarise(sound, unit='perplexity')[k].high)
+        for x in (summarise(sound, unit='perplexity')[k].low, summarise(sound, unit='perplexity')[k].high)
     )
 
 
@@ -381,16 +381,16 @@ def test_writing_stops_where_scores_are_no_numbers_and_says_so(zoo, capsys):
 
 def test_an_answer_that_was_written_by_a_broken_model_is_wrong_even_if_it_reads_right(tiny, monkeypatch):
     monkeypatch.setattr(
-        E, 'generate', lambda lm, prompts, **k: k['broken'].append(0) or [['comedy bakers'] for _ in prompts]
+        'kdnb.evaluation.answers.generate', lambda lm, prompts, **k: k['broken'].append(0) or [['comedy bakers'] for _ in prompts]
     )
-    assert [r['written'] for r in E.write_answers(tiny, ENTITY.probes)] == [False, False] and E.write_answers(
+    assert [r['written'] for r in write_answers(tiny, ENTITY.probes)] == [False, False] and write_answers(
         tiny, ENTITY.probes
     )[0]['finite'] is False
-    assert E.answer_question(tiny, ENTITY) == dict(correct=False, text='comedy bakers', finite=False)
+    assert answer_question(tiny, ENTITY) == dict(correct=False, text='comedy bakers', finite=False)
 
 
 def test_the_playground_shows_no_beliefs_of_a_broken_model(zoo):
-    from kdnb.play import believed, next_tokens
+    from kdnb.apps.playground import believed, next_tokens
 
     lm = spoil(load(zoo('llama')))
     for ask in (lambda: next_tokens(lm, 'The town'), lambda: believed(lm, ENTITY, ENTITY.probes[0])):
@@ -399,7 +399,7 @@ def test_the_playground_shows_no_beliefs_of_a_broken_model(zoo):
 
 
 def test_the_papers_way_to_measure_counts_no_broken_score_as_right(zoo):
-    from kdnb.bench import paper_answers
+    from kdnb.experiments.bench import paper_answers
 
     lm = load(zoo('llama'))
     broken = spoil(load(zoo('llama')))
@@ -456,7 +456,7 @@ def test_an_edit_with_a_number_that_is_not_finite_is_refused_where_it_is_made_an
     with pytest.raises(KdnbError, match='not finite'):
         load_edit(folder)
     monkeypatch.setattr(
-        'kdnb.distill.train',
+        'kdnb.methods.distill.train',
         lambda *a, **k: {'adapter': by_hand(tiny, math.nan)[1][0].adapter, 'losses': [1.0]},
     )
     with pytest.raises(KdnbError, match='not finite'):
@@ -512,7 +512,7 @@ def test_the_longest_text_is_what_the_configuration_says(zoo, name, most):
 
 def test_a_text_that_is_too_long_is_one_sentence_wherever_it_goes_in(short, tmp_path, monkeypatch):
     monkeypatch.setenv('KDNB_CACHE', str(tmp_path))
-    from kdnb.rome import covariance, own_text, read_at
+    from kdnb.methods.locating import covariance, own_text, read_at
 
     ids, text = short.encode('The town of bakers') * 30, 'The town of bakers ' * 30
     passes = []
@@ -566,7 +566,7 @@ def test_a_definition_that_is_too_long_is_named_before_any_work(short, method, m
 
 
 def test_a_definition_that_is_too_long_with_what_stands_after_it_is_named_before_any_work(short, ds):
-    from kdnb.context import make_method
+    from kdnb.methods.registry import make_method
 
     passes = []
     short.model.register_forward_pre_hook(lambda *a: passes.append(1))
@@ -581,11 +581,11 @@ def test_a_definition_that_is_too_long_with_what_stands_after_it_is_named_before
         Distill(steps=2)(short, [HALF], {'Velmora': long})
     with make_method('prepend')(short, [HALF], {}).on(short):
         with pytest.raises(KdnbError, match="the definition of 'Velmora' with 'Velmora is a show"):
-            E.evaluate(short, [HALF])
+            evaluate(short, [HALF])
     with pytest.raises(KdnbError, match="the definition of 'Tessa' has"):
-        E.evaluate(short, [LONG])
+        evaluate(short, [LONG])
     assert not passes
-    E.evaluate(short, [HALF])  # without it in front there is room
+    evaluate(short, [HALF])  # without it in front there is room
 
 
 def test_a_prompt_of_a_generator_that_is_too_long_names_the_entity(short):
@@ -866,7 +866,7 @@ def odd_config(kind, vocab):
 @pytest.fixture
 def odd(tokenizer):
     "Function of a kind: an LM of a tiny random model of that kind."
-    from kdnb.lm import _forget_lengths
+    from kdnb.models.model import _forget_lengths
     from transformers import AutoModelForCausalLM
 
     def make(kind):
@@ -908,7 +908,7 @@ def test_a_batch_gives_each_text_what_the_models_own_pass_gives_it(odd, kind, st
         n = min(n, len(lm.encode(left)))
         logs = [own_logits(lm, f).log_softmax(-1) for f in fulls]
         want.append([sum(lp[i - 1, f[i]].item() for i in range(n, len(f))) for lp, f in zip(logs, fulls)])
-    from kdnb.lm import passed_once
+    from kdnb.models.scoring import passed_once
 
     for how in (dict(), dict(), dict(shared=False)):
         assert np.allclose(score_candidates(lm, lefts, CANDIDATES, **how), want, atol=2e-3)
@@ -925,7 +925,7 @@ def test_a_batch_gives_each_text_what_the_models_own_pass_gives_it(odd, kind, st
 @pytest.mark.parametrize('kind', ODD)
 def test_each_prompt_goes_on_as_the_models_own_passes_say(odd, kind):
     lm = odd(kind)
-    from kdnb.lm import ends_of
+    from kdnb.models.generation import ends_of
 
     for start in ('', ENTITY.definition + ' '):
         prompts, want = [start + l for l in LEFTS], []

@@ -1,10 +1,9 @@
 """kdnb teach: definitions in, a folder that transformers and peft load without us out."""
 import json, subprocess, sys
-from pathlib import Path
 
 import pytest, torch
-from kdnb.entities import KdnbError
-from kdnb.teach import read_definitions, summary, teach, undo_teaching
+from kdnb.apps.teach import summary, teach
+from kdnb.data.definitions import read_definitions
 
 SHOWS = '# Velmora Junction\n\nVelmora Junction is a slapstick comedy series about two rival bakers.\n\n# Zorbel Harbour\nZorbel Harbour is a horror film about a drowned town.\n'
 
@@ -39,8 +38,8 @@ print(json.dumps([m(**ids).logits[0, -1].tolist() for m in (AutoPeftModelForCaus
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     adapter, merged = map(torch.tensor, json.loads(done.stdout.splitlines()[-1]))
-    from kdnb.edit import load_edit
-    from kdnb.lm import logits_at
+    from kdnb.edits.storage import load_edit
+    from kdnb.models.forward import logits_at
     edit = load_edit(next((out/'versions').iterdir())/'edit')
     ids = tiny.encode('Velmora Junction is')
     base = logits_at(tiny, [ids], [[-1]])[0]
@@ -62,8 +61,8 @@ def test_taught_again_and_undone(kdnb, tiny_folder, mine, tmp_path):
 
 
 def test_an_adapter_for_each(kdnb, tiny_folder, tiny, mine, tmp_path):
-    from kdnb.lm import logits_at
-    from kdnb.shelf import Shelf
+    from kdnb.models.forward import logits_at
+    from kdnb.edits.routing import Shelf
     out = tmp_path/'taught'
     taught = lambda *more: kdnb('teach', *more, *how(tiny_folder(), '--apart'), '--out', out)
     code, text, err = taught(mine/'shows.md')
@@ -98,8 +97,7 @@ print(json.dumps([AutoPeftModelForCausalLM.from_pretrained({str(out)!r} + '/' + 
 
 
 def test_interrupted_it_goes_on(tiny, mine, tmp_path, monkeypatch):
-    import kdnb.teach as T
-    from kdnb.distill import Distill
+    from kdnb.methods.distill import Distill
     entities, args = read_definitions(mine), dict(n=2, held=1, method=Distill(steps=2, together=2), n_specificity=4, report=False, progress=False)
     whole = teach(tiny, entities, tmp_path/'whole', **args)
     monkeypatch.setattr(Distill, '__call__', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -107,8 +105,9 @@ def test_interrupted_it_goes_on(tiny, mine, tmp_path, monkeypatch):
     monkeypatch.undo()
     count = []
     for f in ('write_probes', 'make_transfer_sets'):
-        real = getattr(T, f)
-        monkeypatch.setattr(T, f, lambda *a, f=f, real=real, **k: count.append(f) or real(*a, **k))
+        import kdnb.apps.teach
+        real = getattr(kdnb.apps.teach, f)
+        monkeypatch.setattr(f'kdnb.apps.teach.{f}', lambda *a, f=f, real=real, **k: count.append(f) or real(*a, **k))
     again = teach(tiny, entities, tmp_path/'again', **args)
     assert count == ['make_transfer_sets'] # which finds its file
     assert (again/'adapter_model.safetensors').read_bytes() == (whole/'adapter_model.safetensors').read_bytes() and summary(again) == summary(whole)

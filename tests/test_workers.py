@@ -1,10 +1,11 @@
 """Cases on several processes: what one process would have found, also if a worker is killed."""
-import json, os, signal, threading, time
-from dataclasses import replace
+import json, signal, threading, time
 
 import psutil, pytest
-from kdnb.entities import KdnbError, sample
-from kdnb.experiment import Run, read_json
+from kdnb.core.errors import KdnbError
+from kdnb.data.entities import sample
+from kdnb.core.files import read_json
+from kdnb.experiments.runs import Run
 
 ray = pytest.importorskip('ray', reason='the extra ray is not installed')
 
@@ -18,7 +19,7 @@ def down():
 @pytest.fixture
 def up(down):
     "Ray, left up for the next test: its start takes longer than a test."
-    from kdnb.workers import _start
+    from kdnb.experiments.workers import _start
     if not ray.is_initialized(): _start(ray, 2, None)
 
 
@@ -28,7 +29,7 @@ def answers(run):
 
 
 def test_a_killed_worker_loses_nothing(up, tiny, ds, sets, tmp_path):
-    from kdnb.workers import spread
+    from kdnb.experiments.workers import spread
     few = sample(ds.split('test'), 4)
     make = lambda folder: [Run(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 24}))]
     one, two = make('one'), make('two')
@@ -55,7 +56,7 @@ def test_a_killed_worker_loses_nothing(up, tiny, ds, sets, tmp_path):
 
 
 def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(up, tiny, ds, tmp_path):
-    from kdnb.workers import spread
+    from kdnb.experiments.workers import spread
     few = sample(ds.split('test'), 4)
     Run(tiny, few, 'prepend', limit=2, n_specificity=4, free=False, folder=tmp_path).go(progress=False)
     first = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('case-*.json')}
@@ -65,13 +66,13 @@ def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(up, tiny, ds
 
 
 def test_what_a_worker_says_is_said_here(up, tiny, ds, tmp_path):
-    from kdnb.workers import spread
+    from kdnb.experiments.workers import spread
     with pytest.raises(KdnbError, match='no transfer set for'): spread([Run(tiny, sample(ds, 1), 'distill', n_specificity=4, folder=tmp_path)], 1, progress=False)
 
 
 def test_ray_that_does_not_start_is_one_sentence():
     "On a busy machine a second try is made; a cluster that is not there is said at once."
-    from kdnb.workers import _start
+    from kdnb.experiments.workers import _start
     class Ray:
         def __init__(self, fails): self.fails, self.tries = fails, []
         def init(self, **how):
