@@ -2,7 +2,7 @@
 import pytest, torch
 from kdnb.core.downloads import cache_folder
 from kdnb.methods.locating import ARCHITECTURES, solve, subject_end
-from kdnb.models.batches import _call
+from kdnb.models.batches import forward_pass
 from kdnb.edits.edit import Edit
 from kdnb.data.benchmarks import placed
 from kdnb.methods.registry import make_method
@@ -122,7 +122,7 @@ def test_the_covariance_goes_on_where_it_was(tiny, text, monkeypatch):
     texts = TEXTS[:60]
     whole = covariance(tiny, [0, 1], texts, batch=2)
     for f in (cache_folder()/'covariance').iterdir(): f.unlink()
-    real, calls = _call, []
+    real, calls = forward_pass, []
     def breaks(*a, **k):
         calls.append(1)
         if len(calls) == 22: raise KeyboardInterrupt
