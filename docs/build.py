@@ -1,42 +1,50 @@
-"""Builds the documentation site: the book (nbs), the reports (outputs) and the pages beside this file, through nbdev's processors and Sphinx.
+"""Builds the documentation site: the book (nbs), the reports (outputs) and the pages beside this file.
 
-    python docs/build.py [--no-run] [--only NAME ...] [--out _docs]
+    python docs/build.py [--no-run] [--out _docs]
 
-Notebooks are committed without outputs, so they are run here; a notebook is run again only if it or the package changed."""
-import argparse, hashlib, json, os, re, shutil, subprocess, sys, warnings
+nbdev documents what a notebook exports, Sphinx with MyST-NB makes pages of notebooks and Markdown, and this
+script prepares the source folder between the two. Notebooks are committed without outputs, so they are run
+here, and run again only if they or the package changed."""
+import argparse, hashlib, importlib, json, os, re, shutil, subprocess, sys, warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import nbformat, yaml
+import nbformat
 from execnb.nbio import dict2nb
 from nbclient import NotebookClient
 from nbdev.processors import FilterDefaults
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from kdnb._modidx import d as modidx
-from kdnb.reporting.gallery import results, verdicts
-from kdnb.reporting.jobs import about
 from kdnb.core.display import escape_markdown as md
 from kdnb.core.errors import KdnbError
 from kdnb.core.process import module_command, safe_environment
+from kdnb.reporting.gallery import results, verdicts
+from kdnb.reporting.jobs import about
 from kdnb.reporting.pages import safe_outputs
 from kdnb.reporting.runner import KERNEL_OPTIONS, OwnKernel
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent
 CODE = sorted((ROOT/'kdnb').rglob('*.py')) + sorted((ROOT/'kdnb'/'assets').glob('*'))
+SITE = '{doc_host}{doc_baseurl}/'.format(**modidx['settings']) # where nbdev's links lead
 
 
-class Pages(FilterDefaults):
-    "nbdev's processors; what is exported stays on the page, folded, since it is what the text explains."
-    def base_procs(self): return [p for p in super().base_procs() if p.__name__ not in ('rm_export', 'add_fold', 'insert_warning')]
+def book():
+    "The notebooks of the chapters, and the tutorials."
+    return sorted([*(ROOT/'nbs').glob('[0-9]*/[0-9]*.ipynb'), *(ROOT/'nbs'/'tutorials').glob('*.ipynb')])
 
+def page(path):
+    "The page of a notebook, from the top of the source folder: `/book/00_core/01_files.ipynb`."
+    return f'/book/{path.parent.name}/{path.name}'
 
-def book(): return sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+def modules():
+    "Module -> its notebook: `core.files` -> nbs/00_core/01_files.ipynb."
+    named = ((re.search(r'#\|\s*default_exp ([\w.]+)', p.read_text(encoding='utf-8')), p) for p in book())
+    return {m[1]: p for m, p in named if m}
 
-def anchor(name): return re.sub(r'[^\w\- ]', '', name.lower()).replace(' ', '-') # as MyST makes them of headings
-
-def module_pages():
-    "Module -> notebook of the book."
-    return {m[1]: p.name for p in book() if (m := re.search(r'#\|\s*default_exp (\w+)', p.read_text(encoding='utf-8')))}
+def anchor(name):
+    "The anchor that MyST gives a heading."
+    return re.sub(r'[^\w\- ]', '', name.lower()).replace(' ', '-')
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -44,198 +52,278 @@ def module_pages():
 def run(path):
     "A notebook with its outputs, from the cache where neither it nor the package changed."
     code = hashlib.sha256(b''.join(f.read_bytes() for f in CODE)).hexdigest()
-    kept = ROOT/'_proc'/'run'/f'{path.stem}-{hashlib.sha256(path.read_bytes() + code.encode()).hexdigest()[:16]}.ipynb'
+    key = hashlib.sha256(path.read_bytes() + code.encode()).hexdigest()[:16]
+    kept = ROOT/'_proc'/'run'/path.parent.name/f'{path.stem}-{key}.ipynb'
     if kept.exists(): return nbformat.read(kept, 4)
     nb = nbformat.read(path, 4)
-    skipped = [c for c in nb.cells if c.cell_type == 'code' and re.search(r'^#\|\s*(eval:\s*false|slow)', c.source, re.M)]
-    for c in skipped: c.cell_type = 'raw' # not run in tests either
+    unrun = r'^#\|\s*(eval:\s*false|slow)' # in tests neither
+    skipped = [c for c in nb.cells if c.cell_type == 'code' and re.search(unrun, c.source, re.M)]
+    for c in skipped: c.cell_type = 'raw'
     with TemporaryDirectory() as profile:
-        options = [*KERNEL_OPTIONS, f'--ipython-dir={profile}']
-        NotebookClient(nb, timeout=600, kernel_name='python3', kernel_manager_class=OwnKernel, extra_arguments=options,
-                       resources={'metadata': {'path': str(path.parent)}}).execute()
-    for c in skipped: c.cell_type = 'code'; c.outputs = []; c.execution_count = None
+        client = NotebookClient(nb, timeout=600, kernel_name='python3', kernel_manager_class=OwnKernel,
+                                extra_arguments=[*KERNEL_OPTIONS, f'--ipython-dir={profile}'],
+                                resources={'metadata': {'path': str(path.parent)}})
+        client.execute()
+    for c in skipped: c.update(cell_type='code', outputs=[], execution_count=None)
     kept.parent.mkdir(parents=True, exist_ok=True)
     for old in kept.parent.glob(f'{path.stem}-*.ipynb'): old.unlink()
     nbformat.write(nb, kept)
     return nb
 
 
-# --- cleaning ------------------------------------------------------------------------------------
+# --- notebooks as pages ----------------------------------------------------------------------------
+
+class Documented(FilterDefaults):
+    "nbdev's processors. Exported code stays on the page, folded, since the text explains it."
+    def base_procs(self):
+        left_out = ('FrontmatterProc', 'rm_export', 'add_fold', 'insert_warning')
+        return [p for p in super().base_procs() if p.__name__ not in left_out]
+
+def document(nb, path):
+    "The notebook after nbdev's processors: names are links, and `show_doc` was called for what is exported."
+    nb = dict2nb(json.loads(nbformat.writes(nb)))
+    nb.path_ = path
+    os.environ['IN_TEST'] = '1'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        Documented()(nb)
+    os.environ.pop('IN_TEST')
+    return nb
+
+def doc_pages():
+    "nbdev's address of a module's page -> ours: `00_core/files.html` -> `/book/00_core/01_files.ipynb`."
+    return {f"{p.parent.name}/{re.sub(r'^[0-9]+[a-z]?_', '', p.stem)}.html": page(p) for p in book()}
 
 def local(text, pages):
-    "Links that nbdev made to a site, as links to pages of this one; links to other notebooks likewise."
-    text = re.sub(r'https?://[^\s)"]+?/(\w+)\.html#([\w.]+)', lambda m: f'{pages[m[1]]}#{anchor(m[2])}' if m[1] in pages else m[0], text)
+    "nbdev's links, as links between our pages; without its links to the source."
+    def link(m): return f'{pages[m[1]]}#{anchor(m[2])}' if m[1] in pages else m[0]
+    text = re.sub(re.escape(SITE) + r'([\w/]+\.html)#([\w.]+)', link, text)
     return re.sub(r'\[source\]\([^)]*\)(\{[^}]*\})?\n*', '', text)
 
-def empty(): return nbformat.v4.new_notebook(metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3'}, 'language_info': {'name': 'python', 'pygments_lexer': 'ipython3'}})
+def empty():
+    return new_notebook(metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3'},
+                                  'language_info': {'name': 'python', 'pygments_lexer': 'ipython3'}})
 
-def tag(cell, *tags): cell.metadata['tags'] = sorted({*cell.metadata.get('tags', []), *tags})
+def headings(text): return re.findall(r'^#+\s+(.+)$', text, re.M)
 
-def clean_outputs(cell, alt, pages):
-    "Drops progress bars and what was written to stderr, and what could run or load; gives pictures their text; makes links local."
-    kept = []
-    for o in cell.get('outputs', []):
-        if o.output_type == 'stream' and o.name == 'stderr' or 'application/vnd.jupyter.widget-view+json' in o.get('data', {}): continue
-        for k in ('text/markdown', 'text/html'):
-            if k in o.get('data', {}): o.data[k] = local(''.join(o.data[k]), pages)
-        kept.append(o)
-    cell.outputs = kept = safe_outputs(kept, markdown=False)
-    if any('image/png' in o.get('data', {}) for o in kept): cell.metadata['mystnb'] = {'image': {'alt': alt}}
+def imports_only(code):
+    return all(re.match('(import|from|#) ?', l) or not l.strip() for l in code.splitlines())
+
+def clean_outputs(cell, outputs, alt):
+    "Gives a cell its outputs, without progress bars, stderr and live content; a picture gets its text."
+    def wanted(o):
+        is_widget = 'application/vnd.jupyter.widget-view+json' in o.get('data', {})
+        return not is_widget and not (o.output_type == 'stream' and o.name == 'stderr')
+    cell.outputs = safe_outputs(filter(wanted, outputs), markdown=False)
+    has_picture = any('image/png' in o.get('data', {}) for o in cell.outputs)
+    if has_picture: cell.metadata['mystnb'] = {'image': {'alt': alt}}
+
+def as_nbformat(outputs):
+    "The outputs of a cell of execnb, as those of nbformat."
+    outputs = [nbformat.from_dict(o) for o in json.loads(json.dumps(outputs, default=dict))]
+    for o in outputs:
+        if o.output_type == 'stream': o.text = ''.join(o.text)
+    return outputs
+
+def documentation(outputs, pages, level):
+    "The Markdown cells that `show_doc` gave, with headings of this level."
+    texts = [''.join(o.get('data', {}).get('text/markdown', '')).replace('---\n\n', '', 1) for o in outputs]
+    return [new_markdown_cell(re.sub('^###(?!#)', level, local(t, pages), flags=re.M)) for t in texts if t]
 
 def book_page(path, nb, pages):
-    "A notebook of the book as Sphinx shall read it."
-    nb = dict2nb(json.loads(nbformat.writes(nb))); nb.path_ = path
-    with warnings.catch_warnings(): warnings.simplefilter('ignore'); os.environ['IN_TEST'] = '1'; Pages()(nb); os.environ.pop('IN_TEST')
-    out, heading, sections = empty(), path.stem, False
-    held = [] # an exported cell, until the documentation of what it defines has been shown
-    for c in [*nb.cells, None]:
-        source = c.get('source') if c else ''
-        if held and not (c and c.cell_type == 'code' and '#| echo: false' in (source or '')): out.cells.append(held.pop())
-        if not source or not source.strip(): continue
-        if c.cell_type == 'raw': # nbdev's front matter
-            fm = yaml.safe_load(source.strip().strip('-')) or {}
-            if 'title' in fm: out.cells.append(nbformat.v4.new_markdown_cell(f"# {fm['title']}\n\n*{fm.get('description', '').replace('*', '')}*"))
-            continue
+    "A notebook of the book as Sphinx reads it: a name's documentation precedes the code that defines it."
+    out, heading, level = empty(), path.stem, '##' # the level of names: under the title, or under sections
+    defined = [] # exported cells whose names are not documented yet
+    for c in document(nb, path).cells:
+        source, outputs = c.source or '', as_nbformat(c.get('outputs', []))
+        is_doc = c.cell_type == 'code' and '#| echo: false' in source
+        if not is_doc:
+            out.cells += defined
+            defined = []
+        if not source.strip() or c.cell_type == 'raw': continue
         if c.cell_type == 'markdown':
-            for m in re.findall(r'^#+\s+(.+)$', source, re.M): heading = m
-            sections = sections or bool(re.search(r'^## ', source, re.M))
-            out.cells.append(nbformat.v4.new_markdown_cell(local(source, pages))); continue
-        directives = {*c.directives_, *re.findall(r'^#\|\s*([\w:]+)', source, re.M)}
-        cell = nbformat.v4.new_code_cell(re.sub(r'^#\|.*\n?', '', source, flags=re.M).strip())
-        cell.outputs = [nbformat.from_dict(dict(o)) for o in json.loads(json.dumps(c.get('outputs', []), default=dict))]
-        for o in cell.outputs:
-            if o.output_type == 'stream': o.text = ''.join(o.text)
-        if 'echo:' in directives: # the documentation of a function, as Markdown
-            for o in cell.outputs:
-                text = ''.join(o.get('data', {}).get('text/markdown', ''))
-                text = local(text, pages).replace('---\n\n', '', 1)
-                if text: out.cells.append(nbformat.v4.new_markdown_cell(text if sections else re.sub('^###', '##', text, flags=re.M))) # under the title, where the page has no sections yet
+            heading = (headings(source) or [heading])[-1]
+            if re.search('^## ', source, re.M): level = '###'
+            out.cells.append(new_markdown_cell(local(source, pages)))
             continue
-        if 'default_exp' in directives or 'hide' in directives: continue
-        if 'export' in directives or re.fullmatch(r'(\s*(import|from) .*\n?)+', cell.source): tag(cell, 'hide-input')
-        clean_outputs(cell, f'{heading}: the figure that this cell draws', pages)
-        (held if 'export' in directives else out.cells).append(cell)
+        if is_doc:
+            out.cells += documentation(outputs, pages, level)
+            continue
+        directives = {*c.directives_, *re.findall(r'^#\|\s*([\w:]+)', source, re.M)}
+        if {'default_exp', 'hide'} & directives: continue
+        cell = new_code_cell(re.sub(r'^#\|.*\n?', '', source, flags=re.M).strip())
+        if 'export' in directives or imports_only(cell.source): cell.metadata['tags'] = ['hide-input']
+        clean_outputs(cell, outputs, f'{heading}: the figure that this cell draws')
+        (defined if 'export' in directives else out.cells).append(cell)
+    out.cells += defined
     return out
 
-def report_page(r, pages):
-    "The executed notebook of a report as Sphinx shall read it."
-    nb, heading = nbformat.read(r['folder']/f"{r['report']}.ipynb", 4), r['report']
-    out = empty()
-    for c in nb.cells:
+def report_page(r):
+    "The executed notebook of a report as Sphinx reads it. Nobody's folders are shown."
+    out, heading = empty(), r['report']
+    for c in nbformat.read(r['folder']/f"{r['report']}.ipynb", 4).cells:
         if c.cell_type == 'markdown':
-            text = re.sub(r'^# (.+)$', lambda m: f"# {m[1]}: {md(r['label'])}", c.source, count=1, flags=re.M) if not out.cells else c.source
-            for m in re.findall(r'^#+\s+(.+)$', text, re.M): heading = m
-            out.cells.append(nbformat.v4.new_markdown_cell(re.sub(r'/(?:[\w.-]+/)+(?=[\w.-])', '…/', text) if '…' in text else text)); continue
-        cell = nbformat.v4.new_code_cell(re.sub(r"(?<![\w.])/(?:[^\s/'\"()\[\]]+/)+", '…/', c.source)) # whose folders these were is nobody's business
-        cell.outputs = c.get('outputs', [])
-        if not {'parameters', 'injected-parameters'} & {*c.metadata.get('tags', [])}: tag(cell, 'hide-input')
-        m = re.match(r'#\s*figure:\s*([\w-]+)', c.source)
-        clean_outputs(cell, f"{heading}: figure {m[1] if m else ''} for {r['label']}", pages)
+            text = c.source
+            if not out.cells: text = text.replace('\n', f": {md(r['label'])}\n", 1) # the title
+            heading = (headings(text) or [heading])[-1]
+            if '…' in text: text = re.sub(r'/(?:[\w.-]+/)+(?=[\w.-])', '…/', text)
+            out.cells.append(new_markdown_cell(text))
+            continue
+        cell = new_code_cell(re.sub(r"(?<![\w.])/(?:[^\s/'\"()\[\]]+/)+", '…/', c.source))
+        is_parameters = {'parameters', 'injected-parameters'} & {*c.metadata.get('tags', [])}
+        if not is_parameters: cell.metadata['tags'] = ['hide-input']
+        figure = re.match(r'#\s*figure:\s*([\w-]+)', c.source)
+        alt = f"{heading}: figure {figure[1] if figure else ''} for {r['label']}"
+        clean_outputs(cell, c.get('outputs', []), alt)
         out.cells.append(cell)
     return out
 
 
 # --- pages that are made of results ---------------------------------------------------------------
 
+def report_link(r): return f"[{md(r['label'])}](/reports/{r['report']}-{r['label']}.ipynb)"
+
 def gallery(found, site):
     "All results, with their first figures."
-    lines = ['# Reports', '', 'Each report is a notebook with parameters; these are the runs that come with the repository. Every number in them was computed by a cell of the page that shows it.', '']
+    lines = ['# Reports', '',
+             'Each report is a notebook with parameters; these are the runs that come with the repository. '
+             'Every number in them was computed by a cell of the page that shows it.', '']
     for name in dict.fromkeys(r['report'] for r in found):
         title, what = about(name)
         lines += [f'## {title}', '', what, '', '::::{container} gallery']
         for r in (r for r in found if r['report'] == name):
-            page = f"{name}-{r['label']}"
-            if r['figures']:
-                shutil.copy(r['figures'][0], site/'reports'/f'{page}.png')
-                lines += [f':::{{figure}} {page}.png', f":alt: {title}, {r['label']}: {r['figures'][0].stem}", f':target: {page}.html', '', f"[{md(r['label'])}]({page}.ipynb)", ':::']
-            else: lines += [f"[{md(r['label'])}]({page}.ipynb)"]
+            if not r['figures']:
+                lines.append(report_link(r))
+                continue
+            to, figure = f"{name}-{r['label']}", r['figures'][0]
+            shutil.copy(figure, site/'reports'/f'{to}.png')
+            alt = f"{title}, {r['label']}: {figure.stem}"
+            options = [f':alt: {alt}', f':target: {to}.html']
+            lines += [f':::{{figure}} {to}.png', *options, '', report_link(r), ':::']
         lines += ['::::', '']
-    return '\n'.join([*lines, ':::{toctree}', ':hidden:', '', *(f"{r['report']}-{r['label']}.ipynb" for r in found), ':::', ''])
+    pages = [f"{r['report']}-{r['label']}.ipynb" for r in found]
+    return '\n'.join([*lines, ':::{toctree}', ':hidden:', '', *pages, ':::', ''])
+
+def verdict_of(lines):
+    "What all verdicts on a claim say together."
+    said = [ok for _, _, ok, _ in lines]
+    if not said: return 'open'
+    verdict = said[0] if len({*said}) == 1 else 'unclear'
+    return f"{verdict} ({said.count('confirmed')} of {len(said)} confirmed)"
+
+def claim_row(c, lines, found):
+    "A claim as a line of the first tables; `lines` are (run, claim, verdict, figures)."
+    first = {}
+    for r, _, _, figures in lines: first.setdefault(r['label'], figures)
+    runs = ', '.join(report_link(r) for r in found if r['report'] == c['report']) or 'no run yet'
+    figures = '<br>'.join(f'{md(k)}: {v}' for k, v in first.items())
+    claim = f"[{c['claim']}](#{anchor(c['claim'])}){'. ' + c['note'] if 'note' in c else ''}"
+    return f"| {claim} | {about(c['report'])[0]}: {runs} | {verdict_of(lines)} | {figures} |"
+
+def claim_section(c, lines):
+    "All verdicts on a claim."
+    head = [f"## {c['claim']}", '', f"*{c['where']}.* {c.get('note', '')}".strip(), '']
+    if not lines: return [*head, f"Open: no committed run of the report `{c['report']}` tests this.", '']
+    rows = [f"| {about(r['report'])[0]}, {report_link(r)} | {ok} | {claim} | {figures} |"
+            for r, claim, ok, figures in lines]
+    return [*head, '| report | verdict | of what | figures |', '|---|---|---|---|', *rows, '']
 
 def claims(found):
-    "The paper's claims, with what the reports found, and what nobody had asked or answered: first a table, then line by line."
-    asked, said_by, lines = json.loads((HERE/'claims.json').read_text(encoding='utf-8')), [(r, verdicts(r)) for r in found], {}
-    link = lambda r: f"[{md(r['label'])}](../reports/{r['report']}-{r['label']}.ipynb)"
-    for c in asked: lines[c['claim']] = [(r, *v) for r, vs in said_by if r['report'] == c['report'] for v in vs if re.search(c['verdict'], v[0])]
-    def found_of(c):
-        said = [v[2] for v in lines[c['claim']]]
-        return f"{said[0] if len({*said}) == 1 else 'unclear'} ({said.count('confirmed')} of {len(said)} confirmed)" if said else 'open'
-    def row(c):
-        runs = [r for r in found if r['report'] == c['report']]
-        first = {}
-        for r, _, _, figures in lines[c['claim']]: first.setdefault(r['label'], figures)
-        return f"| [{c['claim']}](#{anchor(c['claim'])}){'. ' + c['note'] if 'note' in c else ''} | {about(c['report'])[0]}: {', '.join(map(link, runs)) or 'no run yet'} | {found_of(c)} | {'<br>'.join(f'{md(k)}: {v}' for k, v in first.items())} |"
-    table = lambda cs, what: [f'| {what} | tested by | found | figures, of the first line of each run |', '|---|---|---|---|', *map(row, cs), '']
-    claimed, open_ = [c for c in asked if not c.get('open')], [c for c in asked if c.get('open')]
-    rows = ['# What was claimed, and what was found', '', (HERE/'pages'/'claims_head.txt').read_text(encoding='utf-8'), '', *table(claimed, 'what is claimed'), '## Open questions', '', 'What readers of the paper asked, or what came up here, with what is known by now.', '', *table(open_, 'what is asked')]
-    for c in asked:
-        some = [f"| {about(r['report'])[0]}, {link(r)} | {ok} | {claim} | {figures} |" for r, claim, ok, figures in lines[c['claim']]]
-        rows += [f"## {c['claim']}", '', f"*{c['where']}.* {c.get('note', '')}".strip(), '', *(['| report | verdict | of what | figures |', '|---|---|---|---|', *some] if some else [f"No run of the report `{c['report']}` that says so is committed yet: open."]), '']
-    return '\n'.join(rows)
+    "The claims and open questions with what the reports found: first tables, then claim by claim."
+    asked = json.loads((HERE/'claims.json').read_text(encoding='utf-8'))
+    said = [(r, *v) for r in found for v in verdicts(r)]
+    def lines(c): return [l for l in said if l[0]['report'] == c['report'] and re.search(c['verdict'], l[1])]
+    def table(is_open, what):
+        columns = [what, 'tested by', 'found', 'figures, of the first line of each run']
+        head = [f"| {' | '.join(columns)} |", '|---|---|---|---|']
+        return [*head, *(claim_row(c, lines(c), found) for c in asked if c.get('open', False) == is_open), '']
+    intro = (HERE/'pages'/'claims_head.txt').read_text(encoding='utf-8')
+    out = ['# What was claimed, and what was found', '', intro, '', *table(False, 'what is claimed'),
+           '## Open questions', '', 'Questions of readers of the paper, and our own, with what is known.', '',
+           *table(True, 'what is asked')]
+    return '\n'.join([*out, *(l for c in asked for l in claim_section(c, lines(c)))])
 
-def api(pages):
+def name_row(lib, name, to):
+    "A public name as a line of its module's table."
+    o, module = getattr(lib, name), lib.__name__
+    address = modidx['syms'].get(module, {}).get(f'{module}.{name}', ('',))[0]
+    if not callable(o): return f'| [`{name}`]({to}) | `{type(o).__name__}` |'
+    place = f'#{anchor(name)}' if address.endswith(f'#{name.lower()}') else ''
+    what = (o.__doc__ or '').strip().split('\n')[0].replace('|', '\\|')
+    return f'| [`{name}`]({to}{place}) | {what} |'
+
+def api():
     "Every public name, by module, with the first line of its documentation."
-    import importlib
-    lines = ['# The package, name by name', '', 'The links lead to the page that explains a name, with its parameters, units, errors and sources.', '']
-    for module, page in pages.items():
+    lines = ['# The package, name by name', '',
+             'The links lead to the page that explains a name, its parameters, units and errors.', '']
+    for module, path in modules().items():
         lib = importlib.import_module(f'kdnb.{module}')
-        lines += [f'## kdnb.{module}', '', (lib.__doc__ or '').strip(), '', '| name | what it is |', '|---|---|']
-        for n in lib.__all__:
-            o = getattr(lib, n)
-            what = (o.__doc__ or '').strip().split('\n')[0].replace('|', '\\|') if callable(o) else f'`{type(o).__name__}`'
-            documented = f'{module}.html#{n.lower()}' in str(modidx['syms'].get(f'kdnb.{module}', {}).get(f'kdnb.{module}.{n}', ('',))[0])
-            lines.append(f"| [`{n}`](../book/{page}#{anchor(n)}) | {what} |" if documented and callable(o) else f'| [`{n}`](../book/{page}) | {what} |')
-        lines.append('')
+        rows = [name_row(lib, n, page(path)) for n in lib.__all__]
+        head = [f'## kdnb.{module}', '', (lib.__doc__ or '').strip(), '']
+        if rows: lines += [*head, '| name | what it is |', '|---|---|', *rows, '']
     return '\n'.join(lines)
 
 def commands():
     "README's section on the commands, and the help of each."
     from kdnb.apps.options import make_parser
-    table = re.search(r'## The commands\n(.*?)(?=\n## )', (ROOT/'README.md').read_text(encoding='utf-8'), re.S)[1]
-    lines = ['# The commands', '', 'An unknown option, name or setting is an error that says which ones there are.', '', re.sub(r'`nbs/(\w+)`', r'[\1](../book/\1.ipynb)', table), '']
-    for n, p in make_parser()._subparsers._group_actions[0].choices.items(): lines += [f'## kdnb {n}', '', '```text', p.format_help().replace(Path(sys.argv[0]).name, 'kdnb').rstrip(), '```', '']
+    def link(m): return f'[{m[1]}](/book/{m[1]}.ipynb)' if (ROOT/'nbs'/f'{m[1]}.ipynb').exists() else m[0]
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    table = re.search(r'## The commands\n(.*?)(?=\n## )', text, re.S)[1]
+    lines = ['# The commands', '',
+             'An unknown option, name or setting is an error that lists the known ones.', '',
+             re.sub(r'`nbs/(\d[\w/]+)`', link, table), '']
+    for n, p in make_parser()._subparsers._group_actions[0].choices.items():
+        text = p.format_help().replace(Path(sys.argv[0]).name, 'kdnb').rstrip()
+        lines += [f'## kdnb {n}', '', '```text', text, '```', '']
     return '\n'.join(lines)
 
 
 # --- all of it -------------------------------------------------------------------------------------
 
 def clear(folder, mark):
-    "Removes a folder that an earlier run made, which is known by a file that it left there. Another one is an error."
-    if folder.is_symlink() or folder.exists() and not folder.is_dir() or folder.is_dir() and any(folder.iterdir()) and not (folder/mark).is_file():
-        raise KdnbError(f'{folder} was not made by docs/build.py, so it is not removed: choose another folder')
+    "Removes a folder that an earlier run made: it has a file of ours in it. Another folder is an error."
+    is_other = folder.is_dir() and any(folder.iterdir()) and not (folder/mark).is_file()
+    if folder.is_symlink() or folder.exists() and not folder.is_dir() or is_other:
+        raise KdnbError(f'{folder} was not made by docs/build.py and is not removed: choose another folder')
     shutil.rmtree(folder, ignore_errors=True)
 
-def make_source(site, ran, only):
-    pages, found = module_pages(), results(ROOT/'outputs')
+def make_source(site, is_run):
+    "Fills the folder that Sphinx reads."
+    found, pages = results(ROOT/'outputs'), doc_pages()
     clear(site, 'static/site.css')
-    shutil.copytree(HERE/'static', site/'static'); shutil.copy(HERE/'conf.py', site)
-    for d in ('book', 'reports', 'pages'): (site/d).mkdir(parents=True)
+    shutil.copytree(HERE/'pages', site/'pages')
+    for name in ('index.md', 'book'): shutil.move(site/'pages'/name, site/name) # a page a chapter is in book
+    shutil.copytree(HERE/'static', site/'static')
+    shutil.copy(HERE/'conf.py', site)
     for p in book():
-        if not only or p.stem in only: nbformat.write(book_page(p, run(p) if ran else nbformat.read(p, 4), pages), site/'book'/p.name)
-    for r in found: nbformat.write(report_page(r, {k: f'../book/{v}' for k, v in pages.items()}), site/'reports'/f"{r['report']}-{r['label']}.ipynb")
-    (site/'reports'/'index.md').write_text(gallery(found, site), encoding='utf-8')
-    for p in (HERE/'pages').glob('*.md'): shutil.copy(p, site/('.' if p.stem == 'index' else 'pages'))
-    (site/'pages'/'claims.md').write_text(claims(found), encoding='utf-8')
-    (site/'pages'/'commands.md').write_text(commands(), encoding='utf-8')
-    (site/'pages'/'api.md').write_text(api(pages), encoding='utf-8')
-    return site
+        to = site/page(p)[1:]
+        to.parent.mkdir(exist_ok=True)
+        nbformat.write(book_page(p, run(p) if is_run else nbformat.read(p, 4), pages), to)
+    (site/'reports').mkdir()
+    for r in found: nbformat.write(report_page(r), site/'reports'/f"{r['report']}-{r['label']}.ipynb")
+    made = {'reports/index': gallery(found, site), 'pages/claims': claims(found),
+            'pages/commands': commands(), 'pages/api': api()}
+    for name, text in made.items(): (site/f'{name}.md').write_text(text, encoding='utf-8')
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--no-run', action='store_true', help='the book without the outputs of its cells')
-    p.add_argument('--only', nargs='*', default=[], help='notebooks of the book, by name; the site then has no others')
     p.add_argument('--out', default=str(ROOT/'_docs'), help='folder of the site')
     p.add_argument('--work', default=str(ROOT/'_proc'/'site'), help='folder of what Sphinx reads')
     a = p.parse_args()
+    out, site = Path(a.out), Path(a.work)
     try:
-        clear(Path(a.out), '.buildinfo')
-        site = make_source(Path(a.work), not a.no_run, a.only)
+        clear(out, '.buildinfo')
+        make_source(site, not a.no_run)
     except KdnbError as e: return str(e)
     made = site.with_name('html') # myst-nb leaves a folder beside it
     command = module_command('sphinx', '-E', '-W', '--keep-going', '-q', '-b', 'html', site, made)
     status = subprocess.run(command, env=safe_environment()).returncode
-    if not status: clear(Path(a.out), '.buildinfo'); shutil.move(made, a.out); print(f'the site is {a.out}: open {a.out}/index.html')
+    if not status:
+        clear(out, '.buildinfo')
+        shutil.move(made, out)
+        print(f'the site is {out}: open {out}/index.html')
     return status
 
 

@@ -22,8 +22,11 @@ mathjax_path = 'tex-svg.js'
 mathjax3_config = {'options': {'enableMenu': False}}
 
 # a second line of defence: a page that would load something from another host is told not to
-POLICY = "default-src 'self' 'unsafe-inline' file: data: blob:; object-src 'none'; base-uri 'none'; form-action 'self' file:"
+POLICY = ("default-src 'self' 'unsafe-inline' file: data: blob:; "
+          "object-src 'none'; base-uri 'none'; form-action 'self' file:")
 
-def setup(app):
-    def forbid(app, page, template, context, doctree): context['metatags'] = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">' + context.get('metatags', '')
-    app.connect('html-page-context', forbid)
+def forbid(app, page, template, context, doctree):
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    context['metatags'] = policy + context.get('metatags', '')
+
+def setup(app): app.connect('html-page-context', forbid)

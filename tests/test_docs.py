@@ -1,4 +1,5 @@
-"""The site: it builds without a warning, no link is broken, and a browser shows it as it is meant to be. Without the outputs of the book, which take minutes; those are the notebooks' own tests."""
+"""The site: it builds without a warning, no link is broken, and a browser shows it as it is meant to be. Without the
+outputs of the book, which take minutes; those are the notebooks' own tests."""
 import functools, http.server, os, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -11,7 +12,8 @@ from test_safe_pages import Loads
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp('docs')/'site'
-    got = subprocess.run([sys.executable, ROOT/'docs'/'build.py', '--no-run', '--out', out, '--work', out.parent/'source'], capture_output=True, text=True, env={**os.environ, 'COLUMNS': '100'})
+    command = [sys.executable, ROOT/'docs'/'build.py', '--no-run', '--out', out, '--work', out.parent/'source']
+    got = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'COLUMNS': '100'})
     assert got.returncode == 0 and not got.stderr.strip(), got.stdout + got.stderr
     return out
 
@@ -31,9 +33,12 @@ class Page(HTMLParser):
 
 
 def test_site_is_whole(site):
-    "Every link leads to a page and a place on it that is there; nothing is fetched from another host; every picture has a text."
+    "Every link leads to a page and a place on it; nothing is fetched from another host; pictures have texts."
     pages = {p.resolve(): Page(p) for p in site.rglob('*.html')}
     assert len(pages) > 40
+    for p in (ROOT/'nbs').glob('[0-9]*/*.ipynb'):
+        chapter = (site/'book'/f'{p.parent.name}.html').read_text(encoding='utf-8')
+        assert f'{p.parent.name}/{p.stem}.html' in chapter
     for page in pages.values():
         for link in page.links:
             u = urlsplit(link)
@@ -41,25 +46,29 @@ def test_site_is_whole(site):
             path, place = urldefrag(unquote(link))
             target = (page.path.parent/urlsplit(path).path).resolve() if path else page.path.resolve()
             assert target.exists(), f'{page.path.name} links to {link}'
-            if place and target in pages: assert place in pages[target].ids, f'{page.path.name} links to {link}'
+            has_place = not place or target not in pages or place in pages[target].ids
+            assert has_place, f'{page.path.name} links to {link}'
         assert all((p.get('alt') or '').strip() for p in page.pictures), page.path.name
     for page in pages.values():
         text = page.path.read_text(encoding='utf-8')
-        assert (page.path, Loads(text).hosts) == (page.path, []) and 'http-equiv="Content-Security-Policy"' in text
+        assert (page.path, Loads(text).hosts) == (page.path, [])
+        assert 'http-equiv="Content-Security-Policy"' in text
 
 
 def test_site_says_what_was_found(site):
-    "The table of claims takes its lines from the committed reports, and each claim that has a run has a line."
+    "The table of claims takes its lines from the committed reports; a claim that has a run has a line."
     text = (site/'pages'/'claims.html').read_text(encoding='utf-8')
     assert text.count('confirmed</p>') > 10 and 'prepending the definition' in text
     api = (site/'pages'/'api.html').read_text(encoding='utf-8')
-    assert all(f'>{n}</span></code>' in api for n in ('Distill', 'make_transfer_set', 'load_lm', 'Edit', 'teach', 'run_report'))
+    for name in ('Distill', 'make_transfer_set', 'load_lm', 'Edit', 'teach', 'run_report'):
+        assert f'>{name}</span></code>' in api
 
 
 @pytest.fixture(scope='module')
 def browser():
     sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    chromium = next((c for c in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if c), None)
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    chromium = next((c for c in map(shutil.which, names) if c), None)
     if not chromium: pytest.skip('no Chromium on this machine')
     with sync_api.sync_playwright() as p:
         b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
@@ -79,23 +88,37 @@ def address(site):
 
 def test_site_in_a_browser(site, browser, address):
     wrong, asked = [], []
+    def note_error(m):
+        if m.type == 'error': wrong.append(f'{page.url}: {m.text}')
+    def note_request(r):
+        if not r.url.startswith((address, 'data:', 'blob:')): asked.append(r.url)
     page = browser.new_page()
-    page.on('console', lambda m: wrong.append(f'{page.url}: {m.text}') if m.type == 'error' else None)
+    page.on('console', note_error)
     page.on('pageerror', lambda e: wrong.append(f'{page.url}: {e}'))
-    page.on('request', lambda r: asked.append(r.url) if not r.url.startswith((address, 'data:', 'blob:')) else None)
+    page.on('request', note_request)
     where = lambda name: f'{address}/{name}.html'
-    for name in ('index', 'book/08_distill', 'reports/index', 'reports/first_look-smollm2', 'pages/claims', 'pages/footguns', 'pages/api'):
-        page.set_viewport_size(dict(width=1280, height=900)); page.goto(where(name)); page.wait_for_load_state('networkidle')
-        if name in ('index', 'book/08_distill'): page.wait_for_selector('mjx-container svg', timeout=20_000)
-        page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(i => i.loading = 'eager')"); page.wait_for_timeout(300)
+    for name in ('index', 'book/05_methods/00_losses', 'book/05_methods', 'reports/index', 'reports/first_look-smollm2',
+                 'pages/claims', 'pages/footguns', 'pages/api'):
+        page.set_viewport_size(dict(width=1280, height=900))
+        page.goto(where(name))
+        page.wait_for_load_state('networkidle')
+        if name in ('index', 'book/05_methods/00_losses'): page.wait_for_selector('mjx-container svg', timeout=20_000)
+        page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(i => i.loading = 'eager')")
+        page.wait_for_timeout(300)
         assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)") == [], name
-        page.set_viewport_size(dict(width=390, height=800)); page.wait_for_timeout(200)
+        page.set_viewport_size(dict(width=390, height=800))
+        page.wait_for_timeout(200)
         assert page.evaluate('document.documentElement.scrollWidth') <= 391, f'{name} is wider than a phone'
     page.set_viewport_size(dict(width=1280, height=900))
     for word in ('specificity', 'teacher', 'retrieve', 'undone', 'anchor'):
-        page.goto(f"{where('search')}?q={word}"); page.wait_for_selector('#search-results li a', timeout=20_000)
-    light, dark = [], []
-    for scheme, out in (('light', light), ('dark', dark)):
-        page.emulate_media(color_scheme=scheme); page.goto(where('index')); out.append(page.evaluate('getComputedStyle(document.body).backgroundColor')); out.append(page.evaluate('getComputedStyle(document.body).color'))
-    assert light != dark and sum(map(int, dark[0].removeprefix('rgb(').rstrip(')').split(','))) < 200
+        page.goto(f"{where('search')}?q={word}")
+        page.wait_for_selector('#search-results li a', timeout=20_000)
+    colours = {}
+    for scheme in ('light', 'dark'):
+        page.emulate_media(color_scheme=scheme)
+        page.goto(where('index'))
+        style = 'getComputedStyle(document.body)'
+        colours[scheme] = [page.evaluate(f'{style}.{k}') for k in ('backgroundColor', 'color')]
+    background = colours['dark'][0].removeprefix('rgb(').rstrip(')').split(',')
+    assert colours['light'] != colours['dark'] and sum(map(int, background)) < 200
     assert wrong == [] and asked == []

@@ -213,8 +213,8 @@ def test_the_site_shows_outputs_without_anything_that_runs_or_loads():
     spec = spec_from_file_location('build', ROOT/'docs'/'build.py')
     build = module_from_spec(spec); spec.loader.exec_module(build)
     outputs = [nbformat.v4.new_output('display_data', {k: f'<b>{x}</b>'}) for x in LIVE for k in ('text/html', 'text/markdown', 'application/javascript', 'image/svg+xml')]
-    cell = nbformat.v4.new_code_cell('1', outputs=outputs)
-    build.clean_outputs(cell, 'a figure', {})
+    cell = nbformat.v4.new_code_cell('1')
+    build.clean_outputs(cell, outputs, 'a figure')
     assert len(cell.outputs) == 2*len(LIVE) and {k for o in cell.outputs for k in o.data} == {'text/html'}
     for o in cell.outputs: p = Loads(o.data['text/html']); assert (p.hosts, p.scripts, p.handlers) == ([], [], [])
 
