@@ -1,5 +1,5 @@
-"""The site: it builds without a warning, no link is broken, and a browser shows it as it is meant to be. Without the
-outputs of the book, which take minutes; those are the notebooks' own tests."""
+"""The site: it builds without a warning, no link is broken, and a browser shows it as it is meant to be. Without
+the outputs of the book, which take minutes; those are the notebooks' own tests."""
 import functools, http.server, os, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -12,8 +12,8 @@ from test_safe_pages import Loads
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp('docs')/'site'
-    command = [sys.executable, ROOT/'docs'/'build.py', '--no-run', '--out', out, '--work', out.parent/'source']
-    got = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'COLUMNS': '100'})
+    command = [sys.executable, ROOT/'docs'/'build.py', '--no-run', '--out', out]
+    got = subprocess.run([*command, '--work', out.parent/'source'], capture_output=True, text=True, env={**os.environ, 'COLUMNS': '100'})
     assert got.returncode == 0 and not got.stderr.strip(), got.stdout + got.stderr
     return out
 
@@ -97,12 +97,13 @@ def test_site_in_a_browser(site, browser, address):
     page.on('pageerror', lambda e: wrong.append(f'{page.url}: {e}'))
     page.on('request', note_request)
     where = lambda name: f'{address}/{name}.html'
-    for name in ('index', 'book/05_methods/00_losses', 'book/05_methods', 'reports/index', 'reports/first_look-smollm2',
-                 'pages/claims', 'pages/footguns', 'pages/api'):
+    for name in ('index', 'book/05_methods/00_losses', 'book/05_methods', 'reports/index',
+                 'reports/first_look-smollm2', 'pages/claims', 'pages/footguns', 'pages/api'):
         page.set_viewport_size(dict(width=1280, height=900))
         page.goto(where(name))
         page.wait_for_load_state('networkidle')
-        if name in ('index', 'book/05_methods/00_losses'): page.wait_for_selector('mjx-container svg', timeout=20_000)
+        has_formula = name in ('index', 'book/05_methods/00_losses')
+        if has_formula: page.wait_for_selector('mjx-container svg', timeout=20_000)
         page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(i => i.loading = 'eager')")
         page.wait_for_timeout(300)
         assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)") == [], name
