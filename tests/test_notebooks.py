@@ -1,12 +1,14 @@
-"""Every notebook runs from top to bottom, as nbdev_test does it, each in a process of its own. They are forked from one that has the large packages loaded, which takes longer than many of the notebooks."""
+"""Every notebook runs from top to bottom, as nbdev_test does it, each in a process of its own. They are
+forked from one that has the large packages loaded, which takes longer than many of the notebooks."""
 import multiprocessing, os, sys
 
 import pytest
 from conftest import ROOT
-from test_fresh import NOTEBOOKS
+from test_fresh import NOTEBOOKS, name
 
 PROCESSES = multiprocessing.get_context('forkserver')
-PROCESSES.set_forkserver_preload(['torch', 'transformers', 'peft', 'matplotlib.pyplot', 'seaborn', 'nbdev.test'])
+LARGE = ['torch', 'transformers', 'peft', 'matplotlib.pyplot', 'seaborn', 'nbdev.test']
+PROCESSES.set_forkserver_preload(LARGE)
 
 
 def run(path, log):
@@ -17,10 +19,11 @@ def run(path, log):
     sys.exit(not ok)
 
 
-@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.parent.name != 'reports'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if 'reports' not in p.parts], ids=name)
 def test_notebook(path, tmp_path):
     p = PROCESSES.Process(target=run, args=(path, tmp_path/'log'))
-    p.start(); p.join()
+    p.start()
+    p.join()
     assert p.exitcode == 0, (tmp_path/'log').read_text()[-6000:]
 
 
