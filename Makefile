@@ -1,30 +1,35 @@
-# make demo   a real language model learns eight new entities, by six methods; ends with a table and a report
-# make test   every notebook, the invariants, the command line, bad inputs
+# make demo   a real language model learns eight new entities, by six methods; ends with a table of results
+# make test   every notebook, the invariants, the command line, bad inputs, ruff
 # make docs   the site, in _docs: runs the notebooks of the book, if they or the package changed
-# They make .venv the first time and install into it.
+# They make .venv the first time and install into it: the core for the demo, the extra dev for the others.
 PYTHON ?= python3
 BIN = .venv/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-all docs readme clean
-demo: .venv/installed
+demo: .venv/core
 	$(BIN)/kdnb demo
 
 # a process for each core, with one thread each: most tests are on tiny models, which more threads do not make quicker
-test: .venv/installed
+test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" tests
 
-test-all: .venv/installed
+test-all: .venv/dev
 	$(BIN)/python -m pytest -q tests
 
-docs: .venv/installed
+docs: .venv/dev
 	$(BIN)/python docs/build.py
 
-readme: .venv/installed
+readme: .venv/dev
 	$(BIN)/python tests/readme.py --write
 
-.venv/installed: setup.py settings.ini constraints.txt
+.venv/core: setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
+	touch $@
+
+.venv/dev: .venv/core
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 clean:

@@ -8,6 +8,9 @@ here = Path(__file__).parent
 cfg = ConfigParser(delimiters=["="])
 cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "ray", "docs", "tests")}
+extras["docs"] += extras["lab"] # the notebooks of the book are run
+extras["dev"] = sum(extras.values(), [])
 
 setup(
     name=cfg["lib_name"],
@@ -21,12 +24,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["kdnb", "kdnb.*"]),
-    # by this an installation with -e puts this folder on Python's path, where a package is found before a folder
-    # without __init__.py: that which holds a clone is called kdnb, too, and hid the package from whoever worked beside it
+    # An installation with -e then puts this folder on Python's path. The folder that holds a clone is often
+    # called kdnb as well; without this line it hides the package from Python started there.
     package_dir={"": "."},
     package_data={"kdnb": ["assets/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split() + cfg["docs_requirements"].split(), "docs": cfg["docs_requirements"].split(), "ray": cfg["ray_requirements"].split()},
+    extras_require=extras,
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
