@@ -1,4 +1,4 @@
-"""The site: it builds without a warning, no link is broken, and a browser shows it as it is meant to be. Without
+"""The site: it builds without a warning, no link is broken, and a browser shows it as it should be. Without
 the outputs of the book, which take minutes; those are the notebooks' own tests."""
 import functools, http.server, os, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
@@ -13,7 +13,8 @@ from test_safe_pages import Loads
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp('docs')/'site'
     command = [sys.executable, ROOT/'docs'/'build.py', '--no-run', '--out', out]
-    got = subprocess.run([*command, '--work', out.parent/'source'], capture_output=True, text=True, env={**os.environ, 'COLUMNS': '100'})
+    command += ['--work', out.parent/'source']
+    got = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'COLUMNS': '100'})
     assert got.returncode == 0 and not got.stderr.strip(), got.stdout + got.stderr
     return out
 
