@@ -84,16 +84,26 @@ def shared_imports(nb):
     def is_shared(c): return len({isinstance(n, (ast.Import, ast.ImportFrom)) for n in c.tree.body}) > 1
     return [f'cell {i}: {c.source[:60]!r}' for i, c in enumerate(nb.cells) if is_shared(c)]
 
+def is_patch(node): return any('patch' in ast.unparse(d) for d in node.decorator_list)
+
 def uncalled_functions(nb):
     "Each public function is used in an example or a test of its notebook."
-    def is_public(n):
-        is_method = any('patch' in ast.unparse(d) for d in getattr(n, 'decorator_list', ()))
-        return isinstance(n, FUNCTIONS) and not n.name.startswith('_') and not is_method
+    def is_public(n): return isinstance(n, FUNCTIONS) and not n.name.startswith('_') and not is_patch(n)
     defined = [n.name for _, c in nb.exported for n in c.tree.body if is_public(n)]
     shown = [n for c in nb.cells if not c.is_exported for n in ast.walk(c.tree)]
     used = {n.id for n in shown if isinstance(n, ast.Name)}
     used |= {n.attr for n in shown if isinstance(n, ast.Attribute)}
     return [f'{name} is in no example' for name in dict.fromkeys(defined) if name not in used]
+
+
+def unneeded_names(nb, uses):
+    "A public function or constant is used in an example or another file; otherwise it has a leading underscore."
+    tops = [n for _, c in nb.exported for n in c.tree.body]
+    names = [n.name for n in tops if isinstance(n, FUNCTIONS) and not is_patch(n)]
+    names += [t.id for n in tops if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
+    shown = {w for c in nb.cells if not c.is_exported for w in re.findall(r'\w+', c.source)}
+    return [f'{name} is used nowhere else' for name in dict.fromkeys(names)
+            if not name.startswith('_') and name not in shown and not uses.get(name, set()) - {nb.path}]
 
 
 # --- rules about modules: each takes a Module and the names of all modules in reading order -------
@@ -160,6 +170,17 @@ def notebooks():
         cells = [Cell(c['cell_type'], ''.join(c['source'])) for c in cells]
         yield Notebook(p.relative_to(ROOT).as_posix(), cells)
 
+def word_uses(nbs):
+    "Identifier -> the notebooks, tests and scripts in whose code it occurs."
+    texts = {nb.path: '\n'.join(c.source for c in nb.cells if c.kind == 'code') for nb in nbs}
+    others = [p for folder in ('tests', 'docs') for p in (ROOT/folder).glob('*.py')]
+    others += [ROOT/'kdnb'/'__init__.py', ROOT/'settings.ini']
+    texts |= {str(p): p.read_text(encoding='utf-8') for p in others}
+    uses = {}
+    for path, text in texts.items():
+        for word in set(re.findall(r'\w+', text)): uses.setdefault(word, set()).add(path)
+    return uses
+
 def module_names(nbs):
     "Modules in the order of their notebooks."
     found = (re.search(r'^#\|\s*default_exp ([\w.]+)', c.source, re.M) for nb in nbs for c in nb.cells)
@@ -170,6 +191,8 @@ def all_faults():
     nbs = [nb for nb in notebooks() if nb.path != 'nbs/index.ipynb']
     names, out = module_names(nbs), {}
     for rule in NOTEBOOK_RULES: out[rule.__name__] = {nb.path: rule(nb) for nb in nbs}
+    uses = word_uses(nbs)
+    out['unneeded_names'] = {nb.path: unneeded_names(nb, uses) for nb in nbs}
     for rule in MODULE_RULES:
         out[rule.__name__] = {}
         for name in names:

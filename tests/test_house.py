@@ -13,7 +13,9 @@ NAMES = ['kdnb.core.files', 'kdnb.core.text', 'kdnb.data.entities', 'kdnb.apps.t
 def faults(): return house.all_faults()
 
 
-@pytest.mark.parametrize('rule', [r.__name__ for r in house.NOTEBOOK_RULES + house.MODULE_RULES])
+RULES = [*house.NOTEBOOK_RULES, house.unneeded_names, *house.MODULE_RULES]
+
+@pytest.mark.parametrize('rule', [r.__name__ for r in RULES])
 def test_house(rule, faults):
     allowed, found = json.loads(house.EXCEPTIONS.read_text(encoding='utf-8')).get(rule, {}), faults[rule]
     for path in sorted({*allowed, *found}):
@@ -61,6 +63,12 @@ def test_a_long_line_of_a_report_is_a_fault_and_of_an_example_is_none():
     cell = Cell('code', 'x = "' + 'a'*110 + '"')
     assert house.long_lines(Notebook('nbs/reports/first_look.ipynb', [cell]))
     assert not house.long_lines(Notebook('nbs/00_core/01_files.ipynb', [cell]))
+
+
+def test_a_name_that_nobody_needs_is_a_fault():
+    nb = Notebook('nbs/00_core/01_files.ipynb', [*GOOD, exported('LIMIT = 1\n_LIMIT = 2')])
+    assert house.unneeded_names(nb, {'LIMIT': {nb.path}}) == ['LIMIT is used nowhere else']
+    assert not house.unneeded_names(nb, {'LIMIT': {nb.path, 'tests/test_files.py'}})
 
 
 MODULES = [ # name of the module, its code, and whether that is a fault
