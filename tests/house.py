@@ -97,7 +97,7 @@ def uncalled_functions(nb):
 
 
 def unneeded_names(nb, uses):
-    "A public function or constant is used in an example or another file; otherwise it has a leading underscore."
+    "A public function or constant is used in an example or in another file; if not, it is private."
     tops = [n for _, c in nb.exported for n in c.tree.body]
     names = [n.name for n in tops if isinstance(n, FUNCTIONS) and not is_patch(n)]
     names += [t.id for n in tops if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
