@@ -9,8 +9,9 @@ __all__ = ['EXTRAS', 'missing_packages', 'need_extra']
 from importlib.util import find_spec
 from .errors import KdnbError
 
-# %% ../../nbs/00_core/08_extras.ipynb #b33a3621
-EXTRAS = {'lab': ('papermill', 'nbconvert', 'nbclient', 'nbformat', 'jupyter_client', 'ipykernel'),
+# %% ../../nbs/00_core/08_extras.ipynb #f72d6ee5
+EXTRAS = {'lab': ('papermill', 'nbconvert', 'nbclient', 'nbformat', 'jupyter_client', 'ipykernel',
+                  'ipywidgets'),
           'ray': ('ray',)}
 
 def missing_packages(extra:str # a key of `EXTRAS`
