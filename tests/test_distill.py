@@ -244,7 +244,7 @@ def test_of_the_neutral_texts_only_those_are_asked_that_a_training_reads(tiny, m
     asked = []
     monkeypatch.setattr('kdnb.methods.retention.cache_teacher_topk', lambda lm, xs, low, ask=cache_teacher_topk: (asked.append(len(xs)), ask(lm, xs, low))[1])
     how, few = Distill(steps=2, anchor_texts=2, continuations=2), Distill(steps=3, anchor_texts=2, continuations=2)
-    tiny.cache.clear()
+    tiny.retention_pool = None
     edits = [m(tiny, [ENTITY], SETS) for m in (how, how, few, how)]
     counts = [n for n in asked if n]
     assert len(counts) == 3 and max(counts) <= 6 # the second time they are known
@@ -331,7 +331,7 @@ def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path,
     hook = next(m for m in blocks_of(lm.model)[0].modules() if m in upper(lm, 0.)).register_forward_hook(lambda *a: passes.append(1))
     lm.tries() # asked once, by passes of their own
     passes.clear(); once = method(lm, [ENTITY], SETS, 3); few = len(passes)
-    monkeypatch.setattr('kdnb.methods.distill.n_below', lambda lm, how: 0); lm.cache.clear(); passes.clear()
+    monkeypatch.setattr('kdnb.methods.distill.n_below', lambda lm, how: 0); lm.retention_pool = None; passes.clear()
     again = method(lm, [ENTITY], SETS, 3)
     hook.remove()
     assert once.losses == pytest.approx(again.losses, rel=1e-3) and once.adapter.keys() == again.adapter.keys()

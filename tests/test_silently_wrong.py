@@ -866,7 +866,7 @@ def odd_config(kind, vocab):
 @pytest.fixture
 def odd(tokenizer):
     "Function of a kind: an LM of a tiny random model of that kind."
-    from kdnb.models.model import _forget_lengths
+    from kdnb.models.limits import reset_dynamic_ropes
     from transformers import AutoModelForCausalLM
 
     def make(kind):
@@ -875,7 +875,7 @@ def odd(tokenizer):
         for p in model.parameters():
             if p.ndim > 1:
                 torch.nn.init.normal_(p, std=0.25)
-        return LM(kind, _forget_lengths(model), tokenizer)
+        return LM(kind, reset_dynamic_ropes(model), tokenizer)
 
     return make
 
