@@ -329,6 +329,7 @@ def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path,
     passes = []
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
     hook = next(m for m in blocks_of(lm.model)[0].modules() if m in upper(lm, 0.)).register_forward_hook(lambda *a: passes.append(1))
+    import kdnb.models.generation # noqa: F401 (tests of its own)
     lm.tries() # asked once, by passes of their own
     passes.clear(); once = method(lm, [ENTITY], SETS, 3); few = len(passes)
     monkeypatch.setattr('kdnb.methods.distill.n_below', lambda lm, how: 0); lm.retention_pool = None; passes.clear()

@@ -259,7 +259,7 @@ def test_jax_is_not_woken(tmp_path):
     "jax takes most of a GPU's memory when it is first used, and a library of ours would use it while it is imported."
     import subprocess, sys
     (tmp_path/'jax').mkdir(); (tmp_path/'jax'/'__init__.py').write_text('print("jax is awake")')
-    code = "import kdnb.cli; from kdnb.edits.context import _index; _index(('The series Velmora is a comedy.',)); import sys; print('jax' in sys.modules); import jax"
+    code = "import kdnb.apps.cli; from kdnb.edits.context import _index; _index(('The series Velmora is a comedy.',)); import sys; print('jax' in sys.modules); import jax"
     got = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'})
     assert got.stdout.split('\n')[:2] == ['False', 'jax is awake'], got.stdout + got.stderr[-1000:]
 
