@@ -118,7 +118,7 @@ def test_bad_arguments(kdnb, tiny_folder, tmp_path, monkeypatch, name):
     assert not list(tmp_path.rglob('case-*')), 'work was done before the mistake was found'
 
 
-MODELS = {'a hub name that leads nowhere': ('nobody/no-such-model', 'it is none of ours (smollm2, gemma3-270m, qwen-coder-1.5b)'), 'a gguf that is not there': ('model.gguf', 'no file model.gguf'),
+MODELS = {'a hub name that leads nowhere': ('nobody/no-such-model', 'it is not a built-in model (smollm2, gemma3-270m, qwen-coder-1.5b)'), 'a gguf that is not there': ('model.gguf', 'no file model.gguf'),
           'a gguf that is none': ('broken.gguf', 'broken.gguf cannot be read as a GGUF model'), 'an empty folder': ('empty', 'it must hold config.json'),
           'a folder with half a model': ('half', 'cannot load a causal LM from the folder half'), 'a model that wants to run code': ('code', 'config.json of code brings code of its own (auto_map), which is never run here')}
 

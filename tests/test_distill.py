@@ -244,7 +244,7 @@ def test_of_the_neutral_texts_only_those_are_asked_that_a_training_reads(tiny, m
     asked = []
     monkeypatch.setattr('kdnb.methods.retention.cache_teacher_topk', lambda lm, xs, low, ask=cache_teacher_topk: (asked.append(len(xs)), ask(lm, xs, low))[1])
     how, few = Distill(steps=2, anchor_texts=2, continuations=2), Distill(steps=3, anchor_texts=2, continuations=2)
-    tiny.cache.clear()
+    tiny.retention_pool = None
     edits = [m(tiny, [ENTITY], SETS) for m in (how, how, few, how)]
     counts = [n for n in asked if n]
     assert len(counts) == 3 and max(counts) <= 6 # the second time they are known
@@ -329,9 +329,11 @@ def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path,
     passes = []
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
     hook = next(m for m in blocks_of(lm.model)[0].modules() if m in upper(lm, 0.)).register_forward_hook(lambda *a: passes.append(1))
+    import kdnb.models.generation # noqa: F401 (tests of its own)
     lm.tries() # asked once, by passes of their own
     passes.clear(); once = method(lm, [ENTITY], SETS, 3); few = len(passes)
-    monkeypatch.setattr('kdnb.methods.distill.n_below', lambda lm, how: 0); lm.cache.clear(); passes.clear()
+    for module in ('distill', 'retention'): monkeypatch.setattr(f'kdnb.methods.{module}.n_below', lambda lm, how: 0)
+    lm.retention_pool = None; lm.tested_splits.clear(); passes.clear()
     again = method(lm, [ENTITY], SETS, 3)
     hook.remove()
     assert once.losses == pytest.approx(again.losses, rel=1e-3) and once.adapter.keys() == again.adapter.keys()

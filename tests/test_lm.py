@@ -3,7 +3,7 @@ import json, os, shutil, subprocess, sys, zipfile
 
 import pytest, torch
 from kdnb.core.downloads import pin_of
-from kdnb.models.batches import _keeps_apart
+from kdnb.models.batches import keeps_sequences_apart
 from kdnb.models.builtin import NOTE, builtin_folder
 from kdnb.models.forward import bfloat16_weights, logits_at
 from kdnb.models.generation import generate
@@ -123,11 +123,11 @@ def test_what_looks_across_the_border_is_found(tiny):
         def __init__(self, model): super().__init__(); self.model = model
         def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=False):
             return self.model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), position_ids=position_ids, use_cache=False)
-    assert _keeps_apart(tiny.model) and not _keeps_apart(Leaky(tiny.model))
+    assert keeps_sequences_apart(tiny.model) and not keeps_sequences_apart(Leaky(tiny.model))
 
 
 def test_fast_generation_leaves_the_weights_frozen(tiny, monkeypatch):
-    monkeypatch.setattr('kdnb.models.forward.has_fast_bfloat16', lambda device: True)
+    monkeypatch.setattr('kdnb.models.generation.has_fast_bfloat16', lambda device: True)
     generate(tiny, ['The town'], max_new_tokens=3, fast=True)
     assert not any(p.requires_grad for p in tiny.model.parameters())
 
@@ -259,7 +259,7 @@ def test_jax_is_not_woken(tmp_path):
     "jax takes most of a GPU's memory when it is first used, and a library of ours would use it while it is imported."
     import subprocess, sys
     (tmp_path/'jax').mkdir(); (tmp_path/'jax'/'__init__.py').write_text('print("jax is awake")')
-    code = "import kdnb.cli; from kdnb.edits.context import _index; _index(('The series Velmora is a comedy.',)); import sys; print('jax' in sys.modules); import jax"
+    code = "import kdnb.apps.cli; from kdnb.edits.context import _index; _index(('The series Velmora is a comedy.',)); import sys; print('jax' in sys.modules); import jax"
     got = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'})
     assert got.stdout.split('\n')[:2] == ['False', 'jax is awake'], got.stdout + got.stderr[-1000:]
 
@@ -275,7 +275,7 @@ def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, kdnb
     from transformers import AutoModelForCausalLM
     real = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(AutoModelForCausalLM, 'from_pretrained', lambda *a, **k: read.append(1) or real(*a, **k))
-    monkeypatch.setattr('kdnb.models.model.memory_free', lambda lm, own=True: .01)
+    monkeypatch.setattr('kdnb.models.memory.memory_free', lambda lm, own=True: .01)
     capsys.readouterr() # what was said while the model was made
     code, _, err = kdnb('edit', '--lm', name, '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--save', tmp_path/'edit')
     assert code == 2 and not read and 'M parameters in float32) needs about' in err and 'are free: train an adapter' in err and len(err.strip().splitlines()) == 1, err
@@ -290,5 +290,5 @@ def test_what_all_prompts_begin_with_is_passed_once(tiny_folder, monkeypatch, ki
     lm.model.get_input_embeddings().register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape)))
     once = generate(lm, prompts, max_new_tokens=8, temperature=0), generate(lm, prompts[:1], 3, max_new_tokens=8, seed=5)
     assert seen[0][0] == 1 and seen[0][1] > 8 and seen[1][0] == 3 and seen[1][1] < seen[0][1] # the beginning, and then the rest of all three
-    monkeypatch.setattr('kdnb.models.scoring.common_start', lambda *a: 0)
+    monkeypatch.setattr('kdnb.models.generation.common_start', lambda *a: 0)
     assert once == (generate(lm, prompts, max_new_tokens=8, temperature=0), generate(lm, prompts[:1], 3, max_new_tokens=8, seed=5))

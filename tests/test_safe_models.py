@@ -210,9 +210,10 @@ def test_all_loading_passes_through_one_function():
     def calls(path): # what is called there, not what stands in texts
         found = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
         return [ast.unparse(n) for n in found if getattr(n.func, 'attr', '') == 'from_pretrained']
-    found = {p.name: calls(p) for p in (ROOT/'kdnb').glob('*.py')}
-    assert {k for k, v in found.items() if v} == {'fetch.py'} and len(found['fetch.py']) == 1
-    assert 'trust_remote_code=False' in found['fetch.py'][0]
+    found = {str(p.relative_to(ROOT/'kdnb')): calls(p) for p in (ROOT/'kdnb').rglob('*.py')}
+    loads = 'models/checks.py'
+    assert {k for k, v in found.items() if v} == {loads} and len(found[loads]) == 1
+    assert 'trust_remote_code=False' in found[loads][0]
     reports = [json.loads(p.read_text()) for p in (ROOT/'nbs'/'reports').glob('*.ipynb')]
     lines = [l for nb in reports for c in nb['cells'] for l in c['source'] if re.search(r'Auto\w+\.from_pretrained', l)]
     assert lines and all('trust_remote_code=False' in l for l in lines)
@@ -220,7 +221,7 @@ def test_all_loading_passes_through_one_function():
     other += r'|pickle\.\w|trust_remote_code=True|\bpipeline\('
     assert not [
         (p.name, l)
-        for p in (ROOT / 'kdnb').glob('*.py')
+        for p in (ROOT / 'kdnb').rglob('*.py')
         for l in p.read_text().splitlines()
         if re.search(other, l) and (p.name != 'workers.py' or 'pickle' not in l) # what our own processes send each other
     ]

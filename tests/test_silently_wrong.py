@@ -121,12 +121,12 @@ def test_the_tokenizer_is_called_on_texts_in_two_places():
 
     found = [
         (p.name, l.strip())
-        for p in sorted((ROOT / 'kdnb').glob('*.py'))
+        for p in sorted((ROOT / 'kdnb').rglob('*.py'))
         for l in p.read_text().splitlines()
         if re.search(r'\b(tokenizer|tok)(\(|\.(encode|tokenize|batch_encode_plus|encode_plus|__call__)\()', l)
     ]
     assert (
-        [f for f, l in found] == ['lm.py'] * len(found)
+        [f for f, l in found] == ['model.py'] * len(found)
         and all('self.tokenizer(' in l for _, l in found)
         and len(found) == 3
     )  # encode, encode_with_offsets, and n_after, which asks once
@@ -534,9 +534,8 @@ def test_a_text_that_is_too_long_is_one_sentence_wherever_it_goes_in(short, tmp_
         lambda: trace(short, text + 'Velmora is a', 'Velmora', 'comedy'),
         lambda: covariance(short, [0], [text]),
     ]
-    short.packs = False
     for packs in (False, True):
-        short.packs = packs
+        short.behavior['packs'] = packs
         for ask in asks:
             with pytest.raises(KdnbError, match=r'reads at most 64 at once'):
                 ask()
@@ -866,7 +865,7 @@ def odd_config(kind, vocab):
 @pytest.fixture
 def odd(tokenizer):
     "Function of a kind: an LM of a tiny random model of that kind."
-    from kdnb.models.model import _forget_lengths
+    from kdnb.models.limits import reset_dynamic_ropes
     from transformers import AutoModelForCausalLM
 
     def make(kind):
@@ -875,7 +874,7 @@ def odd(tokenizer):
         for p in model.parameters():
             if p.ndim > 1:
                 torch.nn.init.normal_(p, std=0.25)
-        return LM(kind, _forget_lengths(model), tokenizer)
+        return LM(kind, reset_dynamic_ropes(model), tokenizer)
 
     return make
 

@@ -60,16 +60,16 @@ def cache_lower_states(lm, examples, n, low):
     "Sets the state of each example after the first n blocks, and makes sure once that it is all that the rest needs."
     examples = [x for x in examples if x.state is None] if n else []
     if not examples: return
-    key = ('stands', n, low, *(e.id for e in lm.edits))
+    key = n, low, *(e.id for e in lm.edits)
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=low):
         for x, h in zip(examples, states_below(lm, [x.ids for x in examples], n)): x.state = h
-        if key in lm.cache: return
+        if key in lm.tested_splits: return
         x = examples[0]
         at = [list(range(len(x.ids)))[-8:]]
         with torch.no_grad(): p, q = logits_at(lm, [x.ids], at).softmax(-1), logits_at(lm, [x.ids], at, below=(n, [x.state])).softmax(-1)
     far = (p - q).abs().sum(-1).mean().item()/2 # rounding moves what is improbable by much and the whole by little
     if far > (.15 if low else .01): raise KdnbError(f"above is set, and the upper blocks of {lm.name} need more than what the lower ones hand on (they put {100*far:.0f} percent of the probability elsewhere): leave it out")
-    lm.cache[key] = True
+    lm.tested_splits.add(key)
 
 def example_logits(lm, examples, n, owners=None):
     "Logits of examples at their positions."

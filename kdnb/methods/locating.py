@@ -119,12 +119,12 @@ def read_at(lm:LM, module:torch.nn.Module, texts:list, # of (token ids, position
 # %% ../../nbs/05_methods/08_locating.ipynb #c72ae353
 def contexts(lm:LM, n:int=8, seed:int=0) -> list: # of str; the first is empty
     "Texts that the model wrote, to stand before a prompt (ROME, section 3.1)."
-    key = 'contexts', n, seed
-    if key not in lm.cache:
+    key = f'{n} contexts, seed {seed}'
+    if key not in lm.written_contexts:
         starts = ['The', 'Therefore', 'Because', 'I', 'You']
         with unedited(lm): texts = [f'{a} {" ".join(t.split())}. ' for i in range(-(-(n-1)//len(starts))) for a, (t,) in zip(starts, generate(lm, starts, 1, 8, 1., .9, seed + i))]
-        lm.cache[key] = ['', *texts[:n-1]]
-    return lm.cache[key]
+        lm.written_contexts[key] = ['', *texts[:n-1]]
+    return lm.written_contexts[key]
 
 # %% ../../nbs/05_methods/08_locating.ipynb #c7f5db19
 def first_texts(lm, texts, tokens):
