@@ -157,12 +157,12 @@ def contains_phrase(text:str, phrase:str) -> bool:
     "Whether `text` contains `phrase` as whole words, in any case and spelling."
     return next(spans(text, phrase), None) is not None
 
-# %% ../../nbs/00_core/03_text.ipynb #7b359ebf
+# %% ../../nbs/00_core/03_text.ipynb #c0e5f79f
 FUNCTION_WORDS = set('''
 a an and are as at be but by can did do does down for from had has have he her here him his how i if in into
 is it its just me more most my no not now of off on once only or other our out over own she so some such than
-that the their them then there these they this those through to too under up us very was we were what when where
-which while who whom why will with you your'''.split())
+that the their them then there these they this those through to too under up us very was we were what when
+where which while who whom why will with you your'''.split())
 
 @lru_cache(maxsize=1)
 def _ordinary_words():
