@@ -332,8 +332,8 @@ def _popular_probes(path, bad_rows):
     popular = read_benchmark('popular', path, bad_rows)[0]
     return tuple(replace(p, topic=f'popular {e.key}') for e in popular.entities for p in e.probes)
 
-# %% ../../nbs/01_data/04_benchmarks.ipynb #73474e75
-def load_data(data:str|Path='kdnb', # "kdnb", "composed=N" (N synthetic entities), file, benchmark, or NAME=PATH
+# %% ../../nbs/01_data/04_benchmarks.ipynb #813cc784
+def load_data(data:str|Path='kdnb', # "kdnb", "composed=N" (synthetic entities), file, benchmark, or NAME=PATH
               specificity:str|Path|None=None, # file of specificity probes; None: those of the data
               bad_rows:str='stop' # one of `BAD_ROWS`
              ) -> tuple: # (`Dataset`, key of an entity -> `TransferSet`)
