@@ -59,10 +59,10 @@ def _download(url, part, timeout, quiet):
                 bar.update(len(chunk))
     return total is None or part.stat().st_size == total
 
-# %% ../../nbs/00_core/06_downloads.ipynb #644bc7f7
+# %% ../../nbs/00_core/06_downloads.ipynb #b41e5fe4
 def _download_with_retries(url, part, timeout, tries, quiet):
     "Complete the file `part` in at most `tries` attempts."
-    why = 'the connection broke off again and again'
+    why = 'the connection was interrupted every time'
     for i in range(tries):
         try:
             if _download(url, part, timeout, quiet): return
@@ -75,7 +75,7 @@ def _download_with_retries(url, part, timeout, tries, quiet):
         except OSError as e: raise KdnbError(f"cannot write {part}: {e.strerror or e}") from None
         if i < tries-1: time.sleep(min(2**i/4, 4))
     raise KdnbError(f"{url} cannot be fetched in {tries} tries ({why}): check the network and run the same "
-                    "command again, it goes on where it broke off; or give the file's path as NAME=PATH")
+                    "command again to resume, or give the file's path as NAME=PATH")
 
 # %% ../../nbs/00_core/06_downloads.ipynb #2d5fed79
 def fetch_file(url:str,

@@ -20,14 +20,14 @@ from .errors import KdnbError, notice
 # %% ../../nbs/00_core/01_files.ipynb #7ffbf075
 ASSETS = Path(str(resources.files('kdnb')))/'assets' # folder of the data files that ship with the package
 
-# %% ../../nbs/00_core/01_files.ipynb #63ec8797
+# %% ../../nbs/00_core/01_files.ipynb #2d379525
 def _no_duplicates(pairs):
     "The object with these (key, value) pairs; a `ValueError` if a key appears twice."
     out = dict(pairs)
     if len(out) == len(pairs): return out
     keys = [k for k, _ in pairs]
     twice = next(k for k in keys if keys.count(k) > 1)
-    raise ValueError(f"the key {twice!r} stands twice in one object")
+    raise ValueError(f"the key {twice!r} appears twice in one object")
 
 def parse_json(text:str):
     "The value of a JSON text. A `ValueError` says where and why the text is invalid."
@@ -101,8 +101,8 @@ def as_written(where): # file or folder that kdnb wrote, for the message
         raise KdnbError(f"a file in {where} is damaged ({type(e).__name__}: {str(e)[:80]}): "
                         'remove it, and it is made again') from None
 
-# %% ../../nbs/00_core/01_files.ipynb #3454fcaa
-_KEPT = 'what was finished before is kept, and the same command goes on'
+# %% ../../nbs/00_core/01_files.ipynb #9a43b303
+_KEPT = 'completed work is kept: run the same command again to continue'
 
 @contextmanager
 def replacing(path:str|Path): # yields the temporary path to write to
@@ -267,7 +267,7 @@ def repair_jsonl(path:str|Path,
             with open(path, 'ab') as f: f.write(b'\n')
     except OSError as e: raise KdnbError(f"cannot write to {path}: {e.strerror or e}") from None
 
-# %% ../../nbs/00_core/01_files.ipynb #df6b9857
+# %% ../../nbs/00_core/01_files.ipynb #494066bd
 def _append(f, line):
     "Write a complete line; if that fails, remove what was written of it."
     at = f.seek(0, 2)
@@ -286,8 +286,8 @@ def append_jsonl(path:str|Path, row:dict):
     except UnicodeEncodeError:
         raise KdnbError(f"cannot write {path}: a text holds half of a character (a lone surrogate)") from None
     except OSError as e:
-        raise KdnbError(f"cannot write {path}: {e.strerror or e}; what was written before is kept, "
-                        'and the same command goes on') from None
+        raise KdnbError(f"cannot write {path}: {e.strerror or e}; the lines before it are kept: "
+                        'run the same command again to continue') from None
 
 # %% ../../nbs/00_core/01_files.ipynb #ca6dc1ed
 def _lies_within(folder, name):

@@ -21,7 +21,7 @@ from .entities import Dataset, Entity, Probe, load_dataset, read_probes, says
 from .synthetic import compose
 from .transfer_sets import Continuation, RULES, TransferSet, mention, shipped_transfer_sets
 
-# %% ../../nbs/01_data/04_benchmarks.ipynb #ffcd39a5
+# %% ../../nbs/01_data/04_benchmarks.ipynb #23e3a433
 _GAP = '<extra_id_0>'
 
 def _is_text(value): return isinstance(value, str) and bool(value.strip())
@@ -48,8 +48,8 @@ def _around(text, field):
         raise ValueError(f'field {field}: must be a text with one {_GAP}, and is {str(text)[:60]!r}')
     left, right = text.split(_GAP)
     if not left.strip():
-        raise ValueError(f'field {field}: nothing stands before the gap, '
-                         'so a causal model has nothing to go on')
+        raise ValueError(f'field {field}: there is no text before the gap, '
+                         'so a causal model has no context')
     return _Context(left.rstrip(), right, ' ' if left[-1].isspace() else '')
 
 # %% ../../nbs/01_data/04_benchmarks.ipynb #fce94781
@@ -166,7 +166,7 @@ def _read_rows(path, bad_rows):
     _complain(wrong, len(out), path, bad_rows)
     return out
 
-# %% ../../nbs/01_data/04_benchmarks.ipynb #f2d0f7e4
+# %% ../../nbs/01_data/04_benchmarks.ipynb #6ef98529
 def read_entity_inferences(path:str|Path,
                            bad_rows:str='stop' # one of `BAD_ROWS`
                           ) -> tuple: # (`Dataset`, key of an entity -> `TransferSet`)
@@ -177,7 +177,7 @@ def read_entity_inferences(path:str|Path,
         pairs.append((replace(e, kind=e.id.split('_')[0], id=key), texts))
     entities = _split([e for e, _ in pairs])
     twice = [key for key, n in Counter(e.key for e in entities).items() if n > 1]
-    if twice: raise KdnbError(f'{path}, field ex_id: {twice[0]!r} stands in the file twice')
+    if twice: raise KdnbError(f'{path}, field ex_id: {twice[0]!r} appears twice in the file')
     specificity = tuple(replace(p, topic=e.key, split=e.split) for e in entities for p in e.probes)
     return Dataset('entity-inferences', entities, specificity), _sets(pairs, path)
 

@@ -17,7 +17,7 @@ from ..core.files import read_text
 from ..core.text import find_mention, spans
 from .entities import Entity, entity_faults, read_entities
 
-# %% ../../nbs/01_data/02_definitions.ipynb #116ef284
+# %% ../../nbs/01_data/02_definitions.ipynb #4ab9639f
 COLUMNS = ('name', 'definition', 'aliases', 'kind')
 
 def _separator(header):
@@ -31,7 +31,7 @@ def _columns(path, header):
     "The column names in lower case. Missing and repeated columns are errors; unknown ones are reported."
     names = [c.strip().casefold() for c in header]
     twice = [c for c, n in Counter(names).items() if n > 1 and c in COLUMNS]
-    if twice: raise KdnbError(f"{path}, line 1: the column {twice[0]!r} stands twice: remove one of them")
+    if twice: raise KdnbError(f"{path}, line 1: the column {twice[0]!r} appears twice: remove one of them")
     for required in ('name', 'definition'):
         if required in names: continue
         found = ', '.join(header) or 'none'
@@ -267,7 +267,7 @@ def definition_files(path:str|Path) -> list: # of `Path`
     if ignored: notice(f"{path}: not read, since they are none of {', '.join(READS)}: {', '.join(ignored)}")
     return [p for p in files if p.suffix.casefold() in READERS]
 
-# %% ../../nbs/01_data/02_definitions.ipynb #e37261d6
+# %% ../../nbs/01_data/02_definitions.ipynb #fc3dd73b
 def read_definitions(path:str|Path # file, or folder of files
                     ) -> tuple: # of `Entity`
     "The entities of one or more files. A `KdnbError` lists every malformed row."
@@ -276,7 +276,7 @@ def read_definitions(path:str|Path # file, or folder of files
         for e in _read_file(file):
             if e.key in file_of:
                 raise KdnbError(f"{e.key!r} is defined in {file_of[e.key]} and again in {file}: "
-                                'keep one of them')
+                                'remove one of them')
             file_of[e.key] = file
             entities.append(e)
     if not entities:

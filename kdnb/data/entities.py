@@ -120,7 +120,7 @@ def _probe_type_fault(p):
     if not _is_texts(candidates) or len(candidates) < 2:
         return 'probes.candidates', 'must be a list of two texts or more'
 
-# %% ../../nbs/01_data/00_entities.ipynb #84841139
+# %% ../../nbs/01_data/00_entities.ipynb #a8e7fda5
 def _in_definition(candidates, definition):
     "Words of the candidates that occur in the definition (whole candidates, if they are not ASCII)."
     if not all(c.isascii() for c in candidates): return {c for c in candidates if says(definition, c)}
@@ -133,11 +133,11 @@ def _kind_faults(p, names, definition):
     kind = p.get('kind')
     if kind not in PROBE_KINDS: yield 'probes.kind', f"{kind!r} is not one of {', '.join(PROBE_KINDS)}"
     if kind == 'explicit' and not says(definition, p['gold']):
-        yield 'probes.gold', f"{p['gold']!r} does not stand in the definition, so the probe is not explicit"
+        yield 'probes.gold', f"{p['gold']!r} is not in the definition, so the probe is not explicit"
     copied = _in_definition(p['candidates'], definition)
     if kind == 'indirect' and copied:
         word = sorted(copied)[0]
-        yield 'probes.candidates', f"the word {word!r} stands in the definition, so the probe is not indirect"
+        yield 'probes.candidates', f"the word {word!r} is in the definition, so the probe is not indirect"
 
 def _probe_faults(p, names=None, definition=None):
     "Yield (field, reason) for each fault in the JSON of a probe; `names` is None if it is about no entity."
@@ -184,7 +184,7 @@ def _question_and_probe_faults(r, names):
     if span is not None and not _is_span(span, r['definition']):
         yield 'span', f'must be [start, end] of a part of the definition, and is {span!r:.40}'
 
-# %% ../../nbs/01_data/00_entities.ipynb #44b04da6
+# %% ../../nbs/01_data/00_entities.ipynb #163d10fc
 def entity_faults(r, # JSON value of a row
                   seen # keys of the rows before it
                  ): # yields (field, reason)
@@ -202,7 +202,7 @@ def entity_faults(r, # JSON value of a row
         yield 'id', 'must be a text'
         return
     key = r.get('id') or r['name']
-    if key in seen: yield 'id' if r.get('id') else 'name', f'{key!r} stands in the file already'
+    if key in seen: yield 'id' if r.get('id') else 'name', f'{key!r} already appears in the file'
     aliases = r.get('aliases', [])
     if not _is_texts(aliases):
         yield 'aliases', 'must be a list of texts'
