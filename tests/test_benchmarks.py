@@ -128,7 +128,7 @@ def test_skipped_rows_are_named_and_counted(tmp_path, capsys):
     load_data(f'entity-inferences={path}', bad_rows='skip')
     err = capsys.readouterr().err
     assert "line 2, field label: 'sad'" in err and '2 rows read, 1 skipped' in err
-    with pytest.raises(KdnbError, match="unknown way with bad rows 'drop'"): load_data(f'entity-inferences={path}', bad_rows='drop')
+    with pytest.raises(KdnbError, match="unknown value of bad_rows 'drop'"): load_data(f'entity-inferences={path}', bad_rows='drop')
 
 
 def test_a_line_of_two_gigabytes_is_refused_at_once(kdnb, tmp_path):

@@ -28,7 +28,7 @@ class Interval:
         "How far the mean is below a constant; the ends of the interval change places."
         return Interval(limit - self.value, limit - self.high, limit - self.low, self.n)
 
-# %% ../../nbs/00_core/07_stats.ipynb #59720315
+# %% ../../nbs/00_core/07_stats.ipynb #a87722a9
 def bootstrap_draws(n, # number of units
                     seed,
                     times=1000 # number of resamples
@@ -36,7 +36,9 @@ def bootstrap_draws(n, # number of units
     "Indices of the units in each bootstrap resample."
     return np.random.default_rng(seed).integers(n, size=(times, n))
 
-def identity(x): return x
+def identity(x):
+    "`x` unchanged: no transformation."
+    return x
 
 def middle_95(values # numbers; NaN is ignored
              ): # (2.5% quantile, 97.5% quantile)

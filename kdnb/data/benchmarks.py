@@ -21,11 +21,16 @@ from .entities import Dataset, Entity, Probe, load_dataset, read_probes, says
 from .synthetic import compose
 from .transfer_sets import Continuation, RULES, TransferSet, mention, shipped_transfer_sets
 
-# %% ../../nbs/01_data/04_benchmarks.ipynb #23e3a433
+# %% ../../nbs/01_data/04_benchmarks.ipynb #e06132f5
 _GAP = '<extra_id_0>'
 
-def _is_text(value): return isinstance(value, str) and bool(value.strip())
-def _is_texts(value): return isinstance(value, list) and all(map(_is_text, value))
+def _is_text(value):
+    "Whether a JSON value is a text that is not empty."
+    return isinstance(value, str) and bool(value.strip())
+
+def _is_texts(value):
+    "Whether a JSON value is a list of texts that are not empty."
+    return isinstance(value, list) and all(map(_is_text, value))
 
 def _filler(text, field):
     "The content of a gap."
@@ -112,8 +117,10 @@ def _entity_of(row):
     probe = _probe_of(row, entity, attribute)
     return replace(entity, probes=(probe,)), [t.strip() for t in texts]
 
-# %% ../../nbs/01_data/04_benchmarks.ipynb #600f89f9
-def _name_hash(name): return hashlib.sha256(name.encode()).hexdigest()
+# %% ../../nbs/01_data/04_benchmarks.ipynb #bf859f1f
+def _name_hash(name):
+    "SHA-256 of a name, by which names are ordered."
+    return hashlib.sha256(name.encode()).hexdigest()
 
 def _split(entities):
     "The same entities, a fifth of each kind as split `dev`, the others as `test`."
@@ -144,12 +151,12 @@ def _sets(pairs, path):
     return {e.key: TransferSet(e.key, tuple(placed(t, e) for t in texts), e.definition, made_by)
             for e, texts in pairs if texts}
 
-# %% ../../nbs/01_data/04_benchmarks.ipynb #9ea5f379
+# %% ../../nbs/01_data/04_benchmarks.ipynb #d37f4fec
 BAD_ROWS = ('stop', 'skip')
 
 def _complain(wrong, n, path, bad_rows):
     "Raise an error for rows that cannot be read, or report them; `n` is the number of valid rows."
-    if wrong and choose(bad_rows, BAD_ROWS, 'way with bad rows') == 'stop': raise KdnbError('\n'.join(wrong))
+    if wrong and choose(bad_rows, BAD_ROWS, 'value of bad_rows') == 'stop': raise KdnbError('\n'.join(wrong))
     if not n: raise KdnbError(f'{path} holds no row that can be read')
     if wrong:
         summary = f'{path}: {n} rows read, {len(wrong)} skipped'
@@ -308,11 +315,11 @@ def read_benchmark(name:str, # a key of `BENCHMARKS`
     if not path: path = fetch_file(b.url, b.file, b.pin) if b.url else ASSETS/b.file
     return b.reader(path, bad_rows)
 
-# %% ../../nbs/01_data/04_benchmarks.ipynb #7713a045
+# %% ../../nbs/01_data/04_benchmarks.ipynb #44e124b4
 def _load_composed(data, count, specificity):
     "Synthetic entities for `data`, which is composed=COUNT."
     if not re.fullmatch('[1-9][0-9]{0,5}', count):
-        raise KdnbError(f"data {str(data)!r}: say how many entities are to be composed, at most 999999, "
+        raise KdnbError(f"data {str(data)!r}: give the number of entities, at most 999999, "
                         'as in composed=150')
     ds = compose(int(count))
     return replace(ds, specificity=read_probes(specificity)) if specificity else ds
