@@ -26,9 +26,10 @@ _SCRIPTS = { # script -> ranges of its characters, for scripts with a rule of th
     'katakana': _ranges('30A1-30FA 30FC-30FF 31F0-31FF FF66-FF9F'),
     'hangul': _ranges('1100-11FF 3130-318F A960-A97F AC00-D7FF')}
 
-# %% ../../nbs/00_core/03_text.ipynb #2b137577
+# %% ../../nbs/00_core/03_text.ipynb #cfb17e62
 @lru_cache(maxsize=8192)
-def script_of(char:str) -> str: # 'unspaced', 'katakana', 'hangul', 'spaced', or '' for a character outside words
+def script_of(char:str
+             ) -> str: # 'unspaced', 'katakana', 'hangul', 'spaced'; '' for a character outside words
     "The kind of script of a character, as far as word boundaries are concerned."
     category = unicodedata.category(char)
     in_words = char.isalnum() or char == '_' or category[0] == 'M' # M: combining marks
