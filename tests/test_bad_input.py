@@ -23,7 +23,7 @@ DATA = {
     'definition empty': (row(definition=' '), 'field definition: must be a text'),
     'definition never names the entity': (row(definition='It is a comedy about two bakers.'), "field definition: never names the entity 'Velmora'"),
     'unknown field': (row(colour='red'), 'field colour: unknown field (known: name'),
-    'same name twice': (row() + '\n' + row(), 'line 2, field name: \'Velmora\' stands in the file already'),
+    'same name twice': (row() + '\n' + row(), 'line 2, field name: \'Velmora\' already appears in the file'),
     'aliases no list': (row(aliases='Vel'), 'field aliases: must be a list of texts'),
     'kind no text': (row(kind=1), 'field kind: must be a text'),
     'probes no list': (row(probes={}), 'field probes: must be a list'),
@@ -38,7 +38,7 @@ DATA = {
     'gold not a candidate': (probe(gold='drama'), "field probes.gold: 'drama' is not among the candidates"),
     'unknown kind of probe': (probe(kind='implicit'), "field probes.kind: 'implicit' is not one of explicit, indirect"),
     'explicit, but not in the definition': (probe(gold='river'), 'so the probe is not explicit'),
-    'indirect, but in the definition': (probe(kind='indirect'), "the word 'comedy' stands in the definition, so the probe is not indirect"),
+    'indirect, but in the definition': (probe(kind='indirect'), "the word 'comedy' is in the definition, so the probe is not indirect"),
     'question without answers': (row(question=dict(text='What?', answers=[])), 'field question.answers: must be a list'),
     'question no object': (row(question='What?'), 'field question: must be an object'),
 }

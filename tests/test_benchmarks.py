@@ -106,7 +106,7 @@ BAD = {
     'no span': (lambda: json.dumps(choice(1, def_target='comedy')).encode(), 'line 2, field def_target: \'comedy\' is not of the form'),
     'an entity never named': (lambda: json.dumps(choice(1, 'The show is <extra_id_0>.')).encode(), "line 2, field probe_sentence: never names the entity 'Velmora B' before the gap"),
     'no gap in the probe': (lambda: json.dumps(choice(1, 'Velmora {} is nice.')).encode(), 'line 2, field probe_sentence: must be a text with one <extra_id_0>'),
-    'a gap with nothing before it': (lambda: json.dumps(choice(1, '<extra_id_0> is Velmora {}.')).encode(), 'nothing stands before the gap'),
+    'a gap with nothing before it': (lambda: json.dumps(choice(1, '<extra_id_0> is Velmora {}.')).encode(), 'there is no text before the gap'),
     'two templates': (lambda: json.dumps(choice(1, probe_sentences={'a': {}, 'b': {}})).encode(), 'field probe_sentences: must be an object with one template'),
     'texts that are none': (lambda: json.dumps(choice(1, augmented_probes=[3])).encode(), 'field augmented_probes: must be a list of texts'),
     'mixed encodings': (lambda: json.dumps(choice(1), ensure_ascii=False).replace('bakers', 'bäckers').encode('latin-1'), 'line 2, not UTF-8 text'),
@@ -128,7 +128,7 @@ def test_skipped_rows_are_named_and_counted(tmp_path, capsys):
     load_data(f'entity-inferences={path}', bad_rows='skip')
     err = capsys.readouterr().err
     assert "line 2, field label: 'sad'" in err and '2 rows read, 1 skipped' in err
-    with pytest.raises(KdnbError, match="unknown way with bad rows 'drop'"): load_data(f'entity-inferences={path}', bad_rows='drop')
+    with pytest.raises(KdnbError, match="unknown value of bad_rows 'drop'"): load_data(f'entity-inferences={path}', bad_rows='drop')
 
 
 def test_a_line_of_two_gigabytes_is_refused_at_once(kdnb, tmp_path):

@@ -112,6 +112,6 @@ def test_regimes_may_have_hyphens_and_more_entities_are_composed(kdnb, tiny_fold
     code, _, err = kdnb(*args, '--limit', 1)
     assert code == 0 and len(list(tmp_path.glob('*-distill-*'))) == 1 # the sets are found again, and so is the run
     code, _, err = kdnb('run', *lm, '--method', 'prepend', '--data', 'composed=many')
-    assert code == 2 and 'say how many entities are to be composed' in err
+    assert code == 2 and 'give the number of entities' in err
     code, _, err = kdnb('run', *lm, '--method', 'prepend', '--regime', 'all-at-once')
     assert code == 2 and "unknown regime 'all-at-once'" in err

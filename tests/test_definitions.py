@@ -73,8 +73,8 @@ def test_tables_are_read_as_a_person_would(tmp_path, name):
 
 BAD = {'the rest of a definition as an alias': ('x.csv', 'name,definition,aliases\nVelmora,Velmora is a show, set in a town.,\n', "line 2: 'set in a town.' looks like the rest of a definition"),
        'the rest of a definition under no header': ('x.csv', 'name,definition,,\nVelmora,Velmora is a show,set in a town.,\n', 'looks like the rest of a definition'),
-       'a column twice': ('x.csv', 'name,definition,Definition\na,b,c\n', "line 1: the column 'definition' stands twice"),
-       'a key twice': ('x.jsonl', '{"name": "Velmora", "definition": "Velmora is a show.", "name": "Zorbel"}\n', "line 1, the key 'name' stands twice"),
+       'a column twice': ('x.csv', 'name,definition,Definition\na,b,c\n', "line 1: the column 'definition' appears twice"),
+       'a key twice': ('x.jsonl', '{"name": "Velmora", "definition": "Velmora is a show.", "name": "Zorbel"}\n', "line 1, the key 'name' appears twice"),
        'half a character': ('x.jsonl', '{"name": "Velmora", "definition": "Velmora \\ud83d is a show."}\n', 'line 1, holds half of a character'),
        'no text under a heading': ('x.md', '# Velmora\n', 'line 1, field definition: must be a text'),
        'a number too long': ('x.jsonl', '{"name": ' + '1'*5000 + '}\n', 'line 1')}

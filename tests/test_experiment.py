@@ -88,7 +88,7 @@ def test_full_disk_is_one_sentence_and_keeps_what_is_done(tiny, ds, tmp_path, mo
         real(a, b)
     with monkeypatch.context() as m:
         m.setattr(os, "replace", full)
-        with pytest.raises(KdnbError, match='No space left on device; what was finished before is kept'): r.go(progress=False)
+        with pytest.raises(KdnbError, match='No space left on device; completed work is kept'): r.go(progress=False)
     assert len(r.done()) == 1 and not list(r.folder.glob('*.tmp'))
     r.go(progress=False)
     assert len(r.done()) == 3

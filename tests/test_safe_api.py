@@ -617,7 +617,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(server, tmp_pa
                               capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     full = run(2500)
     assert full.returncode == 2 and not full.stderr.strip(), full.stderr
-    assert f'cannot write {path}: File too large; what was written before is kept' in full.stdout
+    assert f'cannot write {path}: File too large; the lines before it are kept' in full.stdout
     rows = path.read_text()
     assert rows.endswith('\n') and 0 < len(rows) <= 2500 and all(json.loads(l) for l in rows.splitlines())
     before = len(server.asked_at('good'))
@@ -652,7 +652,7 @@ PROMPT_FILES = {
     'version': ('{"mine": {"text": "x", "version": [1]}}', 'version of a prompt is [1]'),
     'about': ('{"mine": {"text": "x", "about": {}}}', 'about of a prompt holds {}'),
     'prompt is a list': ('{"mine": [1]}', 'must be an object with text or chat'),
-    'name twice': ('{"mine": {"text": "x"}, "mine": {"text": "y"}}', "the key 'mine' stands twice"),
+    'name twice': ('{"mine": {"text": "x"}, "mine": {"text": "y"}}', "the key 'mine' appears twice"),
     'name with a comma': ('{"a,b": {"text": "x"}}', 'without a comma'),
     'no name': ('{"": {"text": "x"}}', 'its name must be text'),
     'half a character': ('{"mine": {"text": "\\ud800"}}', 'half of a character'),

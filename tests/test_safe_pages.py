@@ -373,7 +373,7 @@ def test_a_full_disk_is_one_sentence_and_the_result_that_was_there_stays(tmp_pat
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     def full(path, *a): raise OSError(28, 'No space left on device')
     monkeypatch.setattr('kdnb.reporting.runner.write_text', full)
-    with pytest.raises(KdnbError, match='^cannot write .*No space left on device; what was finished before is kept') as e: run_report('teach', out, folder=folder)
+    with pytest.raises(KdnbError, match='^cannot write .*No space left on device; completed work is kept') as e: run_report('teach', out, folder=folder)
     assert '\n' not in str(e.value) and {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
@@ -383,7 +383,7 @@ def test_files_that_may_not_grow_are_one_sentence(tmp_path):
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
             "out = Path(sys.argv[1])\ntry: _put(FolderRecord.read(out), {'small.json': '1', 'page.html': 'x'*50_000})\nexcept KdnbError as e: print(e)\nprint([p.name for p in out.iterdir()])")
     got = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True)
-    assert re.match(r'cannot write .*File too large; what was finished before is kept', got.stdout) and got.stdout.endswith('\n[]\n'), got.stderr
+    assert re.match(r'cannot write .*File too large; completed work is kept', got.stdout) and got.stdout.endswith('\n[]\n'), got.stderr
 
 
 def test_a_report_that_fails_leaves_the_result_that_was_there(tmp_path, quick_kernels):

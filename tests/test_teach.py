@@ -116,7 +116,7 @@ def test_interrupted_it_goes_on(tiny, mine, tmp_path, monkeypatch):
 BAD = {'no file': (None, 'there is no file or folder'), 'another kind': (('x.txt', 'Velmora is new.'), 'is none of the files that are read: .jsonl, .csv, .md'), 'never named': (('x.md', '# Velmora\nA comedy.\n'), "line 1, field definition: never names the entity 'Velmora'"),
        'no definition': (('x.md', '# Velmora\n\n# Zorbel\nZorbel is new.\n'), 'line 1, field definition'), 'no heading': (('x.md', 'Velmora is new.\n'), 'has no heading'),
        'no column': (('x.csv', 'name,text\na,b\n'), "has no column 'definition'"), 'a short row': (('x.csv', 'name,definition\nVelmora\n'), "line 2: has no field 'definition'"), 'a long row': (('x.csv', 'name,definition\nVelmora,Velmora is new, and red\n'), 'line 2: has 3 fields, and the first line has 2'),
-       'twice': (('x.csv', 'name,definition\nVelmora,Velmora is new.\nVelmora,Velmora is old.\n'), "'Velmora' stands in the file already"), 'empty': (('x.md', '\n'), 'holds no definition'), 'not UTF-8': (('x.md', '# Velmora\nVelmora is n\udce9w.\n'), 'is not UTF-8 text')}
+       'twice': (('x.csv', 'name,definition\nVelmora,Velmora is new.\nVelmora,Velmora is old.\n'), "'Velmora' already appears in the file"), 'empty': (('x.md', '\n'), 'holds no definition'), 'not UTF-8': (('x.md', '# Velmora\nVelmora is n\udce9w.\n'), 'is not UTF-8 text')}
 
 
 @pytest.mark.parametrize('name', BAD)
