@@ -124,18 +124,18 @@ class Bank:
         return cls(len(edits), layers)
 
 # %% ../../nbs/04_edits/03_multi_lora.ipynb #3b0d0009
-def _grouping(bank, ids, shape):
+def _grouping(adapters, ids, shape):
     "The tokens of a pass by adapter."
-    if bank._ids is not ids or bank._shape != shape:
-        bank._ids, bank._shape, bank._groups = ids, shape, _group_tokens(ids, shape, bank.n)
-    return bank._groups
+    if adapters._ids is not ids or adapters._shape != shape:
+        adapters._ids, adapters._shape, adapters._groups = ids, shape, _group_tokens(ids, shape, adapters.n)
+    return adapters._groups
 
-def _routed_forward(bank, lm, layer, factors, training):
+def _routed_forward(adapters, lm, layer, factors, training):
     "The forward function of a linear layer that adds each token's adapter."
     plain, (A, B, scale), transposed = layer.forward, factors, isinstance(layer, Conv1D)
     def forward(x):
-        if lm.owners is not None: groups = _grouping(bank, lm.owners, x.shape[:-1])
-        elif training and bank._ids is not None: groups = bank._groups
+        if lm.owners is not None: groups = _grouping(adapters, lm.owners, x.shape[:-1])
+        elif training and adapters._ids is not None: groups = adapters._groups
         else: return plain(x)
         return LowRankLinear.apply(x, layer.weight, layer.bias, A, B, scale, transposed, groups)
     return forward
@@ -147,8 +147,8 @@ def on(self:Bank, lm:LM, training:bool=False): # whether passes may be repeated 
     "Within this context each sequence of `lm` uses the adapter whose index `owned` gives it."
     modules = linear_layers(lm)
     if unknown := set(self.layers) - set(modules):
-        raise KdnbError(f"{lm.name} has no linear layer of weight {sorted(unknown)[0]!r}, which the bank "
-                        f"changes")
+        raise KdnbError(f"{lm.name} has no linear layer of weight {sorted(unknown)[0]!r}, which the "
+                        f"adapters change")
     try:
         for k, factors in self.layers.items():
             modules[k].forward = _routed_forward(self, lm, modules[k], factors, training)

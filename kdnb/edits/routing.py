@@ -32,8 +32,8 @@ class Shelf:
             for n in e.names:
                 key = fold(n.strip(), 'spelling').text
                 if key in by_name:
-                    raise KdnbError(f"two entities on the shelf are called {n!r}: a prompt could not choose "
-                                    f"between them, so give one of them another name")
+                    raise KdnbError(f"two entities are called {n!r}: a prompt that mentions it could not be "
+                                    f"routed. Give one of them another name.")
                 by_name[key] = n, edit
         return cls(dict(by_name.values()))
 
@@ -78,19 +78,19 @@ def shelf_places(folder:str|Path) -> dict: # name of an entity -> place of its e
     return places
 
 def load_shelf(folder:str|Path) -> Shelf:
-    "The shelf that `save` wrote. Its edits are loaded when a prompt asks for them."
+    "The router that `save` wrote. Its edits are loaded when a prompt asks for them."
     folder = Path(folder)
     path = folder/'shelf.json'
     if not path.is_file():
-        raise KdnbError(f"{folder} holds no saved shelf: there is no shelf.json in it")
+        raise KdnbError(f"{folder} holds no saved adapters: there is no shelf.json in it")
     at = {n: inside(folder, place, path) for n, place in shelf_places(folder).items()}
     for n, place in at.items():
         if not (place/'edit.json').is_file():
-            raise KdnbError(f"the edit of {n!r} is missing: there is no {place/'edit.json'}; save the shelf "
-                            f"again")
+            raise KdnbError(f"the edit of {n!r} is missing: there is no {place/'edit.json'}; save "
+                            f"the adapters again")
     return Shelf(at)
 
 @patch(cls_method=True)
 def load(cls:Shelf, folder:str|Path) -> Shelf:
-    "The shelf in a folder, see `load_shelf`."
+    "The router in a folder, see `load_shelf`."
     return load_shelf(folder)
