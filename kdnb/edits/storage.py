@@ -40,8 +40,8 @@ EDIT_FILES = ('edit.json', 'tensors.safetensors', 'adapter_model.safetensors', '
 def check_edit_folder(folder:str|Path):
     "Refuses a folder that holds a model, or files of an edit that kdnb did not make."
     if (Path(folder)/'config.json').exists():
-        raise KdnbError(f"{folder} holds a model (config.json), and an adapter beside it would change it: "
-                        f"choose another folder")
+        raise KdnbError(f"{folder} holds a model (config.json), and an adapter in the same folder would "
+                        f"change how it loads. Choose another folder.")
     FolderRecord.read(folder).check(*EDIT_FILES)
 
 # %% ../../nbs/04_edits/01_storage.ipynb #7a10c007

@@ -37,8 +37,8 @@ def _question(lm, prompt, answer):
     ids, whole = lm.encode(prompt), lm.encode(f'{prompt} {answer}')
     n = same_start(ids, whole)
     if n == len(whole) or n < len(ids):
-        raise KdnbError(f"the answer {answer!r} does not begin with a token of its own after {prompt!r}: end "
-                        f"the prompt with a whole word")
+        raise KdnbError(f"the answer {answer!r} does not begin with a token of its own after {prompt!r}. End "
+                        f"the prompt with a whole word.")
     return _Question(ids, [lm.tokenizer.decode([i]) for i in ids], whole[n])
 
 # %% ../../nbs/06_evaluation/02_tracing.ipynb #2a770004
@@ -46,7 +46,7 @@ def _subject_tokens(lm, prompt, subject):
     "Indices of the subject's tokens at its first occurrence, and the number of tokens in the prompt."
     spans, start = lm.encode_with_offsets(prompt)[1], prompt.find(subject)
     if start < 0:
-        raise KdnbError(f"the subject {subject!r} does not stand in the prompt {prompt!r}: name it there")
+        raise KdnbError(f"the subject {subject!r} does not occur in the prompt {prompt!r}: mention it there")
     end = start + len(subject)
     return [k for k, (a, b) in enumerate(spans) if a < end and b > start], len(spans)
 

@@ -69,8 +69,8 @@ class Replies:
                 if broken: raise KdnbError(broken)
                 _check_reply(d)
             except KdnbError as e:
-                raise KdnbError(f"{self.path}, line {i}, is no answer of a generator ({e}): it may be "
-                                f"another file; give a new one") from None
+                raise KdnbError(f"{self.path}, line {i}, is no answer of a generator ({e}). It may be a file "
+                                f"of another kind: name a new file.") from None
             self._take(d)
 
     def open(self):

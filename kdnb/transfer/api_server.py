@@ -176,19 +176,19 @@ def _with_v1(server): # advice for an address that may lack /v1
 def _of_status(status, server, said): # the message for an HTTP status, or ''
     if status in (401, 403) and server.has_key:
         return f"does not accept the key in {KEY} ({said}): set the right one."
-    if status in (401, 403): return f"wants a key ({said}): set {KEY}."
+    if status in (401, 403): return f"requires a key ({said}): set {KEY}."
     if status in (404, 405):
         endpoint = 'chat' if server.chat else 'completions'
         return (f"has no model {server.model!r}, or no endpoint for {endpoint} ({said}): check the name and "
                 f"the address{_with_v1(server)}.")
-    return f"asks for money ({said}): pay, or use another server." if status == 402 else ''
+    return f"requires payment ({said}): pay, or use another server." if status == 402 else ''
 
 def _repeated(err, place, said, tries): # the message for a temporary fault that occurred at every try
     times = f"{tries} times one after the other (the last time: {said})"
     if isinstance(err, NoText):
         if 'limit of tokens' in said: helps = 'give more --max-new-tokens, since thinking may use them up'
         else: helps = 'use another model, or another --endpoint'
-        return f"{place} gave no text, {times}, and may want money for it: {helps}."
+        return f"{place} gave no text, {times}, and may charge for it: {helps}."
     helps = "try again later, with a lower concurrency or a longer timeout."
     if said.startswith('no connection'): helps = "check the address, and whether the server runs."
     return f"{place} failed {times}: {helps}"
@@ -200,7 +200,7 @@ def lasting(err:Exception, server:Server, tries:int) -> str: # a sentence
     if sentence := _of_status(getattr(err, 'status_code', 0), server, said): return f'{place} {sentence}'
     if status_code(err) == 'insufficient_quota': return f"the account at {place} is used up ({said})."
     if retry_after(err) > PATIENCE:
-        return f"{place} asks for a pause of {retry_after(err):.0f} s ({said}): go on then."
+        return f"{place} asks for a pause of {retry_after(err):.0f} s ({said}): run the command again then."
     if isinstance(err, PageInstead):
         return f"{place} answers with a page (HTML) and not as an API: check the address{_with_v1(server)}."
     if is_temporary(err): return _repeated(err, place, said, tries)

@@ -46,6 +46,12 @@ class LMGenerator:
 
     def begin(self, prompts:dict, spend:bool): "Checks before the first set. A local model needs none."
 
+    def plan(self, entity:Entity, prompts:dict, want:dict, how:Sampling) -> dict:
+        "Upper bounds for a set: calls, tokens_in, tokens_out."
+        lengths = [len(render(self.lm, p, entity, i)[0]) for p in prompts.values() for i in range(self.batch)]
+        calls = how.rounds*len(lengths)
+        return dict(calls=calls, tokens_in=how.rounds*sum(lengths), tokens_out=calls*how.max_new_tokens)
+
 # %% ../../nbs/03_transfer/02_generator.ipynb #6e4e0003
 @patch
 def write(self:LMGenerator, entity:Entity,
@@ -70,13 +76,6 @@ def write(self:LMGenerator, entity:Entity,
     spent.update(calls=len(asked), tokens_in=sum(map(len, all_ids)),
                  tokens_out=sum(len(self.lm.encode(t)) for t in texts))
     return [Draft(p, start, t) for (p, _, start), t in zip(asked, texts)]
-
-@patch
-def plan(self:LMGenerator, entity:Entity, prompts:dict, want:dict, how:Sampling) -> dict:
-    "Calls and tokens that a set takes at most: calls, tokens_in, tokens_out."
-    lengths = [len(render(self.lm, p, entity, i)[0]) for p in prompts.values() for i in range(self.batch)]
-    calls = how.rounds*len(lengths)
-    return dict(calls=calls, tokens_in=how.rounds*sum(lengths), tokens_out=calls*how.max_new_tokens)
 
 # %% ../../nbs/03_transfer/02_generator.ipynb #3970fd6d
 @dataclass
@@ -147,8 +146,8 @@ def _exclusive(generator, path, wait):
     "Within this context no other kdnb process writes to the files of the generator or to `path`."
     files = [_resolved(f) for f in (path, *getattr(generator, 'files', ())) if f]
     if len(set(files)) < len(files):
-        raise KdnbError(f"{path} is to hold both the transfer sets and the replies of the generator: name "
-                        f"another file for one of them")
+        raise KdnbError(f"{path} is given both for the transfer sets and for the replies of the generator: "
+                        f"name another file for one of them")
     with ExitStack() as stack:
         for f in files: stack.enter_context(locked(f, wait))
         yield

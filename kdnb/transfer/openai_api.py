@@ -86,9 +86,8 @@ def begin(self:APIGenerator, prompts:dict, # name -> Prompt
     for n, p in prompts.items():
         if self.chat and not p.chat:
             others = ', '.join(repr(k) for k, v in PROMPTS.items() if v.chat)
-            raise KdnbError(f"the prompt {n!r} is for models that go on with a text, and a chat cannot "
-                            f"be made to start with given words: use the endpoint completions, or one "
-                            f"of {others}")
+            raise KdnbError(f"the prompt {n!r} is for models that continue a text; a chat cannot be made to "
+                            f"start with given words. Use the endpoint completions, or one of {others}.")
     if not spend: return
     if not self.server.has_key and not self.server.own:
         raise KdnbError(f"no key: set the environment variable {KEY}, or give the address of a server "

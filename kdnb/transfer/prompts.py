@@ -21,8 +21,8 @@ _HOLES = ('definition', 'name', 'vary')
 def _parts(text) -> list: # of (text, hole after it or None)
     try: parts = list(string.Formatter().parse(text))
     except ValueError as e:
-        raise KdnbError(f"the prompt {text[:60]!r} cannot be read ({e}): a brace that is meant as a brace "
-                        f"is written twice") from None
+        raise KdnbError(f"the prompt {text[:60]!r} cannot be read ({e}): a literal brace is written "
+                        f"twice") from None
     for _, hole, spec, conversion in parts:
         if spec or conversion:
             raise KdnbError(f"the prompt {text[:60]!r} has more than a name in the hole {hole!r}: write "
