@@ -165,7 +165,7 @@ def test_no_key_is_one_sentence(monkeypatch):
 
 
 BAD_FILES = {'not json': ('{', 'is not JSON'), 'a list': ('[]', 'holds a list'), 'no text': ('{"mine": {"lines": 2}}', "prompt 'mine': a prompt needs text or chat"), 'a field': ('{"mine": {"txt": "x"}}', "unknown field 'txt': choose one of 'text'"),
-             'a hole': ('{"mine": {"text": "{nam}"}}', "unknown hole of a prompt (in its text) 'nam'"), 'a brace': ('{"mine": {"chat": "{name"}}', 'a brace that is meant as a brace'), 'taken': ('{"paper": {"text": "{name}"}}', "the name 'paper' is taken"),
+             'a hole': ('{"mine": {"text": "{nam}"}}', "unknown hole of a prompt (in its text) 'nam'"), 'a brace': ('{"mine": {"chat": "{name"}}', 'a literal brace'), 'taken': ('{"paper": {"text": "{name}"}}', "the name 'paper' is taken"),
              'a number': ('{"mine": {"text": 3}}', 'text of a prompt holds 3'), 'starts': ('{"mine": {"text": "x", "starts": []}}', 'must not be empty lists')}
 
 

@@ -164,7 +164,7 @@ def test_password_and_query_of_an_address_are_sent_and_never_shown(server, tmp_p
 
 def test_an_unexpected_error_ends_as_a_traceback_without_the_key(kdnb, monkeypatch, tmp_path):
     def fails(path): raise RuntimeError(f'something of a library, with {KEY!r} in it')
-    monkeypatch.setattr('kdnb.transfer.generator.with_own', fails)
+    monkeypatch.setattr('kdnb.transfer.prompts.with_own', fails)
     code, out, err = kdnb('generate', '--list-prompts')
     assert code == 1 and 'Traceback (most recent call last)' in err
     assert 'RuntimeError: something of a library' in err

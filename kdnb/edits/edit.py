@@ -19,107 +19,137 @@ from ..models.model import LM
 # %% ../../nbs/04_edits/00_edit.ipynb #0de0c395
 @dataclass(frozen=True)
 class Adapter:
-    "One low-rank change: weight + scale · B A."
+    "A low-rank change of one weight: weight + scale · B A."
     A: torch.Tensor # [rank, in]
     B: torch.Tensor # [out, rank]
-    scale: float
-    transposed: bool = False # the weight is stored as [in, out], as in GPT-2
+    scale: float # factor of the product
+    transposed: bool = False # whether the weight is stored as [in, out], as in GPT-2
 
-    def delta(self):
+    def delta(self) -> torch.Tensor: # in the shape of the weight, float32
+        "What is added to the weight."
         d = self.scale * (self.B.float() @ self.A.float())
         return d.T if self.transposed else d
 
 # %% ../../nbs/04_edits/00_edit.ipynb #f1073f61
 @dataclass(eq=False)
 class Edit:
-    "A change to a model: apply, undo, save, load, or `with edit.on(lm):`."
-    method: str # by which it was made
-    entities: tuple # names of what it teaches
+    "A change to a model, with a record of how it was made."
+    method: str # name of the method that made it
+    entities: tuple # names of the entities that it teaches
     lm: str # name of the model that it belongs to
-    base: str # fingerprint of that model's unedited weights
-    tensors: dict = field(default_factory=dict, repr=False) # parameter -> new value
-    adapter: dict = field(default_factory=dict, repr=False) # parameter -> Adapter
+    base: str # SHA-256 of that model's unedited weights
+    tensors: dict = field(default_factory=dict, repr=False) # name of a parameter -> new value
+    adapter: dict = field(default_factory=dict, repr=False) # name of a parameter -> `Adapter`
     context: dict = field(default_factory=dict) # entity -> definition put in front of a prompt
-    find_above: float|None = None # the definition is found by the words of the prompt, if its BM25 score is above this; None: by the entity that the prompt is about
+    # minimum BM25 score for retrieving a definition; None: the prompt's entity decides, without retrieval
+    find_above: float|None = None
     settings: dict = field(default_factory=dict) # of the method
-    losses: list = field(default_factory=list) # by step
-    seconds: float = 0. # that it took to make
-    peak_memory_gib: float = 0.
+    losses: list = field(default_factory=list) # training loss of each step
+    seconds: float = 0. # duration of the training
+    peak_memory_gib: float = 0. # during the training
     after: tuple = () # ids of the edits that were applied when it was made
-    texts: dict = field(default_factory=dict) # how many texts taught on which of their tokens, and how many were skipped
+    # numbers of training texts, by the tokens that the loss was on, and of skipped ones
+    texts: dict = field(default_factory=dict)
 
     @property
     def id(self) -> str:
-        what = [self.method, self.entities, self.base, sorted(self.tensors), sorted(self.adapter), self.context, self.find_above, self.settings, self.losses, self.after]
+        "Twelve hexadecimal digits that identify the edit."
+        what = [self.method, self.entities, self.base, sorted(self.tensors), sorted(self.adapter),
+                self.context, self.find_above, self.settings, self.losses, self.after]
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    def check_numbers(self):
-        "Refuses an edit with a number that is not finite: a model with it answers at random. Looked at once."
-        if vars(self).get('checked'): return
-        factors = lambda a: (a.A, a.B, torch.tensor(float(a.scale)))
-        parts = [*self.tensors.items(), *((n, t) for n, a in self.adapter.items() for t in factors(a))]
-        for n, t in parts:
-            if not t.isfinite().all():
-                raise KdnbError(f"the edit {self} has numbers for {n!r} that are not finite: make it again, "
-                                "with a lower lr or float32 weights")
-        self.checked = True
-    def __str__(self): return f"{self.method} ({', '.join(self.entities[:3])}{', …' if len(self.entities) > 3 else ''})"
-    def _repr_markdown_(self):
-        n = sum(t.numel() for t in self.tensors.values()) + sum(a.A.numel() + a.B.numel() for a in self.adapter.values())
-        what = f'{n/1e6:.1f} M numbers' if n else f'{len(self.context)} definition(s) in the context'
-        loss = f"; loss {self.losses[0]:.2f} → {self.losses[-1]:.2f} in {len(self.losses)} steps" if self.losses else ''
-        return f"**Edit** of {escape_markdown(self.lm)} by {escape_markdown(self)}: {what}{loss}; {self.seconds:.1f} s"
+
+    def __str__(self):
+        more = ', …' if len(self.entities) > 3 else ''
+        return f"{self.method} ({', '.join(self.entities[:3])}{more})"
+
+# %% ../../nbs/04_edits/00_edit.ipynb #6ce0a7d4
+@patch
+def _repr_markdown_(self:Edit):
+    n = sum(t.numel() for t in self.tensors.values())
+    n += sum(a.A.numel() + a.B.numel() for a in self.adapter.values())
+    what = f'{n/1e6:.1f} M numbers' if n else f'{len(self.context)} definition(s) in the context'
+    loss = ''
+    if self.losses:
+        loss = f"; loss {self.losses[0]:.2f} → {self.losses[-1]:.2f} in {len(self.losses)} steps"
+    title = f"**Edit** of {escape_markdown(self.lm)} by {escape_markdown(self)}"
+    return f"{title}: {what}{loss}; {self.seconds:.1f} s"
 
 # %% ../../nbs/04_edits/00_edit.ipynb #189d64a1
-def _check(self, lm):
-    if lm.sha256 != self.base:
-        raise KdnbError(f"this edit was made for {self.lm} with weights {self.base[:12]}…, and {lm.name} has weights {lm.sha256[:12]}…: load the model that it was made for")
-    below = tuple(e.id for e in lm.edits)
-    if self.id in below: raise KdnbError(f"the edit {self} is applied already")
-    if below != tuple(self.after):
-        raise KdnbError(f"the edit {self} was made on top of {len(self.after)} edit(s), and {lm.name} has {len(below)} applied (others, or in another order): apply the same ones first")
+def _check_model(edit, lm):
+    "Refuses a model with other weights, or with other edits applied, than the edit was made on."
+    if lm.sha256 != edit.base:
+        raise KdnbError(f"this edit was made for {edit.lm} with weights {edit.base[:12]}…, and {lm.name} has "
+                        f"weights {lm.sha256[:12]}…: load the model that it was made for")
+    below = tuple(x.id for x in lm.edits)
+    if edit.id in below: raise KdnbError(f"the edit {edit} is applied already")
+    if below != tuple(edit.after):
+        raise KdnbError(f"the edit {edit} was made on top of {len(edit.after)} edit(s), and {lm.name} has "
+                        f"{len(below)} applied (others, or in another order): apply the same ones first")
 
-def _check_shapes(self, lm, params):
-    unknown = (set(self.tensors) | set(self.adapter)) - set(params)
+# %% ../../nbs/04_edits/00_edit.ipynb #6ce0a7d8
+def _check_shapes(edit, lm, params):
+    unknown = (set(edit.tensors) | set(edit.adapter)) - set(params)
     if unknown:
-        raise KdnbError(f"{lm.name} has no parameter {sorted(unknown)[0]!r}, which the edit {self} changes")
-    shapes = {n: tuple(t.shape) for n, t in self.tensors.items()}
-    for n, a in self.adapter.items(): shapes[n] = (a.B.shape[0], a.A.shape[1])[::-1 if a.transposed else 1]
+        raise KdnbError(f"{lm.name} has no parameter {sorted(unknown)[0]!r}, which the edit {edit} changes")
+    shapes = {n: tuple(t.shape) for n, t in edit.tensors.items()}
+    for n, a in edit.adapter.items():
+        shape = a.B.shape[0], a.A.shape[1]
+        shapes[n] = shape[::-1] if a.transposed else shape
     for n, s in shapes.items():
         if s != (mine := tuple(params[n].shape)):
-            raise KdnbError(f"the edit {self} has numbers for {n!r} in the shape {s}, and that of {lm.name} "
+            raise KdnbError(f"the edit {edit} has numbers for {n!r} in the shape {s}, and that of {lm.name} "
                             f"has the shape {mine}: the edit is damaged, or for another model")
 
-@torch.no_grad()
-def _apply(self, lm):
-    params = dict(lm.model.named_parameters())
-    _check_shapes(self, lm, params)
-    self.check_numbers()
-    new = {n: t.to(params[n].device, params[n].dtype) for n, t in self.tensors.items()}
-    for n, a in self.adapter.items(): new[n] = (params[n].float() + a.delta().to(params[n].device)).to(params[n].dtype)
-    kept = {n: params[n].data for n in new}
-    for n, t in new.items(): params[n].data = t
-    lm.edits.append(self); lm.kept.append(kept)
+@patch
+def check_numbers(self:Edit):
+    "Refuses an edit with numbers that are not finite. The result is remembered."
+    if vars(self).get('checked'): return
+    parts = list(self.tensors.items())
+    for n, a in self.adapter.items():
+        parts += [(n, a.A), (n, a.B), (n, torch.tensor(float(a.scale)))]
+    for n, t in parts:
+        if not t.isfinite().all():
+            raise KdnbError(f"the edit {self} has numbers for {n!r} that are not finite: make it again, "
+                            "with a lower lr or float32 weights")
+    self.checked = True
 
 # %% ../../nbs/04_edits/00_edit.ipynb #01197f9a
+@torch.no_grad()
+def _replace_parameters(edit, lm):
+    params = dict(lm.model.named_parameters())
+    _check_shapes(edit, lm, params)
+    edit.check_numbers()
+    new = {n: t.to(params[n].device, params[n].dtype) for n, t in edit.tensors.items()}
+    for n, a in edit.adapter.items():
+        changed = params[n].float() + a.delta().to(params[n].device)
+        new[n] = changed.to(params[n].dtype)
+    kept = {n: params[n].data for n in new}
+    for n, t in new.items(): params[n].data = t
+    lm.edits.append(edit)
+    lm.kept.append(kept)
+
 @patch
 def apply(self:Edit, lm:LM) -> Edit:
-    "Changes `lm`. `undo` brings it back, bit for bit."
-    _check(self, lm); _apply(self, lm)
+    "Changes `lm` until `undo` is called."
+    _check_model(self, lm)
+    _replace_parameters(self, lm)
     return self
 
 @patch
 def undo(self:Edit, lm:LM):
-    "Brings `lm` back to what it was before this edit was applied."
+    "Restores `lm` to its state before this edit was applied, bit for bit."
     if self not in lm.edits: raise KdnbError(f"the edit {self} is not applied to {lm.name}")
-    if lm.edits[-1] is not self: raise KdnbError(f"the edit {self} lies under {lm.edits[-1]}: undo that one first")
+    if lm.edits[-1] is not self:
+        raise KdnbError(f"the edit {self} lies under {lm.edits[-1]}: undo that one first")
     params = dict(lm.model.named_parameters())
     for n, t in lm.kept.pop().items(): params[n].data = t
     lm.edits.pop()
 
+# %% ../../nbs/04_edits/00_edit.ipynb #6ce0a7db
 @patch
 @contextmanager
 def on(self:Edit, lm:LM):
-    "Within this context the edit is applied to `lm`; afterwards it is not, whatever happened."
+    "Within this context the edit is applied to `lm`."
     self.apply(lm)
     try: yield lm
     finally: self.undo(lm)
@@ -127,7 +157,7 @@ def on(self:Edit, lm:LM):
 # %% ../../nbs/04_edits/00_edit.ipynb #3ecbd102
 @contextmanager
 def unedited(lm:LM):
-    "Within this context no edit is applied to `lm`; afterwards the same ones are."
+    "Within this context no edit is applied to `lm`; afterwards the same edits are applied again."
     edits = lm.edits[:]
     for e in reversed(edits): e.undo(lm)
     try: yield lm
@@ -135,10 +165,11 @@ def unedited(lm:LM):
         for e in edits: e.apply(lm)
 
 # %% ../../nbs/04_edits/00_edit.ipynb #eac43306
-def untouched(lm:LM) -> int:
-    "How many blocks from the first on are as they are in the base model, while edits of weights are applied; 0 where something outside of the blocks is changed, or nothing at all."
+def untouched(lm:LM) -> int: # 0 if something outside the blocks is changed, or nothing at all
+    "The number of blocks, counted from the first, that the applied edits leave unchanged."
     names = {n for e in lm.edits for n in (*e.tensors, *e.adapter)}
     if not names: return 0
     changed = {id(p) for n, p in lm.model.named_parameters() if n in names}
     inside = [changed & {id(p) for p in b.parameters()} for b in blocks_of(lm.model)]
-    return next(i for i, c in enumerate(inside) if c) if set().union(*inside) == changed else 0
+    if set().union(*inside) != changed: return 0
+    return next(i for i, c in enumerate(inside) if c)

@@ -17,79 +17,98 @@ from .edit import Adapter, Edit
 from ..models.checks import one_sentence
 
 # %% ../../nbs/04_edits/01_storage.ipynb #fbd08960
-_FIELDS = ('method', 'entities', 'lm', 'base', 'context', 'find_above', 'settings', 'losses', 'seconds', 'peak_memory_gib', 'after', 'texts')
+def _peft_name(parameter, factor): # the name of a factor, 'A' or 'B', in peft's file
+    return f"base_model.model.{parameter.removesuffix('.weight')}.lora_{factor}.weight"
 
 def _save_adapter(adapter, folder):
-    "The low-rank factors as peft has them: adapter_model.safetensors and adapter_config.json."
+    "Writes low-rank factors as peft does: adapter_model.safetensors and adapter_config.json."
     from peft import LoraConfig
-    module = lambda n: n.removesuffix('.weight')
-    tensors = {f'base_model.model.{module(n)}.lora_{k}.weight': getattr(a, k).contiguous() for n, a in adapter.items() for k in 'AB'}
-    a = next(iter(adapter.values())); r = a.A.shape[0]
-    LoraConfig(r=r, lora_alpha=a.scale*r, target_modules=[module(n) for n in adapter], fan_in_fan_out=a.transposed, task_type='CAUSAL_LM').save_pretrained(folder)
+    tensors = {}
+    for n, a in adapter.items():
+        tensors[_peft_name(n, 'A')] = a.A.contiguous()
+        tensors[_peft_name(n, 'B')] = a.B.contiguous()
+    first = next(iter(adapter.values()))
+    rank, modules = first.A.shape[0], [n.removesuffix('.weight') for n in adapter]
+    config = LoraConfig(r=rank, lora_alpha=first.scale*rank, target_modules=modules,
+                        fan_in_fan_out=first.transposed, task_type='CAUSAL_LM')
+    config.save_pretrained(folder)
     save_file(tensors, folder/'adapter_model.safetensors', metadata={'format': 'pt'})
 
 # %% ../../nbs/04_edits/01_storage.ipynb #5c45cd1e
 EDIT_FILES = ('edit.json', 'tensors.safetensors', 'adapter_model.safetensors', 'adapter_config.json')
 
 def check_edit_folder(folder:str|Path):
-    "Before any work: may an edit be saved in a folder? Not beside a model, which an adapter would change, and not over files of somebody else."
-    if (Path(folder)/'config.json').exists(): raise KdnbError(f"{folder} holds a model (config.json), and an adapter beside it would change it: choose another folder")
+    "Refuses a folder that holds a model, or files of an edit that kdnb did not make."
+    if (Path(folder)/'config.json').exists():
+        raise KdnbError(f"{folder} holds a model (config.json), and an adapter in the same folder would "
+                        f"change how it loads. Choose another folder.")
     FolderRecord.read(folder).check(*EDIT_FILES)
 
+# %% ../../nbs/04_edits/01_storage.ipynb #7a10c007
+_FIELDS = ('method', 'entities', 'lm', 'base', 'context', 'find_above', 'settings', 'losses', 'seconds',
+           'peak_memory_gib', 'after', 'texts')
+
+def _file_names(edit): # the files that an edit needs
+    names = ['edit.json']
+    if edit.tensors: names += ['tensors.safetensors']
+    if edit.adapter: names += ['adapter_model.safetensors', 'adapter_config.json']
+    return names
+
+def _save(edit, record):
+    folder, names = record.folder, _file_names(edit)
+    record.claim(*names)
+    with writing(folder):
+        (folder/'edit.json').unlink(missing_ok=True)
+        record.delete(*[n for n in EDIT_FILES if n in record.files and n not in names])
+        if edit.tensors:
+            tensors = {n: t.cpu().contiguous() for n, t in edit.tensors.items()}
+            with replacing(folder/'tensors.safetensors') as tmp: save_file(tensors, tmp)
+        if edit.adapter: _save_adapter(edit.adapter, folder)
+        how = {n: [a.scale, a.transposed] for n, a in edit.adapter.items()}
+        note = {k: getattr(edit, k) for k in _FIELDS}
+        write_json(folder/'edit.json', {**note, 'adapter': how, 'tensors': sorted(edit.tensors)})
+    record.finish(*names)
+
 @patch
-def save(self:Edit, folder:str|Path # made if it is missing
+def save(self:Edit, folder:str|Path # created if it does not exist
         ) -> Path: # the folder
-    "Writes the edit. `edit.json` comes last, so a folder that has one is whole. What somebody else made there is not replaced."
+    "Writes the edit to a folder. Files that kdnb did not make there are not replaced."
     self.check_numbers()
     check_edit_folder(folder)
     with locked(make_folder(folder)): _save(self, FolderRecord.read(folder))
     return Path(folder)
 
-def _save(self, record):
-    folder, names = record.folder, ['edit.json', *['tensors.safetensors']*bool(self.tensors), *['adapter_model.safetensors', 'adapter_config.json']*bool(self.adapter)]
-    record.claim(*names)
-    with writing(folder):
-        (folder/'edit.json').unlink(missing_ok=True)
-        record.delete(*[n for n in EDIT_FILES if n in record.files and n not in names])
-        if self.tensors:
-            tensors = {n: t.cpu().contiguous() for n, t in self.tensors.items()}
-            with replacing(folder/'tensors.safetensors') as tmp: save_file(tensors, tmp)
-        if self.adapter: _save_adapter(self.adapter, folder)
-        how = {n: [a.scale, a.transposed] for n, a in self.adapter.items()}
-        note = {k: getattr(self, k) for k in _FIELDS}
-        write_json(folder/'edit.json', {**note, 'adapter': how, 'tensors': sorted(self.tensors)})
-    record.finish(*names)
-
 # %% ../../nbs/04_edits/01_storage.ipynb #269f499d
 _NUMBER = (int, float)
-_MUST = {'method': str, 'entities': list, 'lm': str, 'base': str, 'adapter': dict, 'after': list}
-_MAY = {'context': dict, 'find_above': (*_NUMBER, type(None)), 'settings': dict, 'losses': list,
-        'texts': dict, 'tensors': list, 'seconds': _NUMBER, 'peak_memory_gib': _NUMBER}
+_REQUIRED = {'method': str, 'entities': list, 'lm': str, 'base': str, 'adapter': dict, 'after': list}
+_OPTIONAL = {'context': dict, 'find_above': (*_NUMBER, type(None)), 'settings': dict, 'losses': list,
+             'texts': dict, 'tensors': list, 'seconds': _NUMBER, 'peak_memory_gib': _NUMBER}
 
-def _is_how(value): # of an adapter: its scale, and whether it is transposed
+def _is_scale(value): # of an adapter: [scale, whether the weight is transposed]
     if not isinstance(value, list) or len(value) != 2: return False
     scale, transposed = value
     return type(scale) in _NUMBER and math.isfinite(scale) and type(transposed) is bool
 
-def _faults(note): # what is wrong in a note: (field, reason)
-    texts = lambda values: all(isinstance(x, str) for x in values)
-    yield from ((k, 'is unknown') for k in sorted(set(note) - {*_MUST, *_MAY}))
-    for k, kind in _MAY.items():
+def _faults(note): # (field, what is wrong with it)
+    def are_texts(values): return all(isinstance(x, str) for x in values)
+    for k in sorted(set(note) - {*_REQUIRED, *_OPTIONAL}): yield k, 'is unknown'
+    for k, kind in _OPTIONAL.items():
         v = note.get(k)
         if k in note and (not isinstance(v, kind) or isinstance(v, bool)):
             yield k, f'is {str(v)[:40]!r}, which is of the wrong type'
             return
     for k in ('entities', 'tensors'):
-        if not texts(note.get(k, ())): yield k, 'must be a list of texts'
-    if not texts(note.get('context', {}).values()): yield 'context', 'must have a text for each entity'
+        if not are_texts(note.get(k, ())): yield k, 'must be a list of texts'
+    if not are_texts(note.get('context', {}).values()): yield 'context', 'must have a text for each entity'
     numbers = all(x is None or isinstance(x, _NUMBER) for x in note.get('losses', ()))
     if not numbers: yield 'losses', 'must be a list of numbers'
     for n, how in note['adapter'].items():
-        if not _is_how(how): yield 'adapter', f'{n!r} must have a finite scale, and whether it is transposed'
+        if not _is_scale(how):
+            yield 'adapter', f'{n!r} must have a finite scale, and whether it is transposed'
 
 def _read_note(path):
-    "What an edit.json says, if it has the shape that `save` gives it."
-    note = read_json(path, fields=_MUST)
+    "The content of an edit.json, if it has the form that `save` gives it."
+    note = read_json(path, fields=_REQUIRED)
     for field, reason in _faults(note):
         raise KdnbError(f"{path}, field {field}: {reason}; the edit is damaged: save it again")
     for x in note['after']: check_id(x, path)
@@ -98,31 +117,33 @@ def _read_note(path):
 # %% ../../nbs/04_edits/01_storage.ipynb #891e820f
 def _damaged(folder, why): return KdnbError(f"the edit in {folder} is damaged: {why}; save it again")
 
-def _read_tensors(folder, name) -> dict: # of a file in the folder of an edit
+def _read_tensors(folder, name) -> dict: # name -> tensor
     path = inside(folder, name, folder/'edit.json')
     if not path.is_file(): raise _damaged(folder, f'{name} is missing')
     with one_sentence(str(_damaged(folder, f'{name} cannot be read'))): return load_file(path)
 
-def _factors(folder, low, name): # A and B of one weight
-    found = [low.get(f"base_model.model.{name.removesuffix('.weight')}.lora_{k}.weight") for k in 'AB']
-    if any(t is None for t in found): raise _damaged(folder, f'the factors for {name!r} are missing')
-    A, B = found
+def _read_factors(folder, tensors, name): # A and B of one weight
+    A, B = (tensors.get(_peft_name(name, k)) for k in 'AB')
+    if A is None or B is None: raise _damaged(folder, f'the factors for {name!r} are missing')
     if A.ndim == B.ndim == 2 and A.shape[0] == B.shape[1]: return A, B
-    raise _damaged(folder, f'the factors for {name!r} have the shapes {tuple(A.shape)} and {tuple(B.shape)}')
+    shapes = f'{tuple(A.shape)} and {tuple(B.shape)}'
+    raise _damaged(folder, f'the factors for {name!r} have the shapes {shapes}')
 
+# %% ../../nbs/04_edits/01_storage.ipynb #7a10c00b
 def load_edit(folder:str|Path) -> Edit:
-    "The edit that `save` wrote. A folder with anything else is a `KdnbError` that says what is wrong."
+    "The edit that `save` wrote to a folder."
     folder = Path(folder)
     path = folder/'edit.json'
     if not path.is_file(): raise KdnbError(f"{folder} holds no saved edit: edit.json is missing")
     note = _read_note(path)
-    how, names = note.pop('adapter'), note.pop('tensors', None)
-    if names is None: names = (folder/'tensors.safetensors').exists() or [] # as it was written before
-    tensors = _read_tensors(folder, 'tensors.safetensors') if names else {}
-    if names is not True and set(names) != set(tensors):
+    scales, names = note.pop('adapter'), note.pop('tensors', None)
+    # older versions did not list the tensors
+    has_tensors = (folder/'tensors.safetensors').exists() if names is None else bool(names)
+    tensors = _read_tensors(folder, 'tensors.safetensors') if has_tensors else {}
+    if names is not None and set(names) != set(tensors):
         raise _damaged(folder, 'tensors.safetensors does not hold what edit.json says')
-    low = _read_tensors(folder, 'adapter_model.safetensors') if how else {}
-    adapter = {n: Adapter(*_factors(folder, low, n), *how[n]) for n in how}
+    low_rank = _read_tensors(folder, 'adapter_model.safetensors') if scales else {}
+    adapter = {n: Adapter(*_read_factors(folder, low_rank, n), *scales[n]) for n in scales}
     note.update({k: tuple(note[k]) for k in ('entities', 'after')})
     edit = Edit(**note, tensors=tensors, adapter=adapter)
     edit.check_numbers()

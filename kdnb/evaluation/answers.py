@@ -22,155 +22,210 @@ from ..models.generation import generate
 from ..models.model import LM, check_length
 from ..models.scoring import passed_once, score_candidates, score_spans
 
-# %% ../../nbs/06_evaluation/00_answers.ipynb #078499c0
+# %% ../../nbs/06_evaluation/00_answers.ipynb #a4500001
 def choice_of(scores) -> int|None:
-    "Index of the largest score; None where one is no number or infinitely large, all are impossible, or two are equally large."
+    "Index of the largest score; None if a score is NaN or infinite, all are -inf, or the best two are equal."
     scores = np.asarray(scores, float)
-    ok = (scores < np.inf).all() and scores.max() > -np.inf and (scores == scores.max()).sum() == 1
-    return int(scores.argmax()) if ok else None
+    valid = (scores < np.inf).all() and scores.max() > -np.inf
+    return int(scores.argmax()) if valid and (scores == scores.max()).sum() == 1 else None
 
 def as_loss(x:float|None) -> float:
-    "A number of bits; infinite where there is none."
+    "A number of bits; infinity for NaN and None, which is how JSON stores a NaN."
     return math.inf if x is None or x != x else x
 
-def _marked(row, ok): return row if ok else {**row, 'finite': False} # its scores were no finite numbers
+# %% ../../nbs/06_evaluation/00_answers.ipynb #078499c0
+def _marked(row, finite): return row if finite else {**row, 'finite': False}
 
 def _bytes(probe): return len((probe.glue + probe.gold).encode())
 
-def answer_probes(lm:LM, probes, # of `Probe`
-                  about=None, # for each, the key of the new entity it is about, or None
-                  shared:bool=True, # as in `score_candidates`
-                  owners:list|None=None, # for each, its owner, if several edits are asked side by side
-                  once:int=0 # blocks that edits will leave as they are: what these make of the probes is kept for the next time
-                 ) -> list: # for each: bits and bytes of the gold candidate; with candidates answer and correct, without tokens
-    "Answers of `lm`, with the edits that are applied to it."
-    probes = list(probes)
-    front = [context_of(lm, n, p.left) for n, p in zip(about or [None]*len(probes), probes)]
-    lefts, out = [f'{f} {p.left}' if f else p.left for f, p in zip(front, probes)], [None]*len(probes)
-    choice, spans = ([i for i, p in enumerate(probes) if bool(p.candidates) == c] for c in (True, False))
-    of, whose = lambda k, some: [getattr(probes[i], k) for i in some], lambda some: owners and [owners[i] for i in some]
-    with passed_once(lm, 0 if owners or not shared else untouched(lm) if lm.edits else once):
-        chosen = score_candidates(lm, [lefts[i] for i in choice], of('candidates', choice), of('glue', choice), shared=shared, owners=whose(choice))
-        likely = score_spans(lm, [lefts[i] for i in spans], of('gold', spans), of('glue', spans), shared, whose(spans))
-    for i, s in zip(choice, chosen):
-        p, best = probes[i], choice_of(s)
-        answer = None if best is None else p.candidates[best]
-        bits = -s[p.candidates.index(p.gold)]/math.log(2)
-        row = dict(correct=answer == p.gold, answer=answer, bits=bits, bytes=_bytes(p))
-        out[i] = _marked(row, np.isfinite(np.max(s)) and math.isfinite(bits))
-    for i, (s, n) in zip(spans, likely):
-        out[i] = _marked(dict(bits=-s/math.log(2), bytes=_bytes(probes[i]), tokens=n), math.isfinite(s))
+def _choice_row(probe, scores):
+    best = choice_of(scores)
+    answer = None if best is None else probe.candidates[best]
+    bits = -scores[probe.candidates.index(probe.gold)]/math.log(2)
+    row = dict(correct=answer == probe.gold, answer=answer, bits=bits, bytes=_bytes(probe))
+    return _marked(row, np.isfinite(np.max(scores)) and math.isfinite(bits))
+
+def _span_row(probe, score, n_tokens):
+    return _marked(dict(bits=-score/math.log(2), bytes=_bytes(probe), tokens=n_tokens), math.isfinite(score))
+
+def _contexts(lm, probes, about): # left contexts, after the definition that the applied edits put in front
+    out = []
+    for key, p in zip(about or [None]*len(probes), probes):
+        front = context_of(lm, key, p.left)
+        out.append(f'{front} {p.left}' if front else p.left)
     return out
+
+# %% ../../nbs/06_evaluation/00_answers.ipynb #a4500004
+def answer_probes(lm:LM, # with edits applied
+                  probes, # of `Probe`
+                  about=None, # key of the new entity that each probe is about, or None
+                  shared:bool=True, # share passes over left contexts, as in `score_candidates`
+                  owners:list|None=None, # index of each probe's adapter, within `Bank.on`
+                  once:int=0 # number of blocks below all edits to come, whose states are cached
+                 ) -> list: # for each: correct, answer, bits, bytes; without candidates: bits, bytes, tokens
+    "Answers to probes, one row each."
+    probes = list(probes)
+    lefts = _contexts(lm, probes, about)
+    def pick(values, some): return [values[i] for i in some]
+    def glue(some): return [probes[i].glue for i in some]
+    def adapters(some): return owners and pick(owners, some)
+    choice = [i for i, p in enumerate(probes) if p.candidates]
+    spans = [i for i, p in enumerate(probes) if not p.candidates]
+    candidates, golds = [probes[i].candidates for i in choice], [probes[i].gold for i in spans]
+
+    n_cached = untouched(lm) if lm.edits else once
+    with passed_once(lm, 0 if owners or not shared else n_cached):
+        scores = score_candidates(lm, pick(lefts, choice), candidates, glue(choice), shared=shared,
+                                  owners=adapters(choice))
+        likelihoods = score_spans(lm, pick(lefts, spans), golds, glue(spans), shared, adapters(spans))
+    rows = {i: _choice_row(probes[i], s) for i, s in zip(choice, scores)}
+    rows |= {i: _span_row(probes[i], s, n) for i, (s, n) in zip(spans, likelihoods)}
+    return [rows[i] for i in range(len(probes))]
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #86e188bc
 def answer_question(lm:LM, entity:Entity, max_new_tokens:int=16) -> dict: # correct, text
-    "What `lm` writes, greedily, when it is asked the entity's question."
-    front = context_of(lm, entity.key, entity.question.text)
-    prompt = (f'{front}\n\n' if front else '') + f'Question: {entity.question.text}\nAnswer:'
-    broken = []
-    text = generate(lm, [prompt], max_new_tokens=max_new_tokens, temperature=0, broken=broken)[0][0]
-    text = text.strip().split('\n')[0]
-    right = not broken and any(says(text, a) for a in entity.question.answers)
-    return _marked(dict(correct=right, text=text), not broken)
+    "The model's greedy reply to the entity's question."
+    question = entity.question
+    front = context_of(lm, entity.key, question.text)
+    prompt = (f'{front}\n\n' if front else '') + f'Question: {question.text}\nAnswer:'
+    broken = [] # indices of prompts at which the logits were not finite
+    replies = generate(lm, [prompt], max_new_tokens=max_new_tokens, temperature=0, broken=broken)[0]
+    text = replies[0].strip().split('\n')[0]
+    correct = not broken and any(says(text, a) for a in question.answers)
+    return _marked(dict(correct=correct, text=text), not broken)
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #8d5fb0a5
-NEAR = { # name -> rows of a target, their kind, what counts
-    'near': ('near', 'near', 'correct'), 'near_plus': ('near_plus', 'near', 'correct'), 'written_explicit': ('probes', 'explicit', 'written'), 'written_indirect': ('probes', 'indirect', 'written'),
-    'written_near': ('near', 'near', 'written'), 'written_near_plus': ('near_plus', 'near', 'written')}
+NEAR = { # name of a metric -> field of a target's results, kind of probe, what counts
+    'near': ('near', 'near', 'correct'),
+    'near_plus': ('near_plus', 'near', 'correct'),
+    'written_explicit': ('probes', 'explicit', 'written'),
+    'written_indirect': ('probes', 'indirect', 'written'),
+    'written_near': ('near', 'near', 'written'),
+    'written_near_plus': ('near_plus', 'near', 'written')}
 
-def said_first(text:str, candidates) -> str: # '' if none of them is said
-    "The candidate that a text says first, as whole words, whatever its case and spelling; of two that differ in these alone, the one that is written so."
+def said_first(text:str, candidates) -> str: # '' if the text contains none of them
+    "The candidate that a text contains first, as whole words, regardless of case and spelling."
     found = {c: place for c in candidates if (place := next(spans(text, c), None))}
-    return min(found, key=lambda c: (found[c][0], text[slice(*found[c])] != c, -len(c)), default='')
+    def rank(c): # by place, then exact spelling, then length
+        start, end = found[c]
+        return start, text[start:end] != c, -len(c)
+    return min(found, key=rank, default='')
 
+# %% ../../nbs/06_evaluation/00_answers.ipynb #a4500008
 def write_answers(lm:LM, probes, # of `Probe`, with candidates
-                  about=None, # as in `answer_probes`
+                  about=None, # key of the new entity that each probe is about, or None
                   max_new_tokens:int=8
-                 ) -> list: # for each: text, and written: whether it says the gold candidate first
-    "What `lm` writes, greedily, after the left contexts."
+                 ) -> list: # for each: text, and written: whether it mentions the gold candidate first
+    "Greedy continuations of the left contexts."
     if not probes: return []
-    front = [context_of(lm, n, p.left) for n, p in zip(about or [None]*len(probes), probes)]
-    prompts, broken = [f'{f} {p.left}' if f else p.left for f, p in zip(front, probes)], []
-    texts = [t for t, in generate(lm, prompts, max_new_tokens=max_new_tokens, temperature=0, broken=broken)]
-    fine = [i not in broken for i in range(len(probes))]
-    return [_marked(dict(text=t, written=ok and said_first(t, p.candidates) == p.gold), ok)
-            for t, p, ok in zip(texts, probes, fine)]
+    prompts, broken = _contexts(lm, probes, about), []
+    texts = generate(lm, prompts, max_new_tokens=max_new_tokens, temperature=0, broken=broken)
+    rows = []
+    for i, (p, (text,)) in enumerate(zip(probes, texts)):
+        finite = i not in broken
+        written = finite and said_first(text, p.candidates) == p.gold
+        rows.append(_marked(dict(text=text, written=written), finite))
+    return rows
 
-def _about(lm, entity, probes, free, ask):
-    "Answers to probes about an entity or its neighbours; with what is written, if there are neighbours."
-    rows = ask(lm, probes, [entity.key]*len(probes))
-    said = write_answers(lm, probes, [entity.key]*len(probes)) if free and entity.near else [{}]*len(probes)
-    return [{**r, **s, 'kind': p.kind} for p, r, s in zip(probes, rows, said)]
-
-def _plus(lm, entity):
-    "The probes about the neighbours, after the sentence that was taught; it does not stand there twice."
-    return [p if lm and context_of(lm, entity.key, p.left) == entity.definition else replace(p, left=f'{entity.definition} {p.left}') for p in entity.near]
-
-# %% ../../nbs/06_evaluation/00_answers.ipynb #44d071be
+# %% ../../nbs/06_evaluation/00_answers.ipynb #a450000a
 def definition_bits(lm:LM, entity:Entity) -> float: # bits per byte
-    "How surprised the weights are by the definition (no context in front)."
-    ids = lm.encode(entity.definition)
-    return -token_logprobs(lm, [ids], [1])[0].double().sum().item()/math.log(2)/len(entity.definition.encode())
+    "Negative log-likelihood of the definition, without context."
+    ids, n_bytes = lm.encode(entity.definition), len(entity.definition.encode())
+    return -token_logprobs(lm, [ids], [1])[0].double().sum().item()/math.log(2)/n_bytes
 
-def _whole(probe): return probe.left + probe.glue + max(probe.candidates or (probe.gold,), key=len)
+def _longest(probe): # its text with the longest candidate
+    return probe.left + probe.glue + max(probe.candidates or (probe.gold,), key=len)
 
 def _check_lengths(lm, entities):
-    "Refuses, before anything is asked, an entity whose definition is too long with what will stand after it."
-    front = any(e.context for e in lm.edits)
-    check_length(lm, entities, lambda e: [_whole(p) for p in (*e.near, *(e.probes if front else ()))])
+    "Refuses an entity whose definition, with a probe after it, is too long for the model."
+    context = any(e.context for e in lm.edits)
+    check_length(lm, entities, lambda e: [_longest(p) for p in (*e.near, *(e.probes if context else ()))])
 
+# %% ../../nbs/06_evaluation/00_answers.ipynb #a450000d
+def _after_definition(lm, entity): # the probes about neighbors, after the taught sentence
+    out = []
+    for p in entity.near:
+        in_context = lm and context_of(lm, entity.key, p.left) == entity.definition
+        out.append(p if in_context else replace(p, left=f'{entity.definition} {p.left}'))
+    return out
+
+def _evaluate_entity(lm, entity, free, ask):
+    "All rows about one entity."
+    def rows(probes):
+        keys = [entity.key]*len(probes)
+        answers = ask(lm, probes, keys)
+        written = write_answers(lm, probes, keys) if free and entity.near else [{}]*len(probes)
+        return [{**a, **w, 'kind': p.kind} for p, a, w in zip(probes, answers, written)]
+    out = dict(entity=entity.name, key=entity.key, definition_bits=lm and definition_bits(lm, entity))
+    out |= dict(probes=rows(entity.probes), near=rows(entity.near))
+    out['near_plus'] = rows(_after_definition(lm, entity))
+    out['free'] = answer_question(lm, entity) if free and entity.question else None
+    return out
+
+# %% ../../nbs/06_evaluation/00_answers.ipynb #44d071be
 def evaluate(lm:LM, # with edits applied
              entities, # that were taught
-             specificity=(), # probes about known things
-             others=(), # other new entities, that were not taught
-             free:bool=True, # ask the questions for free generation, too
-             ask=None # who answers; None: `answer_probes`
+             specificity=(), # probes about well-known things
+             others=(), # new entities that were not taught
+             free:bool=True, # whether to generate text: replies to questions, answers about neighbors
+             ask=None # function that answers probes; None: `answer_probes`
             ) -> dict: # rows: target, specificity (None for a probe about one of `entities`), others
-    "Everything that is asked of one case."
+    "Answers to everything that is asked of one case."
     if lm: _check_lengths(lm, entities)
-    target, own, ask = [], {e.key for e in entities}, ask or answer_probes
-    for e in entities:
-        about = lambda probes: _about(lm, e, probes, free, ask)
-        target.append(dict(entity=e.name, key=e.key, definition_bits=lm and definition_bits(lm, e), probes=about(e.probes), near=about(e.near), near_plus=about(_plus(lm, e)),
-                           free=answer_question(lm, e) if free and e.question else None))
-    wanted, rest = [(p, o.key) for o in others for p in o.probes], [i for i, p in enumerate(specificity) if p.topic not in own]
-    known = dict(zip(rest, ask(lm, [specificity[i] for i in rest])))
-    return dict(target=target, specificity=[known.get(i) for i in range(len(specificity))], others=ask(lm, [p for p, _ in wanted], [n for _, n in wanted]))
+    ask, taught = ask or answer_probes, {e.key for e in entities}
+    target = [_evaluate_entity(lm, e, free, ask) for e in entities]
+    asked = [i for i, p in enumerate(specificity) if p.topic not in taught]
+    known = dict(zip(asked, ask(lm, [specificity[i] for i in asked])))
+    pairs = [(p, o.key) for o in others for p in o.probes]
+    other_rows = ask(lm, [p for p, _ in pairs], [key for _, key in pairs])
+    return dict(target=target, specificity=[known.get(i) for i in range(len(specificity))], others=other_rows)
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #40bac487
-def evaluate_apart(lm:LM, # with a bank on it
-                   cases:list, # of (entities, specificity, others), that of owner 0 first
-                   free:bool=True) -> list: # of what `evaluate` gives
-    "Everything that is asked of several cases, each with the adapter that it owns."
+def _record_probes(cases) -> list: # (index of the case, probe, key of its entity)
+    "The probes that `evaluate` asks, in its order."
     asked = []
-    def note(lm, probes, about=None): asked.append((owner, list(probes), about)); return [{}]*len(asked[-1][1])
-    for owner, case in enumerate(cases): evaluate(None, *case, free=False, ask=note)
-    jobs = [(p, a, owner) for owner, probes, about in asked for p, a in zip(probes, about or [None]*len(probes))]
-    rows = iter(answer_probes(lm, *map(list, zip(*((p, a) for p, a, _ in jobs))), owners=[o for *_, o in jobs]) if jobs else [])
+    for index, case in enumerate(cases):
+        def record(lm, probes, about=None):
+            probes = list(probes)
+            keys = about or [None]*len(probes)
+            asked.extend([(index, p, key) for p, key in zip(probes, keys)])
+            return [{}]*len(probes)
+        evaluate(None, *case, free=False, ask=record)
+    return asked
+
+def evaluate_apart(lm:LM, # within `Bank.on`
+                   cases:list, # of (entities, specificity, others), one per adapter
+                   free:bool=True # as in `evaluate`
+                  ) -> list: # for each case, the result of `evaluate`
+    "Evaluates several cases, each with the adapter of its index."
+    asked, rows = _record_probes(cases), iter(())
+    if asked:
+        owners, probes, about = map(list, zip(*asked))
+        rows = iter(answer_probes(lm, probes, about, owners=owners))
+    def replay(lm, probes, about=None): return [next(rows) for _ in probes]
     out = []
-    for owner, case in enumerate(cases):
-        with owned(lm, [owner]): out.append(evaluate(lm, *case, free=free, ask=lambda lm, probes, about=None: [next(rows) for _ in probes]))
+    for index, case in enumerate(cases):
+        with owned(lm, [index]): out.append(evaluate(lm, *case, free=free, ask=replay))
     return out
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #19360d49
 @patch
-def ask(self:Shelf, lm:LM, probes, about=None # not used: a probe's own words decide
+def ask(self:Shelf, lm:LM, probes, about=None # not used: the words of a probe decide
        ) -> list: # as `answer_probes`
-    "Answers to probes, each by the edit that its left context names."
-    probes = list(probes)
-    by, out = {}, [None]*len(probes)
-    for i, p in enumerate(probes): by.setdefault(self.find(p.left), []).append(i)
-    for some in by.values():
-        with self.on(lm, probes[some[0]].left): rows = answer_probes(lm, [probes[i] for i in some])
-        for i, r in zip(some, rows): out[i] = r
-    return out
+    "Answers to probes, each by the edit of the entity that it mentions."
+    probes, groups, out = list(probes), {}, {}
+    for i, p in enumerate(probes): groups.setdefault(self.find(p.left), []).append(i)
+    for group in groups.values():
+        with self.on(lm, probes[group[0]].left): rows = answer_probes(lm, [probes[i] for i in group])
+        out.update(zip(group, rows))
+    return [out[i] for i in range(len(probes))]
 
 @patch
 def evaluate(self:Shelf, lm:LM, entities, specificity=(), others=(), free:bool=True) -> dict:
-    "What `evaluate` asks, but each prompt meets the edit that it names. (Nothing is written about neighbours.)"
+    "As the function `evaluate`, with the edit that each prompt asks for. Nothing is written about neighbors."
     out = evaluate(lm, entities, specificity, others, free=False, ask=self.ask)
     for e, row in zip(entities, out['target']):
         with self.on(lm, e.definition): row['definition_bits'] = definition_bits(lm, e)
-        if not free or not e.question: continue
-        with self.on(lm, e.question.text): row['free'] = answer_question(lm, e)
+        if free and e.question:
+            with self.on(lm, e.question.text): row['free'] = answer_question(lm, e)
     return out

@@ -9,6 +9,7 @@ __all__ = ['ENDPOINTS', 'EMPTY_TRIES', 'GENERATORS', 'APIGenerator', 'make_gener
 import hashlib, json, threading, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass
 from pathlib import Path
 import tenacity
 from fastcore.basics import patch
@@ -23,77 +24,92 @@ from .prompts import Draft, PROMPTS, Sampling, ask
 
 # %% ../../nbs/03_transfer/06_openai_api.ipynb #5e29f85b
 ENDPOINTS = ('chat', 'completions')
-EMPTY_TRIES = 3 # calls without a text before none is expected any more
 
-def _check_number(value, name, least, most):
+def _check_range(value, name, least, most):
     if amount(value) is None or not least <= value <= most:
         raise KdnbError(f"{name} is {value!r}: it must be a number from {least} to {most}")
 
-def _check_budget(model, budget, price):
-    if budget is not None: _check_number(budget, 'budget', 0, 1e9)
+def _check_budget(model, budget, price): # gives the price
+    if budget is not None: _check_range(budget, 'budget', 0, 1e9)
     if budget is None or price is not None: return price
     raise KdnbError(f"a budget needs a price, and none is known for {model!r}: give it, in dollars per "
                     "million tokens that are read and that are written")
 
 # %% ../../nbs/03_transfer/06_openai_api.ipynb #49eb10f7
 class APIGenerator:
-    "A model behind the OpenAI API as the generator; by default as the paper's GPT-3.5 (section 3)."
+    "A model behind the OpenAI API as generator."
     defaults = dict(prompts=('paper',), n=15, temperature=.9, top_p=1., max_new_tokens=256, rounds=3)
-    unit = 'calls' # that are counted
+    unit = 'calls' # what `calls` counts
 
-    def __init__(self, model:str, base_url:str|None=None, # of a server that is not the service itself
-                 replies:str|Path|None=None, # file in which answers are kept; None: in memory
+    def __init__(self, model:str,
+                 base_url:str|None=None, # address of a server other than the service itself
+                 replies:str|Path|None=None, # file in which replies are stored; None: in memory
                  endpoint:str='chat', # one of `ENDPOINTS`
-                 concurrency:int=8, # calls at a time
-                 timeout:float=60., # seconds that a call may be silent
-                 tries:int=8, # calls before a fault counts as lasting
-                 wait:tuple=(1., 60.), # seconds before the second call, and at most
-                 budget:float|None=None, # dollars that all answers in `replies` together may cost
+                 concurrency:int=8, # number of simultaneous calls
+                 timeout:float=60., # seconds without data after which a call fails
+                 tries:int=8, # number of calls after which a temporary fault counts as permanent
+                 wait:tuple=(1., 60.), # seconds before the second try, and at most
+                 budget:float|None=None, # maximum cost of all replies in `replies`, in dollars
                  price=None): # dollars per million tokens (read, written); None: from `PRICES`
         choose(endpoint, ENDPOINTS, 'endpoint')
         for k, v in (('concurrency', concurrency), ('tries', tries)):
-            _check_number(check_whole(v, k, 1), k, 1, 1000)
+            _check_range(check_whole(v, k, 1), k, 1, 1000)
         for k, v in (('timeout', timeout), ('wait', wait[0]), ('wait', wait[1])):
-            _check_number(v, k, .001, 86400)
+            _check_range(v, k, .001, 86400)
         self.price = _check_budget(model, budget, price_of(model, price))
         self.model, self.endpoint, self.name = model, endpoint, f'openai:{model}'
         self.chat = endpoint == 'chat'
         self.concurrency, self.tries, self.wait = concurrency, tries, wait
         self.identity = dict(generator=self.name, endpoint=endpoint)
         self.server, self.replies = Server(model, base_url, self.chat, timeout), Replies(replies)
-        self.files = (replies,) if replies else () # that it writes itself
+        self.files = (replies,) if replies else ()
         self.budget = Budget(budget, lambda: self.replies.total['cost'])
-        self.stop, self.error, self.single = threading.Event(), None, False # single: one text a call
-        self._used, self._pool, self._counts = {}, ThreadPoolExecutor(concurrency), threading.Lock()
+        self.stop, self.error = threading.Event(), None # stop: no new call is started
+        self.single = False # whether the server returns one text per call, whatever `n` is
+        self._used = {} # key of an entity -> Counter of the replies that it has used
+        self._pool, self._counts = ThreadPoolExecutor(concurrency), threading.Lock()
 
     @property
     def about(self) -> dict:
-        "What is noted in a set besides what decides whether it is the same."
-        return dict(place=self.server.place,
-                    **({'changes': self.server.changes} if self.server.changes else {}))
+        "What is recorded in a set but does not decide whether it can be reused."
+        changes = self.server.changes
+        return dict(place=self.server.place, **({'changes': changes} if changes else {}))
 
-    def begin(self, prompts:dict, spend:bool):
-        "Before the first set: can it be made? With `spend`, the file of the answers is made ready."
-        self.error = None
-        self.stop.clear()
-        for n, p in prompts.items():
-            if self.chat and not p.chat:
-                raise KdnbError(f"the prompt {n!r} is for models that go on with a text, and a chat cannot "
-                                f"be made to start with given words: use the endpoint completions, or one "
-                                f"of {', '.join(repr(k) for k, v in PROMPTS.items() if v.chat)}")
-        if not spend: return
-        if not self.server.has_key and not self.server.own:
-            raise KdnbError(f"no key: set the environment variable {KEY}, or give the address of a server "
-                            f"of your own (base_url)")
-        self.replies.open()
+# %% ../../nbs/03_transfer/06_openai_api.ipynb #0a1a0002
+@patch
+def begin(self:APIGenerator, prompts:dict, # name -> Prompt
+          spend:bool # whether calls will follow: then a key is needed, and the file of replies is opened
+         ):
+    "Checks before the first set."
+    self.error = None
+    self.stop.clear()
+    for n, p in prompts.items():
+        if self.chat and not p.chat:
+            others = ', '.join(repr(k) for k, v in PROMPTS.items() if v.chat)
+            raise KdnbError(f"the prompt {n!r} is for models that continue a text; a chat cannot be made to "
+                            f"start with given words. Use the endpoint completions, or one of {others}.")
+    if not spend: return
+    if not self.server.has_key and not self.server.own:
+        raise KdnbError(f"no key: set the environment variable {KEY}, or give the address of a server "
+                        f"of your own (base_url)")
+    self.replies.open()
 
 # %% ../../nbs/03_transfer/06_openai_api.ipynb #07bb04ce
+@dataclass(frozen=True)
+class _Request:
+    "Texts to ask a server for."
+    key: str # hash of the request, under which replies are stored
+    prompt: str # name
+    text: str # what is asked
+    start: str # the beginning that the texts continue
+    n: int # number of texts
+
 @patch
-def _count(self:APIGenerator, spent, **k): # a Counter that several calls count in
+def _count(self:APIGenerator, spent, **k): # several threads add to the same Counter
     with self._counts: spent.update(k)
 
 @patch
-def _stopped(self:APIGenerator, sentence=''): # the error, of which the first counts
+def _stopped(self:APIGenerator, sentence=''): # the error to raise: the first one counts
     n = self.replies.total['calls']
     kept = f' {n} answers are kept, and the same command goes on.' if n else ''
     self.error = self.error or KdnbError(f"{sentence or 'stopped.'}{kept}")
@@ -101,8 +117,8 @@ def _stopped(self:APIGenerator, sentence=''): # the error, of which the first co
     return self.error
 
 @patch
-def _set_aside(self:APIGenerator, text, n, how): # dollars
-    worst = cost(self.price, tokens_about(text), n*how.max_new_tokens)
+def _reserve(self:APIGenerator, request, how): # the maximum cost of a call, in dollars
+    worst = cost(self.price, tokens_about(request.text), request.n*how.max_new_tokens)
     fits = self.budget.set_aside(worst, self.stop)
     if self.stop.is_set():
         if fits: self.budget.put_back(worst)
@@ -113,137 +129,164 @@ def _set_aside(self:APIGenerator, text, n, how): # dollars
                             f"${worst:.4f}. Give more.")
     return worst
 
+# %% ../../nbs/03_transfer/06_openai_api.ipynb #b944313e
 @patch
 def _seed(self:APIGenerator, how, key):
     text = f'{how.seed} {key} {len(self.replies.by[key])}'
     return int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)
 
-# %% ../../nbs/03_transfer/06_openai_api.ipynb #b944313e
 @patch
-def _try(self:APIGenerator, key, text, n, how, spent):
-    "One call. What has to be paid is on the disk before anything else is done with it."
-    worst, start = self._set_aside(text, n, how), time.perf_counter()
+def _store(self:APIGenerator, key, answer, spent, seconds):
+    tokens_in, tokens_out = answer.tokens
+    used = dict(calls=1, tokens_in=tokens_in, tokens_out=tokens_out, cost=cost(self.price, *answer.tokens))
+    self.replies.add(key=key, texts=answer.texts, refused=answer.refused, **used,
+                     seconds=round(seconds, 2), when=int(time.time()))
+    self._count(spent, **used)
+
+@patch
+def _try(self:APIGenerator, request, how, spent):
+    "One call."
+    worst, start = self._reserve(request, how), time.perf_counter()
     try:
-        answer, before = self.server.send(text, n, how, self._seed(how, key))
-        if before: self._count(spent, failed=before)
-        if answer.billed: self._keep(key, answer, spent, time.perf_counter() - start)
+        seed = self._seed(how, request.key)
+        answer, rejected = self.server.send(request.text, request.n, how, seed)
+        if rejected: self._count(spent, failed=rejected)
+        if answer.billed: self._store(request.key, answer, spent, time.perf_counter() - start)
     finally: self.budget.put_back(worst)
     raise_fault(answer)
-    if len(answer.texts) + len(answer.refused) < n: self.single = True
+    if len(answer.texts) + len(answer.refused) < request.n: self.single = True
+
+# %% ../../nbs/03_transfer/06_openai_api.ipynb #0a1a0006
+EMPTY_TRIES = 3 # calls without a text before no text is expected
 
 @patch
-def _keep(self:APIGenerator, key, answer, spent, seconds):
-    tokens = dict(zip(('tokens_in', 'tokens_out'), answer.tokens))
-    got = dict(calls=1, **tokens, cost=cost(self.price, *answer.tokens))
-    self.replies.add(key=key, texts=answer.texts, refused=answer.refused, **got,
-                     seconds=round(seconds, 2), when=int(time.time()))
-    self._count(spent, **got)
-
-@patch
-def _lasts(self:APIGenerator, state): # for tenacity: it is no use to try again
+def _gives_up(self:APIGenerator, state): # for tenacity
     err, n = state.outcome.exception(), state.attempt_number
     nobody = type(err.__cause__).__name__ == 'ConnectError'
-    self.server.met |= not nobody # something has answered at this address
+    if not nobody: self.server.met = True # something has answered at this address
     if isinstance(err, NoText): return n >= EMPTY_TRIES
-    return n >= 3 and (nobody and not self.server.met or isinstance(err, PageInstead) and not self.server.right)
+    never_met = nobody and not self.server.met
+    only_pages = isinstance(err, PageInstead) and not self.server.right
+    return n >= 3 and (never_met or only_pages)
 
 @patch
-def _wait(self:APIGenerator, state): # for tenacity
-    again = tenacity.wait_random_exponential(multiplier=self.wait[0], max=self.wait[1])(state)
-    return max(retry_after(state.outcome.exception()), again)
+def _wait(self:APIGenerator, state): # seconds, for tenacity
+    backoff = tenacity.wait_random_exponential(multiplier=self.wait[0], max=self.wait[1])(state)
+    return max(retry_after(state.outcome.exception()), backoff)
+
+@patch
+def _has_text(self:APIGenerator): # whether this model has ever written something
+    return any(text for found in list(self.replies.by.values()) for text, _ in found)
 
 # %% ../../nbs/03_transfer/06_openai_api.ipynb #6009a2fb
 @patch
-def _call(self:APIGenerator, key, text, n, how, spent):
-    "Asks for `n` texts until some come, and keeps what comes."
-    stop = tenacity.stop_after_attempt(self.tries) | self._lasts | tenacity.stop_when_event_set(self.stop)
-    again = tenacity.Retrying(stop=stop, wait=self._wait, sleep=self.stop.wait,
+def _call(self:APIGenerator, request, how, spent):
+    "Repeats a call until some texts arrive."
+    stop = tenacity.stop_after_attempt(self.tries) | self._gives_up | tenacity.stop_when_event_set(self.stop)
+    retry = tenacity.Retrying(stop=stop, wait=self._wait, sleep=self.stop.wait,
                               retry=tenacity.retry_if_exception(is_temporary), reraise=True,
                               after=lambda state: self._count(spent, failed=1))
-    try: again(self._try, key, text, n, how, spent)
+    try: retry(self._try, request, how, spent)
     except KdnbError as err: # a full disk, or the budget
         self.error = self.error or err
         raise self._stopped() from None
     except Exception as err:
         if self.stop.is_set(): raise self._stopped() from None
-        if isinstance(err, NoText) and self._has_text(): return self.replies.forgo(key, n, NO_TEXT)
-        raise self._stopped(lasting(err, self.server, again.statistics['attempt_number'])) from None
+        if isinstance(err, NoText) and self._has_text():
+            return self.replies.forgo(request.key, request.n, NO_TEXT)
+        raise self._stopped(lasting(err, self.server, retry.statistics['attempt_number'])) from None
 
 @patch
-def _has_text(self:APIGenerator): return any(t for found in list(self.replies.by.values()) for t, _ in found)
+def _call_all(self:APIGenerator, requests, how, spent):
+    work = [self._pool.submit(self._call, r, how, spent) for r in requests]
+    try:
+        for f in as_completed(work): f.result()
+    except BaseException: # no new call is started; those under way are waited for, and their replies stored
+        self.stop.set()
+        for f in work: f.cancel()
+        wait(work)
+        raise
 
+# %% ../../nbs/03_transfer/06_openai_api.ipynb #6bf70815
 @patch
 def _key(self:APIGenerator, prompt, text, how):
     sampling = [how.temperature, how.top_p, how.max_new_tokens, how.seed]
     asked = json.dumps([self.model, self.endpoint, prompt, text, *sampling])
     return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
-# %% ../../nbs/03_transfer/06_openai_api.ipynb #6bf70815
 @patch
-def _asks(self:APIGenerator, entity, prompts, want, how):
-    "What is to be asked: key -> name of the prompt, text, start, and how many texts are wanted."
+def _requests(self:APIGenerator, entity, prompts, want, how) -> list:
+    "What is to be asked to get the wanted number of texts from each prompt."
     out = {}
     for name, p in prompts.items():
         forms = [ask(p, entity, i, self.chat) for i in range(len(p.vary)*len(p.starts))]
         if self.chat: forms = [(text, '') for text, _ in forms]
-        forms = list(dict.fromkeys(forms)) # the different ones
+        forms = list(dict.fromkeys(forms)) # without duplicates
+        share, rest = divmod(want[name], len(forms))
         for i, (text, start) in enumerate(forms[:want[name]]):
-            n = want[name]//len(forms) + (i < want[name] % len(forms))
-            out[self._key(name, text, how)] = name, text, start, n
-    return out
+            key = self._key(name, text, how)
+            out[key] = _Request(key, name, text, start, share + (i < rest))
+    return list(out.values())
+
+# %% ../../nbs/03_transfer/06_openai_api.ipynb #0a1a0009
+@patch
+def _fetch(self:APIGenerator, requests, used, how, spent):
+    "Calls the server until each request has its texts, or they are given up."
+    for _ in range(2 + how.n): # a server that returns fewer texts than asked for is asked again
+        calls = []
+        for r in requests:
+            missing = r.n + used[r.key] - len(self.replies.by[r.key])
+            if missing <= 0: continue
+            for n in [1]*missing if self.single else [missing]:
+                calls.append(_Request(r.key, r.prompt, r.text, r.start, n))
+        if not calls: return
+        self._call_all(calls, how, spent)
 
 @patch
-def write(self:APIGenerator, entity:Entity, prompts:dict, want:dict, r:int, how:Sampling, spent:Counter
+def write(self:APIGenerator, entity:Entity,
+          prompts:dict, # name -> Prompt: those that have not given their share yet
+          want:dict, # name -> number of continuations still wanted
+          r:int, # number of the round
+          how:Sampling,
+          spent:Counter # calls, tokens and cost are added here
          ) -> list: # of `Draft`
-    "The drafts of round `r`: as many as are wanted, those from the file first."
+    "The drafts of a round: as many as are wanted, stored texts first."
     if r == 0: self._used[entity.key] = Counter()
-    used, asks, out = self._used[entity.key], self._asks(entity, prompts, want, how), []
-    for _ in range(2 + how.n): # a server that brings fewer texts than it is asked for is asked again
-        lacks = {key: n + used[key] - len(self.replies.by[key]) for key, (*_, n) in asks.items()}
-        calls = [(key, k) for key, n in lacks.items() if n > 0 for k in ([1]*n if self.single else [n])]
-        if not calls: break
-        self._call_all([(key, asks[key][1], k, how, spent) for key, k in calls])
-    for key, (name, _, start, n) in asks.items():
-        for t, why in self.replies.by[key][used[key]:used[key]+n]:
-            out.append(Draft(name, start, t or '', why, self.chat))
-            used[key] += 1
+    used, requests, out = self._used[entity.key], self._requests(entity, prompts, want, how), []
+    self._fetch(requests, used, how, spent)
+    for q in requests:
+        first = used[q.key]
+        for text, why in self.replies.by[q.key][first:first+q.n]:
+            out.append(Draft(q.prompt, q.start, text or '', why, self.chat))
+            used[q.key] += 1
     return out
 
 # %% ../../nbs/03_transfer/06_openai_api.ipynb #0e39ca12
 @patch
-def _call_all(self:APIGenerator, calls):
-    work = [self._pool.submit(self._call, *c) for c in calls]
-    try:
-        for f in as_completed(work): f.result()
-    except BaseException: # no call is begun any more, and what is under way is waited for and kept
-        self.stop.set()
-        for f in work: f.cancel()
-        wait(work)
-        raise
-
-@patch
-def plan(self:APIGenerator, entity:Entity, prompts:dict, want:dict, how:Sampling
-        ) -> dict: # calls, tokens_in, tokens_out, cost
-    "What a set takes, if every text is kept; those that are there already cost nothing."
-    asks = self._asks(entity, prompts, want, how)
-    calls = [(text, n - len(self.replies.by[key])) for key, (_, text, _, n) in asks.items()]
-    calls = [(text, n) for text, n in calls if n > 0]
-    tokens = sum(tokens_about(t) for t, _ in calls), sum(n for _, n in calls)*how.max_new_tokens
-    dollars = cost(self.price, *tokens)
-    return dict(calls=len(calls), tokens_in=tokens[0], tokens_out=tokens[1], cost=dollars)
+def plan(self:APIGenerator, entity:Entity, prompts:dict, want:dict, how:Sampling) -> dict:
+    "Upper bounds for a set if every text is kept: calls, tokens_in, tokens_out, cost. Stored texts are free."
+    requests = self._requests(entity, prompts, want, how)
+    missing = [(r.text, r.n - len(self.replies.by[r.key])) for r in requests]
+    missing = [(text, n) for text, n in missing if n > 0]
+    tokens_in = sum(tokens_about(text) for text, _ in missing)
+    tokens_out = sum(n for _, n in missing)*how.max_new_tokens
+    dollars = cost(self.price, tokens_in, tokens_out)
+    return dict(calls=len(missing), tokens_in=tokens_in, tokens_out=tokens_out, cost=dollars)
 
 # %% ../../nbs/03_transfer/06_openai_api.ipynb #25b0b596
 GENERATORS = {'self': 'the base LM itself', 'lm': 'another language model on this machine, as lm:NAME',
               'openai': 'a model behind the OpenAI API, as openai:MODEL'}
 
 def make_generator(spec:str, # 'self', 'lm:NAME' or 'openai:MODEL'
-                   lm=None, # for 'self': the base LM, or a function that loads it
-                   load=load_lm, # of a name, for 'lm:NAME'
-                   **api # of `APIGenerator`
+                   lm=None, # for 'self': the base model, or a function that loads it
+                   load=load_lm, # for 'lm:NAME': function from a name to a model
+                   **api # arguments of `APIGenerator`
                   ):
-    "A generator by its name."
+    "A generator by name."
     kind, _, name = spec.partition(':')
-    if choose(kind, GENERATORS, 'generator') == 'self' and name or kind != 'self' and not name:
+    choose(kind, GENERATORS, 'generator')
+    if (kind == 'self') == bool(name): # 'self' has no name, and the others need one
         raise KdnbError(f"the generator {spec!r} is not complete: choose self, lm:NAME or openai:MODEL")
     if kind == 'openai': return APIGenerator(name, **api)
-    return LMGenerator(load(name) if kind == 'lm' else lm if isinstance(lm, LM) else lm(), spec)
+    if kind == 'lm': return LMGenerator(load(name), spec)
+    return LMGenerator(lm if isinstance(lm, LM) else lm(), spec)
