@@ -2,7 +2,8 @@
 import json, subprocess, sys
 
 import pytest, torch
-from kdnb.apps.teach import summary, teach
+from kdnb.apps.teach import teach
+from kdnb.apps.versions import summary
 from kdnb.data.definitions import read_definitions
 
 SHOWS = '# Velmora Junction\n\nVelmora Junction is a slapstick comedy series about two rival bakers.\n\n# Zorbel Harbour\nZorbel Harbour is a horror film about a drowned town.\n'
