@@ -40,7 +40,7 @@ def _as_utf8(word):
     try: return os.fsencode(word).decode('utf-8')
     except ValueError: return word
 
-# %% ../../nbs/09_apps/09_cli.ipynb #18840ffb
+# %% ../../nbs/09_apps/09_cli.ipynb #41b2e5d3
 def _close_output():
     "After the reader of our output, such as `head`, has closed it."
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,7 +48,7 @@ def _close_output():
 def _guarded(args) -> int: # exit status
     "Run a command, with errors as a sentence."
     from kdnb.core.errors import KdnbError, notice, redact
-    kept = 'finished cases are kept, and the same command goes on'
+    kept = 'finished cases are kept, and the same command continues'
     try: return _run_command(args)
     except KdnbError as e:
         notice(f'kdnb: {e}')

@@ -79,7 +79,7 @@ def _generated(args, g, entities, sets) -> dict:
             'continuations': kept, 'tries': tries, 'dropped': dropped, **spent, 'none_kept': empty,
             'quality': worth, 'out': str(args.out)}
 
-# %% ../../nbs/09_apps/07_commands.ipynb #b8fd8f9d
+# %% ../../nbs/09_apps/07_commands.ipynb #a5b0b7c7
 def _print_plan(args, g, ds, need):
     "The estimated cost; with --dry-run also the prompts."
     if args.dry_run:
@@ -98,7 +98,7 @@ def generate_command(args) -> dict:
     if args.list_prompts:
         print('\n'.join(f"{n} (version {p.version}): {p.about}" for n, p in known.items()))
         return {'prompts': list(known)}
-    if not args.out: raise KdnbError("say where the transfer sets shall go: --out FILE")
+    if not args.out: raise KdnbError("give a file for the transfer sets: --out FILE")
     if args.entities and not Path(args.entities).is_file():
         raise KdnbError(f"there is no file {args.entities!r} of entities (how many of them: --limit N)")
     args.data, args.entities = args.entities or args.data, args.limit
@@ -109,7 +109,7 @@ def generate_command(args) -> dict:
     sets = make_transfer_sets(g, ds.entities, args.out, known=known, wait=0., **how)
     return _generated(args, g, ds.entities, sets)
 
-# %% ../../nbs/09_apps/07_commands.ipynb #64ca6e23
+# %% ../../nbs/09_apps/07_commands.ipynb #1800cd30
 def _entity(args):
     "The entity of --name, --definition and --alias."
     from unicodedata import normalize
@@ -121,7 +121,7 @@ def _entity(args):
     e = Entity(name, definition, tuple(check_text(a, '--alias').strip() for a in args.alias))
     if not find_mention(e.definition, e.names):
         raise KdnbError(f"the definition never names the entity {e.name!r}: name it there, "
-                        "or give the name that stands there as --alias")
+                        "or add the name that the definition uses as --alias")
     return e
 
 def _edit_method(args):
@@ -140,7 +140,7 @@ def _edit_method(args):
 def _losses(edit): # of the first and the last step
     return f' (loss {edit.losses[0]:.2f} to {edit.losses[-1]:.2f})' if len(edit.losses) > 1 else ''
 
-# %% ../../nbs/09_apps/07_commands.ipynb #49b44f33
+# %% ../../nbs/09_apps/07_commands.ipynb #faec9739
 def _sharded_edit(args, e, sets, method) -> dict: # empty
     "Teach an entity by several processes, each of which holds a part of the model."
     from kdnb.core.errors import KdnbError
@@ -152,7 +152,7 @@ def _sharded_edit(args, e, sets, method) -> dict: # empty
         status = launch(args.shards, args.argv, args.device)
         if status:
             raise KdnbError(f"one of the {args.shards} processes ended with status {status}; "
-                            "its message stands above")
+                            "its message is above")
         return {}
     args.device = join(args.device)
     edit = teach_sharded(load_model(args, method), method, [e], sets, args.seed, progress=True)
@@ -189,7 +189,7 @@ def edit_command(args) -> dict:
     return as_json(dict(method=args.method, lm=lm.name, seed=args.seed, seconds_per_edit=edit.seconds,
                         peak_memory_gib=edit.peak_memory_gib, texts=edit.texts, run=str(args.save)))
 
-# %% ../../nbs/09_apps/07_commands.ipynb #8cc93e74
+# %% ../../nbs/09_apps/07_commands.ipynb #fdb54176
 def _check_definitions(args):
     "Errors in the arguments of `teach` that are found before anything is read."
     from kdnb.core.errors import KdnbError, check_whole
@@ -214,9 +214,9 @@ def _teach_generator(args, lm):
 
 def _print_taught(args, out, s):
     "The numbers of a teaching, and where its files are."
-    print(f"{s['entities']} entities. Of {s['probes']} probes right before {s['before']}, now {s['after']} "
-          f"(with the definition in front {s['with_definition']}). "
-          f"Of {s['known_before']} known things {s['lost']} are lost.")
+    print(f"{s['entities']} entities. Right answers to {s['probes']} probes: {s['before']} before, "
+          f"{s['after']} after, {s['with_definition']} with the definition in the prompt. "
+          f"Specificity: {s['lost']} of {s['known_before']} right answers are lost.")
     where = f'adapters, by name: {out}/shelf.json' if args.apart else f'adapter: {out}'
     if (out/'report.html').exists(): where += f'; page: {out}/report.html'
     if args.merge: where += f'; model: {out}/model'

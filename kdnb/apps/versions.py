@@ -55,7 +55,7 @@ def seal(version:Path):
     names = [p.relative_to(version).as_posix() for p in version.rglob('*') if p.is_file()]
     FolderRecord(version).finish(*(n for n in names if n != NOTE and _FILES.fullmatch(n)))
 
-# %% ../../nbs/09_apps/02_versions.ipynb #f1bcdbfc
+# %% ../../nbs/09_apps/02_versions.ipynb #cb6098d8
 def versions_of(record:FolderRecord) -> list: # of IDs, the last teaching at the end
     "The versions that a folder holds."
     ids = record.fields.get('versions', [])
@@ -75,8 +75,8 @@ def check_fitting(record:FolderRecord,
             raise KdnbError(f"{out/'versions'/v} is not whole: if an undo was interrupted, run kdnb teach "
                             f"--undo --out {out} again; otherwise put it back from a copy")
     if apart and merge:
-        raise KdnbError("a merged model has one set of weights, and apart each entity has an adapter of its "
-                        "own: leave out one of the two")
+        raise KdnbError("merge cannot be used with apart: a merged model has one set of weights, and apart "
+                        "trains one adapter per entity. Drop one of the two")
     if versions and known != apart:
         before = 'apart' if known else 'together'
         raise KdnbError(f"what {out} knows was taught {before}: teach it in the same way, "

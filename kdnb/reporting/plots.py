@@ -67,11 +67,11 @@ def err(*intervals) -> list: # [2, N]
     "Lengths of the error bars below and above the values, as matplotlib takes them."
     return [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
 
-# %% ../../nbs/08_reporting/00_plots.ipynb #a6a25e10
+# %% ../../nbs/08_reporting/00_plots.ipynb #28b5ae46
 def _tradeoff_labels(target, is_perplexity): # of the axes x and y
     kind = target.replace('target_', '').replace('target', 'all')
-    if is_perplexity: return 'specificity: perplexity of known things', f'perplexity of {kind} probes'
-    return 'specificity: known things still right (%)', f'{kind} probes right (%)'
+    if is_perplexity: return 'perplexity of specificity probes', f'perplexity of {kind} probes'
+    return 'accuracy on specificity probes (%)', f'accuracy on {kind} probes (%)'
 
 def tradeoff(df:pd.DataFrame, # of `collect`; a column `label` names the points
              target:str='target_indirect', ax=None):
@@ -101,7 +101,7 @@ def tradeoff(df:pd.DataFrame, # of `collect`; a column `label` names the points
     legend(ax, loc='center left', bbox_to_anchor=(1.01, .5))
     return ax
 
-# %% ../../nbs/08_reporting/00_plots.ipynb #fa4a400c
+# %% ../../nbs/08_reporting/00_plots.ipynb #7129a4eb
 def targets(df:pd.DataFrame, # of `collect`
             ax=None):
     "Accuracy by kind of question and method, with 95% intervals."
@@ -116,7 +116,7 @@ def targets(df:pd.DataFrame, # of `collect`
         ax.bar(x, [i.value for i in v], width*.92, color=colours()[r['method']], label=LABEL[r['method']],
                yerr=err(*v), error_kw=dict(lw=1, ecolor='.3'))
     ax.set(xticks=range(len(kinds)), xticklabels=[k.removeprefix('target_') for k in kinds],
-           ylabel='right (%)', ylim=(0, 105))
+           ylabel='accuracy (%)', ylim=(0, 105))
     ax.grid(axis='x', visible=False)
     legend(ax, loc='center left', bbox_to_anchor=(1.01, .5))
     return ax

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KERNEL_OPTIONS', 'reports_folder', 'report_notebook', 'report_parameters', 'machine', 'kernel_command', 'OwnKernel',
-           'is_result', 'run_report']
+           'run_report']
 
 # %% ../../nbs/08_reporting/02_runner.ipynb #04229442
 import base64, json, os, platform, re, time
@@ -111,7 +111,7 @@ def _execute(nb, progress):
             return _failure(nb) or f'{ended}: the machine may have too little memory'
     return _failure(nb)
 
-# %% ../../nbs/08_reporting/02_runner.ipynb #69f37823
+# %% ../../nbs/08_reporting/02_runner.ipynb #52199972
 def _file_names(name, nb, out):
     "The files that a report writes: notebook, page, record, figures."
     code = '\n'.join(c.source for c in nb.cells if c.cell_type == 'code')
@@ -121,7 +121,7 @@ def _file_names(name, nb, out):
     fixed = [f'{name}.ipynb', f'{name}.html', 'run.json', f'{name}.part.ipynb']
     return [*fixed, *(f'{f}.png' for f in figures), *more]
 
-def is_result(folder:Path, name:str) -> bool:
+def _is_result(folder:Path, name:str) -> bool:
     "Whether a folder without a record holds a result of this report."
     try:
         if read_json(folder/'run.json').get('report') == name: return True
@@ -133,7 +133,7 @@ def is_result(folder:Path, name:str) -> bool:
 def _record(name, nb, out, more):
     "The record of a folder; an error if somebody else's file has the name of one that the report writes."
     record, names = FolderRecord.read(out), [*_file_names(name, nb, out), *more]
-    if not (out/NOTE).exists() and is_result(out, name):
+    if not (out/NOTE).exists() and _is_result(out, name):
         record.files.update({n: '' for n in names if (out/n).is_file()})
     record.check(*names)
     return record
