@@ -203,7 +203,7 @@ def _first_picture(lm, ds, sets, path, seed):
     ax = plots.candidates(believed(lm, e, probe, edit), probe.gold, f'{probe.left} …')
     with replacing(path) as tmp: ax.figure.savefig(tmp, dpi=150, bbox_inches='tight', format='png')
 
-# %% ../../nbs/09_apps/08_lab_commands.ipynb #d7d73069
+# %% ../../nbs/09_apps/08_lab_commands.ipynb #e46f5d5c
 def demo_command(args) -> dict:
     "Teach some entities by six methods, and make a report."
     from kdnb.core.files import make_folder, write_json
@@ -224,7 +224,8 @@ def demo_command(args) -> dict:
     print(f"a first picture, of one question about {ds.entities[0].name}: {picture.resolve()} "
           f"({minutes['to_first_picture']} minutes)\nteaching {len(ds.entities)} entities to {lm.name}, "
           f"by {len(_DEMO_METHODS)} methods", file=sys.stderr)
-    how = dict(protocol='kdnb', seed=args.seed, n_specificity=_DEMO_SPECIFICITY) # the same for runs and report
+    # the same settings for the runs and for the report, which looks for them
+    how = dict(protocol='kdnb', seed=args.seed, n_specificity=_DEMO_SPECIFICITY)
     folders = [Run(lm, ds, m, transfer=sets, folder=runs, **how).go() for m in _DEMO_METHODS]
     print('writing the report …', file=sys.stderr)
     html = run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device,
