@@ -100,7 +100,7 @@ COMMANDS = {
     'unknown prompt': (['generate', '--limit', '1', '--out', 'x.jsonl', '--prompt', 'poem', '--device', 'cpu'], "unknown prompt 'poem'"),
     'temperature negative': (['generate', '--limit', '1', '--out', 'x.jsonl', '--temperature', '-1', '--device', 'cpu'], 'temperature is -1.0'),
     'no file of entities': (['generate', '--entities', '8', '--out', 'x.jsonl', '--device', 'cpu'], "there is no file '8' of entities (how many of them: --limit N)"),
-    'nowhere to write': (['generate', '--limit', '1', '--device', 'cpu'], 'say where the transfer sets shall go: --out FILE'),
+    'nowhere to write': (['generate', '--limit', '1', '--device', 'cpu'], 'give a file for the transfer sets: --out FILE'),
     'half a generator': (['generate', '--limit', '1', '--out', 'x.jsonl', '--generator', 'lm', '--device', 'cpu'], "the generator 'lm' is not complete"),
     'unknown reason to drop': (['generate', '--limit', '1', '--out', 'x.jsonl', '--drop', 'dull', '--device', 'cpu'], "unknown reason to drop 'dull'"),
     'top_p above one': (['generate', '--limit', '1', '--out', 'x.jsonl', '--top-p', '2', '--device', 'cpu'], 'top_p is 2.0'),

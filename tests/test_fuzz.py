@@ -7,7 +7,7 @@ import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save_file
 
-from kdnb.apps.teach import summary, undo_teaching
+from kdnb.apps.versions import summary, undo_teaching
 from kdnb.data.benchmarks import read_counterfact, read_ecbd, read_entity_inferences
 from kdnb.data.definitions import read_definitions
 from kdnb.data.entities import load_dataset, read_probes

@@ -9,7 +9,8 @@ from kdnb.core.errors import KdnbError
 from kdnb.core.files import inside, read_lines, repair_jsonl, write_json, write_text
 from kdnb.core.records import locked
 from kdnb.edits.routing import Shelf
-from kdnb.apps.teach import teach, undo_teaching
+from kdnb.apps.teach import teach
+from kdnb.apps.versions import undo_teaching
 
 SHOWS = '# Velmora Junction\n\nVelmora Junction is a slapstick comedy series about two rival bakers.\n\n# Zorbel Harbour\nZorbel Harbour is a horror film about a drowned town.\n'
 MORE = '# Quint Bridge\nQuint Bridge is a bridge of glass in Norway.\n'
@@ -171,7 +172,7 @@ def test_a_relative_base_stays_relative_and_the_card_says_how_to_load_it(tiny_fo
 
 KILL = """
 import json, os, sys
-from kdnb.apps.teach import undo_teaching
+from kdnb.apps.versions import undo_teaching
 count = 0
 def wrap(name):
     real = getattr(os, name)

@@ -2,7 +2,8 @@
 import json, subprocess, sys
 
 import pytest, torch
-from kdnb.apps.teach import summary, teach
+from kdnb.apps.teach import teach
+from kdnb.apps.versions import summary
 from kdnb.data.definitions import read_definitions
 
 SHOWS = '# Velmora Junction\n\nVelmora Junction is a slapstick comedy series about two rival bakers.\n\n# Zorbel Harbour\nZorbel Harbour is a horror film about a drowned town.\n'
@@ -89,7 +90,7 @@ print(json.dumps([AutoPeftModelForCausalLM.from_pretrained({str(out)!r} + '/' + 
     code, text, err = taught(mine/'more.csv')
     assert code == 0 and text.startswith('3 entities') and len(json.loads((out/'shelf.json').read_text())) == 3, err
     assert {k: (out/k/'edit.json').stat().st_mtime_ns for k in old} == old and len([*(out/'edits').iterdir()]) == 3
-    for wrong, says in ((['--merge', '--apart'], 'leave out one of the two'), ([], 'was taught apart')):
+    for wrong, says in ((['--merge', '--apart'], 'merge cannot be used with apart'), ([], 'was taught apart')):
         code, _, err = kdnb('teach', mine/'more.csv', *how(tiny_folder(), *wrong), '--out', out)
         assert code == 2 and says in err and 'Traceback' not in err
     assert 'knows now: Velmora Junction, Zorbel Harbour' in kdnb('teach', '--out', out, '--undo')[1] and json.loads((out/'shelf.json').read_text()) == at and len([*(out/'edits').iterdir()]) == 2
