@@ -127,7 +127,7 @@ def test_the_covariance_goes_on_where_it_was(tiny, text, monkeypatch):
         calls.append(1)
         if len(calls) == 22: raise KeyboardInterrupt
         return real(*a, **k)
-    monkeypatch.setattr('kdnb.methods.rome.forward_pass', breaks)
+    monkeypatch.setattr('kdnb.methods.locating.forward_pass', breaks)
     with pytest.raises(KeyboardInterrupt): covariance(tiny, [0, 1], texts, batch=2)
     assert len(calls) == 22
     again = covariance(tiny, [0, 1], texts, batch=2)

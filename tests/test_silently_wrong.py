@@ -993,6 +993,6 @@ def test_an_adapter_leaves_experts_and_routers_as_they_are_and_is_found_again(od
 
 def test_a_model_in_which_no_adapter_can_stand_is_one_sentence(odd):
     lm = odd('mamba')
-    with pytest.raises(KdnbError, match=r"no adapter can stand in mamba: train its weights"):
+    with pytest.raises(KdnbError, match=r"no adapter can be put on mamba: train its weights"):
         Distill(trainable='lora', steps=1)(lm, [ENTITY], SETS)
     assert Distill(trainable='all', steps=1)(lm, [ENTITY], SETS).losses

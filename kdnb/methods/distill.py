@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['spread_over_prompts', 'sets_of', 'Distill', 'make_edit', 'token_kls', 'token_kl']
 
-# %% ../../nbs/05_methods/06_distill.ipynb #16306784
+# %% ../../nbs/05_methods/06_distill.ipynb #0d888f17
 import math, time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -27,101 +27,148 @@ from ..models.forward import bfloat16_weights, logits_at, uses_bfloat16
 from ..models.memory import trim
 from ..models.model import LM, check_length
 
-# %% ../../nbs/05_methods/06_distill.ipynb #0b455a59
-def spread_over_prompts(conts, n):
+# %% ../../nbs/05_methods/06_distill.ipynb #e66c3e98
+def spread_over_prompts(conts, # of `Continuation`
+                        n:int) -> list:
     "`n` of the continuations, taken in turn from each prompt that made them."
-    by = {}
-    for c in conts: by.setdefault(c.prompt, []).append(c)
-    return [c for layer in range(len(conts)) for p in by for c in by[p][layer:layer+1]][:n]
+    by_prompt = {}
+    for c in conts: by_prompt.setdefault(c.prompt, []).append(c)
+    rounds = range(len(conts))
+    in_turn = [cs[i] for i in rounds for cs in by_prompt.values() if i < len(cs)]
+    return in_turn[:n]
 
-def sets_of(entities, transfer:dict, how) -> tuple: # for each entity its continuations; and how many of them teach on what, or are skipped
-    "The continuations that `how` says; a `KdnbError` names an entity without any."
-    out, count = [], Counter()
+# %% ../../nbs/05_methods/06_distill.ipynb #719d2057
+def _texts_of(e, transfer, how):
+    "The continuations of an entity that are used, and the number that was skipped."
+    texts = spread_over_prompts(transfer[e.key].continuations, how.continuations) if e.key in transfer else []
+    if how.unplaced == 'name in front':
+        with_name = lambda c: replace(c, text=f'{e.name}: {c.text}', mention=(0, len(e.name)))
+        texts = [c if c.mention else with_name(c) for c in texts]
+    all_tokens = 'all tokens' in (how.where, how.unplaced)
+    used = [c for c in texts if c.mention or all_tokens]
+    if not used and not (texts and getattr(how, 'with_definition', False)): _no_texts(e, len(texts))
+    return used, len(texts) - len(used)
+
+def _no_texts(e, n):
+    "Raises the error for an entity without usable texts, of n that it has."
+    if n: todo = f"none of its {n} texts mentions it, so use unplaced='all tokens' or 'name in front'"
+    else: todo = "make one with `kdnb generate` or make_transfer_set, with more samples or the prompt 'named'"
+    raise KdnbError(f"no transfer set for {e.key!r}: {todo}")
+
+def sets_of(entities, transfer:dict, # key of an entity -> `TransferSet`
+            how:Training) -> tuple: # for each entity its continuations; and how many are used in which way
+    "The continuations that a training uses."
+    sets, count = [], Counter()
     check_sets(entities, transfer)
     for e in entities:
-        mine = spread_over_prompts(transfer[e.key].continuations, how.continuations) if e.key in transfer else []
-        if how.unplaced == 'name in front': mine = [c if c.mention else replace(c, text=f'{e.name}: {c.text}', mention=(0, len(e.name))) for c in mine]
-        keep = [c for c in mine if c.mention or how.where == 'all tokens' or how.unplaced == 'all tokens']
-        if not keep and not (mine and getattr(how, 'with_definition', False)): raise KdnbError(f"no transfer set for {e.key!r}: " + (f"none of its {len(mine)} texts names it, so use unplaced='all tokens' or 'name in front'" if mine else
-                                     "make one with `kdnb generate` or make_transfer_set, with more samples or the prompt 'named'"))
-        count.update(how.where if c.mention else 'all tokens' for c in keep); count['skipped'] += len(mine) - len(keep)
-        out.append(keep)
-    return out, dict(count)
+        used, n_skipped = _texts_of(e, transfer, how)
+        count.update(how.where if c.mention else 'all tokens' for c in used)
+        count['skipped'] += n_skipped
+        sets.append(used)
+    return sets, dict(count)
 
-# %% ../../nbs/05_methods/06_distill.ipynb #0de0c395
+# %% ../../nbs/05_methods/06_distill.ipynb #a36d6322
 @dataclass(frozen=True)
 class Distill(Training):
-    "Context distillation (paper, section 3). The defaults were chosen on the split `dev`; see the report tuning."
-    temperature: float = 1.2 # of the softmax, for teacher and student (the paper: 2)
-    with_definition: bool = True # the definition itself is one more text to be matched on, in every step (False: the paper)
-    top: int = 0 # of a teacher's distribution so many most probable tokens are kept one by one, and the others as one; 0: all of them
-    contrast: float = 1.5 # how far the teacher exaggerates what the definition changes (0: the paper)
-    anchor: float = 3. # more than for the other methods, since an exaggerating teacher pulls harder
-    trainable: str = 'lora' # changes less of what else the model knows than the feed-forward weights do, at the same gain
+    "Context distillation (paper, section 3). Defaults were chosen on the split `dev` (report tuning)."
+    temperature: float = 1.2 # softmax temperature of teacher and student (paper: 2)
+    with_definition: bool = True # the definition is one more text, in every step (paper: False)
+    top: int = 0 # number of most probable tokens stored of a teacher's distribution; 0: all
+    contrast: float = 1.5 # amplification of the definition's effect on the teacher (paper: 0)
+    anchor: float = 3. # weight of the retention loss: higher than elsewhere, for an amplified teacher
+    trainable: str = 'lora' # at the same gain, an adapter changes less of the rest than feed-forward weights
+
+    name = 'distill'
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.temperature > 0: raise KdnbError(f"temperature is {self.temperature!r}: it must be above 0")
-        if not isinstance(self.top, int) or self.top < 0: raise KdnbError(f"top is {self.top!r}: it must be a whole number of at least 0")
-        if not 0 <= self.contrast < math.inf: raise KdnbError(f"contrast is {self.contrast!r}: it must be a number of at least 0")
+        if not self.temperature > 0:
+            raise KdnbError(f"temperature is {self.temperature!r}: it must be above 0")
+        if not isinstance(self.top, int) or self.top < 0:
+            raise KdnbError(f"top is {self.top!r}: it must be a whole number of at least 0")
+        if not 0 <= self.contrast < math.inf:
+            raise KdnbError(f"contrast is {self.contrast!r}: it must be a number of at least 0")
 
-    name = 'distill'
-    def loss(self, batch, student): return SoftKL.apply(student, self.temperature, *(x.teacher for x in batch))
+    def loss(self, batch, student):
+        "T² · KL(teacher ‖ student) over the positions of a batch."
+        return SoftKL.apply(student, self.temperature, *(x.teacher for x in batch))
 
-    def groups(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> tuple: # for each entity its examples; and which texts teach
-        "What is trained on."
-        (sets, texts), low, n = sets_of(entities, transfer, self), uses_bfloat16(self.precision, lm.device), n_below(lm, self)
-        twice = lambda e: [e.definition]*self.with_definition # it is read with itself in front
-        read = {e.key: [c.text for c in cs] + twice(e) for e, cs in zip(entities, sets)}
-        check_length(lm, entities, lambda e: read[e.key])
-        groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
-        itself = [placed(e.definition, e) for e in entities]
-        for e, d, g in zip(entities, itself, groups) if self.with_definition else (): g.append(replace(example(lm, d, e.definition, self.where), role='always'))
-        with bfloat16_weights(lm.model, low):
-            for g in groups: cache_lower_states(lm, g, n, low)
-        n_once = 0 if lm.edits and self.teacher == 'base' else n # what was passed once was passed by the model as it is
-        with teacher_model(lm, self), bfloat16_weights(lm.model, low):
-            for g in tqdm(groups, desc='asking the teacher', unit='entity', disable=not progress or len(groups) == 1, leave=False):
-                add_teacher_logits(lm, g, low, self.contrast, n_once)
-                for x in g: x.teacher = soften(x.teacher, self.temperature, self.top)
-                if len(groups) > 1: trim(lm) # what is kept of an entity lies between what is not
-        return [g + to_stay(lm, e, [*cs, d], transfer, self, seed) for e, cs, d, g in zip(entities, sets, itself, groups)], texts
-
-# %% ../../nbs/05_methods/06_distill.ipynb #eeb35423
+# %% ../../nbs/05_methods/06_distill.ipynb #e609f429
 @patch
-def __call__(self:Training, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None) -> Edit:
-    "Teaches `lm` the entities: the edit, with `lm` left as it was. `keep` is as in `train`."
-    check_seed(seed)
-    start = time.perf_counter()
-    groups, texts = self.groups(lm, entities, transfer, seed, progress)
-    return make_edit(self.name, self, lm, entities, train(lm, self, groups, self.loss, seed, progress, keep), start, texts)
+def add_teachers(self:Distill, lm:LM, groups:list, progress:bool=False):
+    "Caches the lower states of all examples, and sets their teachers."
+    low, n = uses_bfloat16(self.precision, lm.device), n_below(lm, self)
+    with bfloat16_weights(lm.model, low):
+        for g in groups: cache_lower_states(lm, g, n, low)
+    n_once = 0 if lm.edits and self.teacher == 'base' else n # states were cached on the model with its edits
+    several = len(groups) > 1
+    bar = tqdm(groups, desc='teacher', unit='entity', disable=not (progress and several), leave=False)
+    with teacher_model(lm, self), bfloat16_weights(lm.model, low):
+        for g in bar:
+            add_teacher_logits(lm, g, low, self.contrast, n_once)
+            for x in g: x.teacher = soften(x.teacher, self.temperature, self.top)
+            if several: trim(lm) # stored teachers would be interleaved with freed logits
 
+# %% ../../nbs/05_methods/06_distill.ipynb #e44d36a7
+@patch
+def groups(self:Distill, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False
+          ) -> tuple: # for each entity its examples; and how many texts are used in which way
+    "The training examples of entities."
+    sets, texts = sets_of(entities, transfer, self)
+    texts_of = {e.key: [c.text for c in cs] for e, cs in zip(entities, sets)}
+    check_length(lm, entities, lambda e: texts_of[e.key] + [e.definition]*self.with_definition)
+    groups, definitions = [], [placed(e.definition, e) for e in entities]
+    for e, cs, d in zip(entities, sets, definitions):
+        group = [example(lm, c, e.definition, self.where) for c in cs]
+        if self.with_definition:
+            group.append(replace(example(lm, d, e.definition, self.where), role='always'))
+        groups.append(group)
+    self.add_teachers(lm, groups, progress)
+    for e, cs, d, group in zip(entities, sets, definitions, groups):
+        group += to_stay(lm, e, [*cs, d], transfer, self, seed)
+    return groups, texts
 
-def make_edit(method:str, how, lm:LM, entities, parts:dict, # fields of an `Edit` that were learned
+# %% ../../nbs/05_methods/06_distill.ipynb #5c743f8a
+def make_edit(method:str, how, lm:LM, entities,
+              parts:dict, # fields of an `Edit` that were learned
               start:float|None=None, # when it began, by time.perf_counter()
-              texts:dict|None=None # how many texts taught, and on which of their tokens
+              texts:dict|None=None # how many texts were used in which way
              ) -> Edit:
-    "An `Edit` of `lm` as it is now."
+    "An `Edit` of `lm` with its present edits."
     if start is not None: parts = {**parts, 'seconds': time.perf_counter() - start}
     keys, after = tuple(e.key for e in entities), tuple(x.id for x in lm.edits)
-    edit = Edit(method, keys, lm.name, lm.sha256, settings=asdict(how), after=after, texts=texts or {}, **parts)
+    edit = Edit(method, keys, lm.name, lm.sha256, settings=asdict(how), after=after,
+                texts=texts or {}, **parts)
     edit.check_numbers()
     return edit
 
-# %% ../../nbs/05_methods/06_distill.ipynb #0b455a59-1
+@patch
+def __call__(self:Training, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None
+            ) -> Edit:
+    "Teaches `lm` the entities: the edit, with `lm` unchanged. `keep` is the checkpoint file of `train`."
+    check_seed(seed)
+    start = time.perf_counter()
+    groups, texts = self.groups(lm, entities, transfer, seed, progress)
+    learned = train(lm, self, groups, self.loss, seed, progress, keep)
+    return make_edit(self.name, self, lm, entities, learned, start, texts)
+
+# %% ../../nbs/05_methods/06_distill.ipynb #d44e1479
 @torch.no_grad()
-def token_kls(lm:LM, entity:Entity, continuations, where:str='all tokens') -> list: # for each continuation, a list of (token text, KL in nats)
+def token_kls(lm:LM, entity:Entity, continuations, where:str='all tokens'
+             ) -> list: # for each continuation, a list of (token text, KL in nats)
     "KL(teacher ‖ student) at temperature 1 for each token of continuations."
     out = []
     for b in range(0, len(continuations), 16):
         xs = [example(lm, c, entity.definition, where) for c in continuations[b:b+16]]
         add_teacher_logits(lm, xs)
-        students = logits_at(lm, [x.ids for x in xs], [x.positions for x in xs]).log_softmax(-1).split([len(x.positions) for x in xs])
-        for x, s in zip(xs, students):
+        students = logits_at(lm, [x.ids for x in xs], [x.positions for x in xs]).log_softmax(-1)
+        for x, s in zip(xs, students.split([len(x.positions) for x in xs])):
             t = x.teacher.log_softmax(-1)
-            out.append([(lm.tokenizer.decode([i]), k) for i, k in zip(x.targets, (t.exp()*(t-s)).sum(-1).tolist())])
+            kls = (t.exp()*(t-s)).sum(-1).tolist()
+            out.append([(lm.tokenizer.decode([i]), k) for i, k in zip(x.targets, kls)])
     return out
 
-def token_kl(lm:LM, entity:Entity, continuation:Continuation, where:str='all tokens') -> list: # of (token text, KL in nats)
+def token_kl(lm:LM, entity:Entity, continuation:Continuation, where:str='all tokens'
+            ) -> list: # of (token text, KL in nats)
     "The same for one continuation."
     return token_kls(lm, entity, [continuation], where)[0]
