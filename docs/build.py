@@ -208,8 +208,8 @@ def verdict_of(lines):
     "What all verdicts on a claim say together."
     said = [ok for _, _, ok, _ in lines]
     if not said: return 'open'
-    verdict = said[0] if len({*said}) == 1 else 'unclear'
-    return f"{verdict} ({said.count('confirmed')} of {len(said)} confirmed)"
+    check_claim = said[0] if len({*said}) == 1 else 'unclear'
+    return f"{check_claim} ({said.count('confirmed')} of {len(said)} confirmed)"
 
 def claim_row(c, lines, found):
     "A claim as a line of the first tables; `lines` are (run, claim, verdict, figures)."
@@ -264,14 +264,11 @@ def api():
     return '\n'.join(lines)
 
 def commands():
-    "README's section on the commands, and the help of each."
+    "The table of the commands, and the help of each."
     from kdnb.apps.options import make_parser
-    def link(m): return f'[{m[1]}](/book/{m[1]}.ipynb)' if (ROOT/'nbs'/f'{m[1]}.ipynb').exists() else m[0]
-    text = (ROOT/'README.md').read_text(encoding='utf-8')
-    table = re.search(r'## The commands\n(.*?)(?=\n## )', text, re.S)[1]
     lines = ['# The commands', '',
              'An unknown option, name or setting is an error that lists the known ones.', '',
-             re.sub(r'`nbs/(\d[\w/]+)`', link, table), '']
+             (HERE/'pages'/'commands_head.txt').read_text(encoding='utf-8'), '']
     for n, p in make_parser()._subparsers._group_actions[0].choices.items():
         text = p.format_help().replace(Path(sys.argv[0]).name, 'kdnb').rstrip()
         lines += [f'## kdnb {n}', '', '```text', text, '```', '']

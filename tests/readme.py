@@ -1,7 +1,7 @@
 """README.md is nbs/index.ipynb as Markdown. `python tests/readme.py --write` writes it; the tests compare.
 
 Numbers are filled in: `{{REPORT/LABEL: CLAIM}}` becomes the figures of the verdict whose claim begins so,
-from the committed run of that report, and `{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json."""
+from the committed run of that report, and `{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json, `{{FILE.json: KEY|.1f}}` with a format."""
 import json, re, sys
 from pathlib import Path
 
@@ -12,8 +12,9 @@ def figures(place:str, claim:str) -> str:
     "The value of one pair of double braces."
     if place.endswith('.json'):
         value = json.loads((ROOT/'outputs'/place).read_text(encoding='utf-8'))
-        for key in claim.split('.'): value = value[key]
-        return str(value)
+        path, _, spec = claim.partition('|')
+        for key in path.split('.'): value = value[int(key) if isinstance(value, list) else key]
+        return format(value, spec)
     from kdnb.reporting.gallery import results, verdicts
     result = next((r for r in results(ROOT/'outputs') if f"{r['report']}/{r['label']}" == place), None)
     found = [f for c, _, f in verdicts(result) if c.startswith(claim)] if result else []

@@ -57,18 +57,18 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert cases('counterfact') == dict.fromkeys(['base', 'fine-tune', 'ROME', 'distill, kdnb'], 2) # there is no editor, so MEND is left out
     assert '*distill, kdnb* against *ROME*: ' in text('counterfact') and '900 tokens' in text('counterfact')
     assert set(kept('methods')['chosen']) == {'FT definition', 'MEMIT', 'retrieve', 'distill, kdnb'}
-    assert {r: {len(m['cases']) for m in runs.values()} for r, runs in kept('methods')['runs'].items()} == {'one at a time, reset': {2}, 'all together': {1}, 'one after another': {1}}
+    assert {r: {len(m['cases']) for m in runs.values()} for r, runs in kept('methods')['runs'].items()} == {'single': {2}, 'batch': {1}, 'sequential': {1}}
     r = kept('mend_training')
     assert len(r['log']) == 4 and r['scale'] in (1., 2.) and set(r['numbers']['test']) == {'base', 'prepend', 'MEND, times 1', 'MEND, times 2'}
     r = kept('scalability')['rows']
     assert sorted((x['n'], x['method']) for x in r if x['method'] == 'MEMIT') == [(2, 'MEMIT'), (6, 'MEMIT')] and len(r) == 17 and sum(x['method'] == 'distill, one adapter each' for x in r) == 3
     assert len(next((tmp_path/'runs').glob('transfer_composed_*')).read_text().splitlines()) == 12
     r = kept('performance')
-    assert set(r['clock']) == {'as it is', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'memory is told beforehand' in text('performance')
+    assert set(r['clock']) == {'current', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'memory is told beforehand' in text('performance')
 
     assert 'both right' in kept('what_teaches')['target'] and len(kept('sensitivity')) == 8 and len(kept('forgetting')) == 6 and len(kept('models')) == 2 and set(kept('popular')['target']) == {'popular', 'new'} and set(kept('instruct')['known']) == set(kept('instruct')['held_nats']) == {'before', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*/model.safetensors'))) == 1
     r = kept('large')
-    assert {(x['way'], x['at_once']) for x in r['rows']} == {('adapter', 1), ('adapter', 2), ('all weights', 1)} and all(x['share'] > 0 for x in r['rows']) and r['one_part']['peak_gib'] > 0 and len(r['plan']) == 3
+    assert {(x['way'], x['edits_per_batch']) for x in r['rows']} == {('adapter', 1), ('adapter', 2), ('all weights', 1)} and all(x['share'] > 0 for x in r['rows']) and r['one_part']['peak_gib'] > 0 and len(r['plan']) == 3
     r = kept('teach_your_own')
     assert r['summary']['entities'] == 1 and set(r['exam']) == {'explicit, before', 'explicit, after', 'indirect, before', 'indirect, after'} and (tmp_path/'taught'/'adapter_model.safetensors').exists()
 

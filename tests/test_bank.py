@@ -1,12 +1,12 @@
 """Edits side by side: what each would have been alone."""
 import pytest, torch
-from kdnb.edits.multi_lora import Bank
-from kdnb.methods.parallel import teach_apart
+from kdnb.edits.multi_lora import MultiLora
+from kdnb.methods.parallel import train_parallel
 from kdnb.methods.distill import Distill
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import sample
 from kdnb.core.files import read_json
-from kdnb.experiments.runs import Run
+from kdnb.experiments.runs import Experiment
 from kdnb.methods.finetune import FineTune
 from kdnb.models.model import load_lm
 
@@ -17,10 +17,10 @@ def delta(edit): return {n: a.delta() for n, a in edit.adapter.items()}
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
-@pytest.mark.parametrize('method', (Distill(**HOW), Distill(**HOW, enough=4.5, swapped=1), FineTune(**HOW, on='definition'), Distill(**HOW, anchor=0, recompute=True, decay_to='base', weight_decay=10.), Distill(**HOW, above=.5)), ids=('distill', 'enough', 'finetune', 'decay', 'above'))
+@pytest.mark.parametrize('method', (Distill(**HOW), Distill(**HOW, early_stop_loss=4.5, n_name_swaps=1), FineTune(**HOW, on='definition'), Distill(**HOW, retain_weight=0, gradient_checkpointing=True, weight_decay_target='base', weight_decay=10.), Distill(**HOW, start_layer=.5)), ids=('distill', 'early_stop_loss', 'finetune', 'decay', 'above'))
 def test_side_by_side_is_what_each_is_alone(tiny_folder, ds, sets, kind, method):
     lm, few = load_lm(str(tiny_folder(kind)), device='cpu'), ds.entities[:4]
-    alone, apart = [method(lm, [e], sets, 3) for e in few], teach_apart(method, lm, few, sets, 3)
+    alone, apart = [method(lm, [e], sets, 3) for e in few], train_parallel(method, lm, few, sets, 3)
     for a, b in zip(alone, apart):
         assert a.losses == pytest.approx(b.losses, rel=2e-3) and (a.method, a.entities, a.settings, a.texts) == (b.method, b.entities, b.settings, b.texts)
         x, y = delta(a), delta(b)
@@ -32,8 +32,8 @@ def test_side_by_side_is_what_each_is_alone(tiny_folder, ds, sets, kind, method)
 
 def test_a_run_at_once(tiny, ds, sets, tmp_path):
     few = sample(ds.split('test'), 5)
-    make = lambda folder, **how: Run(tiny, few, 'distill', transfer=sets, n_specificity=12, folder=tmp_path/folder, **HOW, **how)
-    one, two = make('one'), make('two', at_once=3)
+    make = lambda folder, **how: Experiment(tiny, few, 'distill', transfer=sets, n_specificity=12, folder=tmp_path/folder, **HOW, **how)
+    one, two = make('one'), make('two', edits_per_batch=3)
     assert one.folder.name == two.folder.name
     make('two', limit=1).go(progress=False) # goes on from what is there
     one.go(progress=False); two.go(progress=False)
@@ -42,14 +42,14 @@ def test_a_run_at_once(tiny, ds, sets, tmp_path):
     for k in a:
         assert a[k]['entities'] == b[k]['entities'] and a[k]['key'] == b[k]['key']
         for x, y in zip(a[k]['specificity'] + a[k]['others'] + a[k]['target'][0]['probes'], b[k]['specificity'] + b[k]['others'] + b[k]['target'][0]['probes']): assert (x is None) == (y is None) and (x is None or x['bits'] == pytest.approx(y['bits'], abs=.02))
-        assert a[k]['target'][0]['definition_bits'] == pytest.approx(b[k]['target'][0]['definition_bits'], abs=.02) and a[k]['target'][0]['free']['text'] == b[k]['target'][0]['free']['text']
+        assert a[k]['target'][0]['definition_bpb'] == pytest.approx(b[k]['target'][0]['definition_bpb'], abs=.02) and a[k]['target'][0]['free']['text'] == b[k]['target'][0]['free']['text']
 
 
 def test_only_adapters_stand_side_by_side(tiny, ds, sets, tmp_path):
-    with pytest.raises(KdnbError, match="trainable must be 'lora'"): Run(tiny, sample(ds, 2), 'distill', transfer=sets, at_once=2, trainable='all', folder=tmp_path).go(progress=False)
-    with pytest.raises(KdnbError, match='at_once is 0'): Run(tiny, ds, 'distill', at_once=0)
+    with pytest.raises(KdnbError, match="trainable must be 'lora'"): Experiment(tiny, sample(ds, 2), 'distill', transfer=sets, edits_per_batch=2, trainable='all', folder=tmp_path).go(progress=False)
+    with pytest.raises(KdnbError, match='edits_per_batch is 0'): Experiment(tiny, ds, 'distill', edits_per_batch=0)
     edits = [Distill(**HOW)(tiny, [e], sets) for e in ds.entities[:2]]
     before = {n: p.clone() for n, p in tiny.model.named_parameters()}
     with pytest.raises(RuntimeError, match='on purpose'):
-        with Bank.of(edits).on(tiny): raise RuntimeError('on purpose')
+        with MultiLora.of(edits).on(tiny): raise RuntimeError('on purpose')
     assert all(torch.equal(p, before[n]) for n, p in tiny.model.named_parameters()) and not any('forward' in vars(m) for m in tiny.model.modules())

@@ -7,11 +7,11 @@ import pytest
 def test_the_papers_loop_and_ours_reach_the_same_weights(tiny, ds, sets):
     from kdnb.experiments.bench import paper_answers, paper_edit
     from kdnb.methods.distill import Distill
-    from kdnb.methods.registry import protocol_settings
+    from kdnb.methods.registry import preset_settings
     from kdnb.evaluation.answers import answer_probes
     e = ds.entities[0]
     student = paper_edit(tiny, e, sets[e.key].continuations, lr=1e-3)
-    edit = Distill(**{**protocol_settings('paper', 'distill'), 'lr': 1e-3})(tiny, [e], sets)
+    edit = Distill(**{**preset_settings('paper', 'distill'), 'lr': 1e-3})(tiny, [e], sets)
     named, base = dict(student.named_parameters()), dict(tiny.model.named_parameters())
     far = lambda f: sum(f(n).float().square().sum() for n in edit.tensors).sqrt()
     moved = far(lambda n: named[n] - base[n])
@@ -29,7 +29,7 @@ def test_bench(kdnb, tiny_folder):
         a, b = (sorted(x[k] for x in r['runs'][s])[1] for s in ('paper', 'kdnb'))
         assert r['ratio'][k] == pytest.approx(a/b)
     assert all(len(x) == 3 for x in r['runs'].values()) and 'paper, entity 3 of 3' in err and 'peak memory (GiB)' in out
-    assert all(v > 0 for w in r['work_of_an_edit'].values() for v in w.values()) and r['same_answers'] > 80 and r['measured_in'] in ('float32', 'bfloat16') and set(r['rates']) == {'float32', 'bfloat16', 'bytes'}
+    assert all(v > 0 for w in r['work_of_an_edit'].values() for v in w.values()) and r['same_answers'] > 80 and r['eval_dtype'] in ('float32', 'bfloat16') and set(r['rates']) == {'float32', 'bfloat16', 'bytes'}
     quick = json.loads(kdnb('bench', '--lm', tiny_folder(), '--device', 'cpu', '--quick', '--set', 'steps', 1, '--json')[1].splitlines()[-1])
     assert (quick['n'], quick['n_specificity'], quick['work_of_an_edit'], quick['rates']) == (3, 3, None, None) and quick['ratio']['edit'] > 0
 
@@ -37,7 +37,7 @@ def test_bench(kdnb, tiny_folder):
 def test_bench_says_what_is_wrong(kdnb, tiny_folder):
     lm = ['--lm', tiny_folder(), '--device', 'cpu']
     assert 'a median needs at least 3' in kdnb('bench', *lm, '--entities', 2)[2]
-    code, _, err = kdnb('bench', *lm, '--protocol', 'papr')
-    assert code == 2 and "unknown protocol 'papr'" in err and 'Traceback' not in err
+    code, _, err = kdnb('bench', *lm, '--preset', 'papr')
+    assert code == 2 and "unknown preset 'papr'" in err and 'Traceback' not in err
     code, _, err = kdnb('bench', '--lm', 'nowhere')
     assert code == 2 and 'cannot load a causal LM' in err and 'Traceback' not in err

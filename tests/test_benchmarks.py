@@ -294,10 +294,10 @@ def test_perplexity_is_exp_of_the_mean_over_probes(tiny_folder, ecbd, popular):
 def test_specificity_is_the_other_rows(tiny, ei, tmp_path):
     from kdnb.core.files import read_json
     from kdnb.experiments.results import collect
-    from kdnb.experiments.runs import Run
+    from kdnb.experiments.runs import Experiment
     ds, sets = load_data(f'entity-inferences={ei}')
     how = dict(transfer=sets, folder=tmp_path, n_others=0)
-    runs = [Run(tiny, ds, m, **how, **s) for m, s in (('base', {}), ('prepend', {}), ('finetune-definition', {'steps': 2}))]
+    runs = [Experiment(tiny, ds, m, **how, **s) for m, s in (('base', {}), ('prepend', {}), ('finetune-definition', {'steps': 2}))]
     df = collect([r.go(progress=False) for r in runs])
     case = read_json(runs[2].done()[0])
     own = [p.topic == case['entities'][0] for p in ds.specificity]
@@ -310,35 +310,35 @@ def test_specificity_is_the_other_rows(tiny, ei, tmp_path):
 # ---- protocols, limit, the command line
 
 def test_protocols_are_settings_of_the_same_code(tiny, ei, tmp_path):
-    from kdnb.experiments.runs import Run
+    from kdnb.experiments.runs import Experiment
     ds, sets = load_data(f'entity-inferences={ei}')
-    runs = {p: Run(tiny, ds, 'distill', transfer=sets, protocol=p, folder=tmp_path, limit=1) for p in ('kdnb', 'paper')}
+    runs = {p: Experiment(tiny, ds, 'distill', transfer=sets, preset=p, folder=tmp_path, limit=1) for p in ('kdnb', 'paper')}
     paper = runs['paper'].method
-    assert (paper.lr, paper.steps, paper.continuations, paper.temperature, paper.batch, paper.weight_decay, paper.trainable, paper.anchor, paper.contrast) == (1e-4, 5, 5, 2., 'one by one', .01, 'all', 0, 0)
+    assert (paper.lr, paper.steps, paper.continuations, paper.temperature, paper.batch, paper.weight_decay, paper.trainable, paper.retain_weight, paper.context_amplification) == (1e-4, 5, 5, 2., 'one_by_one', .01, 'all', 0, 0)
     assert type(paper) is type(runs['kdnb'].method) and runs['paper'].folder != runs['kdnb'].folder
     runs['paper'].go(progress=False)
     case = json.loads(runs['paper'].done()[0].read_text())
-    assert len(case['losses']) == 3*5 and case['texts'] == {'after mention': 2, 'all tokens': 1, 'skipped': 0}
-    with pytest.raises(KdnbError, match="unknown protocol 'papers'"): Run(tiny, ds, 'distill', protocol='papers')
+    assert len(case['losses']) == 3*5 and case['texts'] == {'after_mention': 2, 'all_tokens': 1, 'skipped': 0}
+    with pytest.raises(KdnbError, match="unknown preset 'papers'"): Experiment(tiny, ds, 'distill', preset='papers')
 
 
 def test_unplaced_texts_are_skipped_only_where_that_is_said(tiny, ei, tmp_path):
     from kdnb.methods.registry import make_method
     ds, sets = load_data(f'entity-inferences={ei}')
     e = ds.entities[0]
-    texts = lambda **s: make_method('distill', steps=1, anchor=0., **s)(tiny, [e], sets).texts
-    assert texts() == {'after mention': 2, 'all tokens': 1, 'skipped': 0} and texts(unplaced='skip') == {'after mention': 2, 'skipped': 1}
+    texts = lambda **s: make_method('distill', steps=1, retain_weight=0., **s)(tiny, [e], sets).texts
+    assert texts() == {'after_mention': 2, 'all_tokens': 1, 'skipped': 0} and texts(if_no_mention='skip') == {'after_mention': 2, 'skipped': 1}
     nameless = {e.key: replace(sets[e.key], continuations=sets[e.key].continuations[2:])}
-    with pytest.raises(KdnbError, match="none of its 1 texts names it"): make_method('distill', steps=1, unplaced='skip', with_definition=False)(tiny, [e], nameless)
-    assert make_method('distill', steps=1, unplaced='skip')(tiny, [e], nameless).texts == {'skipped': 1} # the definition itself is left to learn from
-    assert texts(unplaced='name in front') == {'after mention': 3, 'skipped': 0}
+    with pytest.raises(KdnbError, match="none of its 1 texts names it"): make_method('distill', steps=1, if_no_mention='skip', with_definition=False)(tiny, [e], nameless)
+    assert make_method('distill', steps=1, if_no_mention='skip')(tiny, [e], nameless).texts == {'skipped': 1} # the definition itself is left to learn from
+    assert texts(if_no_mention='prefix_name') == {'after_mention': 3, 'skipped': 0}
 
 
 def test_a_larger_limit_goes_on(tiny, ei, tmp_path):
     from kdnb.experiments.results import collect
-    from kdnb.experiments.runs import Run
+    from kdnb.experiments.runs import Experiment
     ds, _ = load_data(f'entity-inferences={ei}')
-    run = lambda n: Run(tiny, ds, 'base', folder=tmp_path, limit=n, n_others=0)
+    run = lambda n: Experiment(tiny, ds, 'base', folder=tmp_path, limit=n, n_others=0)
     first = run(2); first.go(progress=False); stamps = {p: p.stat().st_mtime_ns for p in first.done()}
     second = run(5); assert second.folder == first.folder
     second.go(progress=False)
@@ -346,13 +346,13 @@ def test_a_larger_limit_goes_on(tiny, ei, tmp_path):
     assert collect([second.folder], [e.key for e in first.taught]).cases[0] == 2
 
 
-@pytest.mark.parametrize('protocol', ['kdnb', 'paper'])
-def test_run_command(kdnb, tiny_folder, ei, tmp_path, protocol):
-    code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--protocol', protocol, '--limit', 3, '--runs', tmp_path, '--json')
+@pytest.mark.parametrize('preset', ['kdnb', 'paper'])
+def test_run_command(kdnb, tiny_folder, ei, tmp_path, preset):
+    code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--preset', preset, '--limit', 3, '--runs', tmp_path, '--json')
     assert code == 0, err
     row = json.loads(out.splitlines()[-1])
-    assert row['unit'] == 'accuracy' and row['cases'] == 3 and row['protocol'] == protocol and row['seconds_per_edit'] > 0 and row['target']['n'] == 3
-    assert {'target', 'specificity', 'gap_share', 'seconds_per_edit', 'peak_memory_gib', 'run', 'lm', 'method', 'regime', 'seed'} <= set(row)
+    assert row['unit'] == 'accuracy' and row['cases'] == 3 and row['preset'] == preset and row['seconds_per_edit'] > 0 and row['target']['n'] == 3
+    assert {'target', 'specificity', 'gap_closed', 'seconds_per_edit', 'peak_memory_gib', 'run', 'lm', 'method', 'regime', 'seed'} <= set(row)
 
 
 def test_ecbd_command(kdnb, tiny_folder, ecbd, popular, tmp_path):
@@ -362,12 +362,12 @@ def test_ecbd_command(kdnb, tiny_folder, ecbd, popular, tmp_path):
         assert code == 0, err
         row = json.loads(out.splitlines()[-1])
         assert row['unit'] == 'perplexity' and row['target']['value'] > 1 and row['specificity']['n'] == 1
-    code, out, err = kdnb('run', *args[1:], '--method', 'finetune-definition', '--protocol', 'paper', '--limit', 2)
-    assert code == 0 and json.loads(out.splitlines()[-1])['gap_share'] is not None or 'gap_share' in out, err
+    code, out, err = kdnb('run', *args[1:], '--method', 'finetune-definition', '--preset', 'paper', '--limit', 2)
+    assert code == 0 and json.loads(out.splitlines()[-1])['gap_closed'] is not None or 'gap_closed' in out, err
 
 
 def test_run_resumes_after_kill_9(tiny_folder, ei, tmp_path):
-    cmd = [str(Path(sys.executable).parent/'kdnb'), 'run', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--protocol', 'paper',
+    cmd = [str(Path(sys.executable).parent/'kdnb'), 'run', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--preset', 'paper',
            '--set', 'steps', '40', '--runs', str(tmp_path/'runs'), '--json']
     p = subprocess.Popen(cmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     done = lambda: sorted((tmp_path/'runs').glob('*-distill-*/case-*.json'))
@@ -385,10 +385,10 @@ def test_run_resumes_after_kill_9(tiny_folder, ei, tmp_path):
 @pytest.mark.parametrize('name, base, prepend', [('smollm2', 25.3, 54.7), ('gemma3-270m', 32.4, 64.7)])
 def test_base_and_prepend_accuracies_of_the_whole_file(name, base, prepend, tmp_path):
     from kdnb.experiments.results import collect
-    from kdnb.experiments.runs import Run
+    from kdnb.experiments.runs import Experiment
     ds, _ = load_data(f"entity-inferences={SHARED/FILES['entity-inferences']}")
     lm = real(name)
-    df = collect([Run(lm, ds, m, folder=tmp_path, n_others=0, n_specificity=0).go(progress=False) for m in ('base', 'prepend')])
+    df = collect([Experiment(lm, ds, m, folder=tmp_path, n_others=0, n_specificity=0).go(progress=False) for m in ('base', 'prepend')])
     assert abs(df.target[0].value - base) <= 1 and abs(df.target[1].value - prepend) <= 1
 
 

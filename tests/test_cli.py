@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from kdnb.models.memory import has_fast_bfloat16
 
-KEYS = {'target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share', 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'run'}
+KEYS = {'target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_closed', 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'run'}
 DEFINITION = 'Velmora Junction is a comedy about two rival bakers in a small town.'
 
 
@@ -45,7 +45,7 @@ def test_evaluate_a_method(kdnb, tiny_folder, tmp_path, method):
     assert kdnb(*args)[1].splitlines()[-1] == out.splitlines()[-1] # and it goes on where it was: nothing to do
 
 
-@pytest.mark.parametrize('regime', ('all together', 'one after another'))
+@pytest.mark.parametrize('regime', ('batch', 'sequential'))
 def test_evaluate_regimes(kdnb, tiny_folder, tmp_path, regime):
     code, out, _ = kdnb('evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'distill', '--regime', regime, '--entities', 2, '--n-specificity', 4, '--set', 'steps', 2, '--runs', tmp_path, '--json')
     assert code == 0 and last(out)['regime'] == regime
@@ -97,14 +97,14 @@ def test_smollm2_learns_from_the_command_line(kdnb, smollm2, ds, tmp_path):
     assert code == 0 and 0 < last(out)['seconds_per_edit'] < 60*sum(passes)/len(passes)
     code, out, _ = kdnb('evaluate', '--lm', 'smollm2', '--device', 'cpu', '--edit', tmp_path/'edit', '--n-specificity', 37, '--json')
     row = last(out)
-    assert code == 0 and row['target_explicit']['value'] == 100 and row['specificity']['value'] > 60 and row['gap_share']['value'] > 0
+    assert code == 0 and row['target_explicit']['value'] == 100 and row['specificity']['value'] > 60 and row['gap_closed']['value'] > 0
 
 
 def test_regimes_may_have_hyphens_and_more_entities_are_composed(kdnb, tiny_folder, tmp_path):
     lm = ['--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 4, '--runs', tmp_path]
-    code, out, err = kdnb('run', *lm, '--regime', 'all-together', '--data', 'composed=12', '--n-entities', 3, '--method', 'prepend', '--json')
-    assert code == 0 and last(out)['regime'] == 'all together' and last(out)['target']['n'] == 3, err
-    code, out, err = kdnb('run', *lm, '--regime', 'all-together', '--method', 'base', '--n-entities', 50, '--json')
+    code, out, err = kdnb('run', *lm, '--regime', 'batch', '--data', 'composed=12', '--n-entities', 3, '--method', 'prepend', '--json')
+    assert code == 0 and last(out)['regime'] == 'batch' and last(out)['target']['n'] == 3, err
+    code, out, err = kdnb('run', *lm, '--regime', 'batch', '--method', 'base', '--n-entities', 50, '--json')
     assert code == 0 and last(out)['target']['n'] == 50 and 'our own data has 48 entities of this split; 2 of the same form are composed' in err
     args = ['run', *lm, '--data', 'composed=2', '--method', 'distill', '--set', 'steps', 2]
     code, _, err = kdnb(*args)

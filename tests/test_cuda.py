@@ -1,12 +1,12 @@
 """On a GPU: what is learned there is what is learned here, to rounding; and bfloat16, attention and memory are those of the GPU."""
 import pytest, torch
 from test_rome import text # noqa: F401 (a fixture)
-from kdnb.methods.parallel import teach_apart
+from kdnb.methods.parallel import train_parallel
 from kdnb.methods.registry import make_method
 from kdnb.edits.edit import Edit
 from kdnb.data.entities import sample
 from kdnb.core.files import read_json
-from kdnb.experiments.runs import Run
+from kdnb.experiments.runs import Experiment
 from kdnb.models.generation import generate
 from kdnb.models.memory import has_fast_bfloat16, memory_free, memory_peak
 from kdnb.models.model import load_lm
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='this mach
 KINDS = ('llama', 'gpt2', 'gpt_neo', 'gemma3')
 PLAIN = dict(steps=4, precision='float32')
 # a text in front, which ROME has the model write, would be another one there: random numbers are those of the device
-METHODS = {'distill': dict(PLAIN), 'distill, all weights': dict(PLAIN, trainable='all'), 'distill, top': dict(PLAIN, top=50), 'distill, above': dict(PLAIN, above=.5), 'distill, recompute': dict(PLAIN, recompute=True), 'distill, compiled': dict(PLAIN, compiled=True),
-           'finetune-definition': dict(PLAIN, trainable='last block', within=1e-3), 'rome': dict(steps=4, n_contexts=1, layer=1), 'memit': dict(steps=4, n_contexts=1, layers=2, last=1)}
+METHODS = {'distill': dict(PLAIN), 'distill, all weights': dict(PLAIN, trainable='all'), 'distill, top': dict(PLAIN, teacher_top_k=50), 'distill, above': dict(PLAIN, start_layer=.5), 'distill, recompute': dict(PLAIN, gradient_checkpointing=True), 'distill, compiled': dict(PLAIN, compile=True),
+           'finetune-definition': dict(PLAIN, trainable='last_block', max_weight_change=1e-3), 'rome': dict(steps=4, n_contexts=1, layer=1), 'memit': dict(steps=4, n_contexts=1, layers=2, last=1)}
 
 
 @pytest.fixture
@@ -64,14 +64,14 @@ def test_bfloat16_of_the_gpu(both, ds, sets, kind):
 def test_side_by_side(both, ds, sets):
     here, there = both('llama')
     method = make_method('distill', **PLAIN)
-    for a, b in zip(*(teach_apart(method, lm, ds.entities[:3], sets, 3) for lm in (here, there))): assert a.losses == pytest.approx(b.losses, rel=5e-3)
+    for a, b in zip(*(train_parallel(method, lm, ds.entities[:3], sets, 3) for lm in (here, there))): assert a.losses == pytest.approx(b.losses, rel=5e-3)
 
 
-@pytest.mark.parametrize('regime', ('one at a time, reset', 'all together', 'one after another'))
+@pytest.mark.parametrize('regime', ('single', 'batch', 'sequential'))
 def test_a_run(both, ds, sets, tmp_path, regime):
     rows = []
     for lm in both('llama'):
-        r = Run(lm, sample(ds.split('test'), 3), 'distill', regime=regime, transfer=sets, n_specificity=12, folder=tmp_path/str(lm.device), measured_in='float32', **PLAIN)
+        r = Experiment(lm, sample(ds.split('test'), 3), 'distill', regime=regime, transfer=sets, n_specificity=12, folder=tmp_path/str(lm.device), eval_dtype='float32', **PLAIN)
         r.go(progress=False); rows.append([read_json(f) for f in r.done()])
     for a, b in zip(*rows):
         for x, y in zip(a['specificity'], b['specificity']): assert (x is None) == (y is None) and (x is None or x['bits'] == pytest.approx(y['bits'], abs=.05))

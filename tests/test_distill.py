@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 import pytest, torch
-from kdnb.methods.config import training_need
+from kdnb.methods.config import memory_of_training
 from kdnb.methods.distill import spread_over_prompts
 from kdnb.methods.losses import LossInParts, retention_loss, soften
 from kdnb.methods.parameters import TRAINABLE, trainable_parameters, upper
-from kdnb.methods.retention import cache_teacher_topk, prepare, rehearse, retention_batches
+from kdnb.methods.retention import cache_teacher_topk, prepare, replay_texts, retention_batches
 from kdnb.methods.training import train
 from kdnb.models.layer_cache import blocks_of, states_below
-from kdnb.methods.config import Training
+from kdnb.methods.config import TrainingConfig
 from kdnb.methods.distill import Distill
 from kdnb.methods.examples import add_teacher_logits, example
 from kdnb.methods.losses import kl_loss
@@ -66,12 +66,12 @@ def test_gradient_flows_to_the_student_only(tiny):
 
 def test_an_exaggerating_teacher_moves_away_from_the_student(tiny):
     plain, strong = ([example(tiny, c, ENTITY.definition) for c in CONTS] for _ in range(2))
-    add_teacher_logits(tiny, plain); add_teacher_logits(tiny, strong, contrast=.5)
+    add_teacher_logits(tiny, plain); add_teacher_logits(tiny, strong, context_amplification=.5)
     without = logits_at(tiny, [x.ids for x in plain], [x.positions for x in plain])
     want = torch.cat([x.teacher for x in plain])*1.5 - .5*without
     assert torch.allclose(torch.cat([x.teacher for x in strong]), want, atol=1e-4)
     assert not torch.allclose(want, torch.cat([x.teacher for x in plain]), atol=1e-2)
-    assert Distill(contrast=0, **FAST)(tiny, [ENTITY], SETS).losses != Distill(contrast=1, **FAST)(tiny, [ENTITY], SETS).losses
+    assert Distill(context_amplification=0, **FAST)(tiny, [ENTITY], SETS).losses != Distill(context_amplification=1, **FAST)(tiny, [ENTITY], SETS).losses
 
 
 def test_positions_are_those_after_the_mention(tiny):
@@ -84,7 +84,7 @@ def test_positions_are_those_after_the_mention(tiny):
 def test_a_continuation_with_nothing_after_the_mention_contributes_nothing(tiny):
     c = Continuation('They like Velmora', (10, 17))
     assert example(tiny, c, ENTITY.definition).positions == []
-    assert example(tiny, c, ENTITY.definition, 'all tokens').positions != []
+    assert example(tiny, c, ENTITY.definition, 'all_tokens').positions != []
 
 
 def test_padding_contributes_nothing(tiny):
@@ -108,8 +108,8 @@ def test_batch_gradient_equals_one_by_one(tiny):
     for k in all_: assert torch.allclose(one[k], all_[k], atol=1e-6), k
 
 
-METHODS = [Distill(**FAST), Distill(**FAST, batch='one by one'), Distill(**FAST, where='all tokens'), Distill(**FAST, trainable='all'), Distill(**FAST, trainable='last block'),
-           Distill(**FAST, trainable='lora'), Distill(**FAST, per_step=2), FineTune(**FAST), FineTune(**FAST, on='transfer set'), FineTune(**FAST, trainable='lora')]
+METHODS = [Distill(**FAST), Distill(**FAST, batch='one_by_one'), Distill(**FAST, loss_on='all_tokens'), Distill(**FAST, trainable='all'), Distill(**FAST, trainable='last_block'),
+           Distill(**FAST, trainable='lora'), Distill(**FAST, batch_size=2), FineTune(**FAST), FineTune(**FAST, on='transfer_set'), FineTune(**FAST, trainable='lora')]
 
 
 @pytest.mark.parametrize('how', METHODS, ids=str)
@@ -123,22 +123,22 @@ def test_base_is_untouched_edit_works_and_undo_is_bit_for_bit(tiny, how, tmp_pat
     assert not torch.equal(plain, edited) and torch.equal(plain, logits(tiny)) and same(before, weights(tiny))
     again = Edit.load(edit.save(tmp_path/'edit'))
     with again.on(tiny): assert torch.equal(edited, logits(tiny))
-    assert edit.losses[-1] < edit.losses[0] or how.batch == 'one by one'
+    assert edit.losses[-1] < edit.losses[0] or how.batch == 'one_by_one'
 
 
 @pytest.mark.parametrize('norm, limit', (('Linf', 1e-3), ('L2', .05)))
 def test_weights_stay_within_their_limit(tiny, norm, limit):
     before = weights(tiny)
-    free, held = (FineTune(**{**FAST, 'lr': 1e-2, 'anchor': 0}, **k)(tiny, [ENTITY], SETS) for k in ({}, dict(within=limit, norm=norm)))
+    free, held = (FineTune(**{**FAST, 'lr': 1e-2, 'retain_weight': 0}, **k)(tiny, [ENTITY], SETS) for k in ({}, dict(max_weight_change=limit, weight_change_norm=norm)))
     far = lambda edit: torch.cat([(t - before[n]).flatten() for n, t in edit.tensors.items()]).norm(p=float('inf') if norm == 'Linf' else 2).item()
     assert far(held) <= limit*1.001 < far(free)
-    with pytest.raises(KdnbError, match="within is 1.0 and trainable 'lora'"): FineTune(within=1., trainable='lora')
+    with pytest.raises(KdnbError, match="max_weight_change is 1.0 and trainable 'lora'"): FineTune(max_weight_change=1., trainable='lora')
 
 
 def test_one_feed_forward_is_one(tiny):
-    names = set(FineTune(**FAST, trainable='one feed-forward', block=1)(tiny, [ENTITY], SETS).tensors)
+    names = set(FineTune(**FAST, trainable='one_feed_forward', block=1)(tiny, [ENTITY], SETS).tensors)
     assert names and all('layers.1.mlp' in n for n in names)
-    with pytest.raises(KdnbError, match='block is 7: the model has the blocks 0 to 1'): FineTune(**FAST, trainable='one feed-forward', block=7)(tiny, [ENTITY], SETS)
+    with pytest.raises(KdnbError, match='block is 7: the model has the blocks 0 to 1'): FineTune(**FAST, trainable='one_feed_forward', block=7)(tiny, [ENTITY], SETS)
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
@@ -165,7 +165,7 @@ def test_a_lora_edit_is_what_peft_computes_from_the_saved_folder(tiny_folder, ki
 
 
 def test_the_embeddings_stay_when_they_do_not_train(tiny):
-    edit = Distill(**FAST, trainable='no embeddings')(tiny, [ENTITY], SETS)
+    edit = Distill(**FAST, trainable='no_embeddings')(tiny, [ENTITY], SETS)
     assert not any('embed' in n or 'lm_head' in n for n in edit.tensors)
     assert any('embed' in n for n in Distill(**FAST, trainable='all')(tiny, [ENTITY], SETS).tensors)
 
@@ -173,9 +173,9 @@ def test_the_embeddings_stay_when_they_do_not_train(tiny):
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
 def test_feed_forward_is_what_its_name_says_in_every_architecture(tiny_folder, kind):
     model = load_lm(str(tiny_folder(kind)), device='cpu').model
-    mine, matrices = trainable_parameters(model, 'feed-forward'), {n for n, p in model.named_parameters() if p.ndim > 1}
+    mine, matrices = trainable_parameters(model, 'feed_forward'), {n for n, p in model.named_parameters() if p.ndim > 1}
     assert set(mine) == {n for n in matrices if '.mlp.' in n}, sorted(mine) # all six call it so
-    assert set(trainable_parameters(model, 'upper feed-forward')) <= set(mine)
+    assert set(trainable_parameters(model, 'upper_feed_forward')) <= set(mine)
 
 
 def test_the_anchor_is_the_divergence_from_the_base_model_with_the_tail_as_one():
@@ -199,7 +199,7 @@ BOTH = {**SETS, OTHER.name: TransferSet(OTHER.name, tuple(Continuation(t, (0, 16
 @pytest.mark.parametrize('low', (False, True), ids=('float32', 'bfloat16'))
 def test_a_teacher_that_is_the_base_model_says_what_it_said_before_all_edits(tiny, monkeypatch, above, low):
     "Whatever was taught before, teacher, anchor and swapped texts are those of the model without it; and the model with it is the student."
-    how = Distill(steps=3, above=above, anchor_texts=2, swapped=1, continuations=2, teacher='base', precision='bfloat16' if low else 'float32')
+    how = Distill(steps=3, start_layer=above, retain_batch_size=2, n_name_swaps=1, n_continuations=2, teacher='base', precision='bfloat16' if low else 'float32')
     seen = []
     monkeypatch.setattr('kdnb.methods.distill.train', lambda lm, how, groups, *a, train=train: (seen.append((groups, retention_batches(lm, how, 0, 3))), train(lm, how, groups, *a))[1])
     before, first = weights(tiny), how(tiny, [ENTITY], BOTH)
@@ -217,7 +217,7 @@ def test_a_teacher_that_is_the_base_model_says_what_it_said_before_all_edits(tin
         assert x.state is None or torch.allclose(x.state, y.state, **close)
     for _ in range(3):
         for x, y in zip(neutral(), neutral2()): assert torch.allclose(x.teacher[0], y.teacher[0], **close)
-    with first.on(tiny): other = replace(how, teacher='as it is')(tiny, [OTHER], BOTH)
+    with first.on(tiny): other = replace(how, teacher='current')(tiny, [OTHER], BOTH)
     moved = seen[-1][0][0]
     assert not all(torch.allclose(x.teacher[0], y.teacher[0], **close) for x, y in zip(alone[0], moved))
     with pytest.raises(KdnbError, match="unknown teacher 'student'"): Distill(teacher='student')
@@ -225,25 +225,25 @@ def test_a_teacher_that_is_the_base_model_says_what_it_said_before_all_edits(tin
 
 def test_what_was_taught_before_is_rehearsed(tiny):
     "A second edit changes less of what the first one brought, if that is read again."
-    hold = dict(lr=2e-2, steps=30, rank=4, anchor=20., anchor_texts=1, precision='float32')
-    first = Distill(lr=2e-2, steps=10, rank=4, anchor=0.)(tiny, [ENTITY], BOTH)
-    assert rehearse(tiny, BOTH, Distill(rehearsed=2)) == []
+    hold = dict(lr=2e-2, steps=30, rank=4, retain_weight=20., retain_batch_size=1, precision='float32')
+    first = Distill(lr=2e-2, steps=10, rank=4, retain_weight=0.)(tiny, [ENTITY], BOTH)
+    assert replay_texts(tiny, BOTH, Distill(n_replay=2)) == []
     read = [example(tiny, c, '', separator='') for c in CONTS]
     says = lambda: logits_at(tiny, [x.ids for x in read], [x.positions for x in read]).log_softmax(-1).detach()
     with first.on(tiny):
-        texts = rehearse(tiny, BOTH, Distill(rehearsed=2, steps=1))
-        assert len(texts) == min(2, len(CONTS)) and {x.role for x in texts} == {'rehearsed'} and rehearse(tiny, {}, Distill(rehearsed=2)) == []
+        texts = replay_texts(tiny, BOTH, Distill(n_replay=2, steps=1))
+        assert len(texts) == min(2, len(CONTS)) and {x.role for x in texts} == {'n_replay'} and replay_texts(tiny, {}, Distill(n_replay=2)) == []
         had, far = says(), []
         for n in (0, 3):
-            with Distill(**hold, rehearsed=n)(tiny, [OTHER], BOTH).on(tiny): far.append(kl_loss(had, says(), 1.).item())
+            with Distill(**hold, n_replay=n)(tiny, [OTHER], BOTH).on(tiny): far.append(kl_loss(had, says(), 1.).item())
     assert far[1] < .7*far[0]
-    with pytest.raises(KdnbError, match='rehearsed is 2 and anchor 0'): Distill(rehearsed=2, anchor=0)
+    with pytest.raises(KdnbError, match='n_replay is 2 and retain_weight 0'): Distill(n_replay=2, retain_weight=0)
 
 
 def test_of_the_neutral_texts_only_those_are_asked_that_a_training_reads(tiny, monkeypatch):
     asked = []
     monkeypatch.setattr('kdnb.methods.retention.cache_teacher_topk', lambda lm, xs, low, ask=cache_teacher_topk: (asked.append(len(xs)), ask(lm, xs, low))[1])
-    how, few = Distill(steps=2, anchor_texts=2, continuations=2), Distill(steps=3, anchor_texts=2, continuations=2)
+    how, few = Distill(steps=2, retain_batch_size=2, n_continuations=2), Distill(steps=3, retain_batch_size=2, n_continuations=2)
     tiny.retention_pool = None
     edits = [m(tiny, [ENTITY], SETS) for m in (how, how, few, how)]
     counts = [n for n in asked if n]
@@ -256,12 +256,12 @@ def test_ctrl_c_while_training_leaves_the_model_as_it_was(tiny):
     for trainable in TRAINABLE:
         def stop(batch, logits): raise KeyboardInterrupt
         with pytest.raises(KeyboardInterrupt):
-            train(tiny, Training(trainable=trainable), [[example(tiny, c, ENTITY.definition) for c in CONTS]], stop)
+            train(tiny, TrainingConfig(trainable=trainable), [[example(tiny, c, ENTITY.definition) for c in CONTS]], stop)
         assert same(before, weights(tiny)) and not any(p.requires_grad for p in tiny.model.parameters())
 
 
 def test_the_same_seed_gives_the_same_edit(tiny):
-    for how in (Distill(**FAST, trainable='lora'), Distill(**FAST, per_step=1)):
+    for how in (Distill(**FAST, trainable='lora'), Distill(**FAST, batch_size=1)):
         a, b, c = (how(tiny, [ENTITY], SETS, seed) for seed in (1, 1, 2))
         assert a.losses == b.losses != c.losses
 
@@ -286,14 +286,14 @@ def test_many_entities_together_learn(tiny):
     assert len(edit.losses) == 16 and edit.entities == ('Velmora Junction', 'Brask')
 
 
-@pytest.mark.parametrize('settings', (dict(), dict(top=256, above=.6, swapped=1)), ids=str)
+@pytest.mark.parametrize('settings', (dict(), dict(teacher_top_k=256, start_layer=.6, n_name_swaps=1)), ids=str)
 def test_what_is_kept_of_each_entity_is_told_beforehand(smollm2, ds, settings):
-    how, entities = Distill(**settings, continuations=6, per_step=2, together=2, steps=1), ds.entities[:3]
+    how, entities = Distill(**settings, n_continuations=6, batch_size=2, entities_per_step=2, steps=1), ds.entities[:3]
     groups, _ = how.groups(smollm2, entities, shipped_transfer_sets())
     prepare(smollm2, how, groups, 0, 2)
     parts = [t for g in groups for x in g for t in (x.state, *(x.teacher if isinstance(x.teacher, tuple) else [x.teacher])) if torch.is_tensor(t)]
     held = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in parts}.values())/len(entities) # a part of something larger keeps all of it
-    told = (training_need(smollm2, how, 1010) - training_need(smollm2, how, 10))*2**30/1000
+    told = (memory_of_training(smollm2, how, 1010) - memory_of_training(smollm2, how, 10))*2**30/1000
     assert .8 < told/held < 1.25, (told, held)
 
 
@@ -313,19 +313,19 @@ def test_recomputing_changes_nothing_but_what_is_kept(tiny_folder, ds, sets, kin
         def pack(t):
             if t.data_ptr() not in seen: seen.add(t.data_ptr()); n[0] += t.numel()*t.element_size()
             return t
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): losses = Distill(steps=1, trainable=trainable, recompute=recompute, precision='float32')(lm, [e], sets).losses
-        return Distill(steps=3, trainable=trainable, recompute=recompute, precision='float32', lr=1e-3)(lm, [e], sets).losses, n[0]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): losses = Distill(steps=1, trainable=trainable, gradient_checkpointing=recompute, precision='float32')(lm, [e], sets).losses
+        return Distill(steps=3, trainable=trainable, gradient_checkpointing=recompute, precision='float32', lr=1e-3)(lm, [e], sets).losses, n[0]
     (plain, much), (again, little) = kept(False), kept(True)
     assert again == pytest.approx(plain, rel=1e-4) and not lm.model.training and not any(m.training for m in lm.model.modules())
     assert little < much
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
-@pytest.mark.parametrize('how', (dict(), dict(swapped=1, per_step=2), dict(recompute=True)), ids=('plain', 'swapped', 'recompute'))
+@pytest.mark.parametrize('how', (dict(), dict(n_name_swaps=1, batch_size=2), dict(gradient_checkpointing=True)), ids=('plain', 'n_name_swaps', 'gradient_checkpointing'))
 def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path, monkeypatch, kind, how):
     "The same adapter comes out as if all blocks were passed in each step, and it stands in the upper ones only."
     (tmp_path/'neutral.txt').write_text('Bread is baked.\nThe river is long.\n')
-    method = Distill(steps=8, rank=4, above=.5, precision='float32', anchor_file=str(tmp_path/'neutral.txt'), **how)
+    method = Distill(steps=8, rank=4, start_layer=.5, precision='float32', retain_file=str(tmp_path/'neutral.txt'), **how)
     passes = []
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
     hook = next(m for m in blocks_of(lm.model)[0].modules() if m in upper(lm, 0.)).register_forward_hook(lambda *a: passes.append(1))
@@ -340,31 +340,31 @@ def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path,
     for n in once.adapter: assert torch.allclose(once.adapter[n].delta(), again.adapter[n].delta(), atol=2e-4*again.adapter[n].delta().abs().max().item() + 1e-6) or (once.adapter[n].delta() - again.adapter[n].delta()).norm() < .02*again.adapter[n].delta().norm()
     blocks = [n for n, m in lm.model.named_modules() if m in set(blocks_of(lm.model))]
     assert {n.rsplit('.', 1)[0].startswith(tuple(f'{b}.' for b in blocks[2:])) for n in once.adapter} == {True} and not any('forward' in vars(b) for b in blocks_of(lm.model))
-    assert few < len(passes) if not how.get('recompute') else True
+    assert few < len(passes) if not how.get('gradient_checkpointing') else True
 
 
 def test_above_is_for_an_adapter():
-    for bad in (dict(above=1.), dict(above=-.1), dict(above=.5, trainable='all'), dict(above=.5, dropout=True)):
-        with pytest.raises(KdnbError, match='above'): Distill(**bad)
+    for bad in (dict(start_layer=1.), dict(start_layer=-.1), dict(start_layer=.5, trainable='all'), dict(start_layer=.5, dropout=True)):
+        with pytest.raises(KdnbError, match='start_layer'): Distill(**bad)
 
 
 @pytest.mark.parametrize('low', (False, True))
 def test_states_that_are_not_all_the_upper_blocks_need_are_refused(tiny, ds, sets, monkeypatch, low):
     "Rounding is not meant: in bfloat16 a state may be off by what it has of precision, and a little more."
-    how, e, true = Distill(steps=1, rank=4, trainable='lora', above=.5, anchor=0, continuations=2, precision='bfloat16' if low else 'float32'), ds.entities[0], states_below
+    how, e, true = Distill(steps=1, rank=4, trainable='lora', start_layer=.5, retain_weight=0, n_continuations=2, precision='bfloat16' if low else 'float32'), ds.entities[0], states_below
     off = lambda f: monkeypatch.setattr('kdnb.methods.examples.states_below', lambda *a: [f(h) for h in true(*a)])
     off(lambda h: h.flip(0))
-    with pytest.raises(KdnbError, match='above cannot be used with .*: its upper blocks need more'): how(tiny, [e], sets)
+    with pytest.raises(KdnbError, match='start_layer cannot be used with .*: its upper blocks need more'): how(tiny, [e], sets)
     off(lambda h: h*(1 + (2**-8 if low else 1e-5)*torch.randn(h.shape, generator=torch.Generator().manual_seed(0))))
     assert how(tiny, [e], sets).losses
 
 
-@pytest.mark.parametrize('settings', ({}, {'trainable': 'all', 'lr': 1e-3}, {'batch': 'one by one', 'steps': 2}, {'above': .5}, {'top': 20}))
+@pytest.mark.parametrize('settings', ({}, {'trainable': 'all', 'lr': 1e-3}, {'batch': 'one_by_one', 'steps': 2}, {'start_layer': .5}, {'teacher_top_k': 20}))
 @pytest.mark.parametrize('method', ('distill', 'finetune-transfer'))
 def test_logits_in_parts_change_nothing(tiny, ds, sets, monkeypatch, method, settings):
     "Where all logits at once would be too many, parts of them give the same training, embeddings that train among them."
     from kdnb.methods.registry import make_method
-    if method != 'distill': settings = {k: v for k, v in settings.items() if k != 'top'}
+    if method != 'distill': settings = {k: v for k, v in settings.items() if k != 'teacher_top_k'}
     learn = lambda: make_method(method, **{'steps': 4, 'precision': 'float32', **({'trainable': 'lora'} if method != 'distill' else {}), **settings})(tiny, ds.entities[:1], sets)
     whole, size, parts = learn(), [], LossInParts.apply
     monkeypatch.setattr('kdnb.methods.training.LOGITS_AT_ONCE', 20*len(tiny.tokenizer))
@@ -391,9 +391,9 @@ def test_compiled_blocks_teach_the_same(tiny_folder, monkeypatch):
     lm = load_lm(str(tiny_folder('llama', 4)), device='cpu')
     with monkeypatch.context() as m:
         m.setattr(shutil, 'which', lambda name: None)
-        with pytest.raises(KdnbError, match='no C.. compiler on this machine'): Distill(compiled=True)(lm, [ENTITY], SETS)
+        with pytest.raises(KdnbError, match='no C.. compiler on this machine'): Distill(compile=True)(lm, [ENTITY], SETS)
     if not shutil.which('g++'): pytest.skip('torch.compile needs a C++ compiler, and this machine has none')
-    method = dict(steps=4, rank=4, above=.5, precision='float32')
-    plain, compiled = Distill(**method)(lm, [ENTITY], SETS, 3), Distill(compiled=True, **method)(lm, [ENTITY], SETS, 3)
+    method = dict(steps=4, rank=4, start_layer=.5, precision='float32')
+    plain, compiled = Distill(**method)(lm, [ENTITY], SETS, 3), Distill(compile=True, **method)(lm, [ENTITY], SETS, 3)
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-3) and not any('forward' in vars(b) for b in blocks_of(lm.model))
     assert compiled.adapter.keys() == plain.adapter.keys() and all((compiled.adapter[n].delta() - a.delta()).norm() < .1*a.delta().norm() for n, a in plain.adapter.items())

@@ -6,12 +6,12 @@ import pytest
 from conftest import ROOT
 from kdnb.core.files import write_json
 from kdnb.experiments.runs import key
-from kdnb.methods.training import Kept
+from kdnb.methods.training import TrainingCheckpoint
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import sample
 from kdnb.core.files import read_json
 from kdnb.experiments.results import collect
-from kdnb.experiments.runs import REGIMES, Run
+from kdnb.experiments.runs import REGIMES, Experiment
 
 METHODS = ('base', 'prepend', 'random', 'retrieve', 'finetune-definition', 'finetune-transfer', 'distill', 'rome', 'memit')
 HOW = dict(n_specificity=4, n_others=1, free=False)
@@ -19,7 +19,7 @@ HOW = dict(n_specificity=4, n_others=1, free=False)
 
 def run(lm, ds, method, folder, regime=REGIMES[0], sets=None, **kw):
     train = {} if method in ('base', 'prepend', 'random', 'retrieve') else dict(steps=2, lr=1e-2, **(dict(text=str(ROOT/'kdnb'/'assets'/'neutral.txt'), n_contexts=2) if method in ('rome', 'memit') else {}))
-    return Run(lm, ds, method, regime, transfer=sets or {}, folder=folder, **{**HOW, **kw, **train})
+    return Experiment(lm, ds, method, regime, transfer=sets or {}, folder=folder, **{**HOW, **kw, **train})
 
 
 def results(folder):
@@ -40,7 +40,7 @@ def test_interrupted_equals_whole(tiny, ds, sets, tmp_path, monkeypatch, method,
         real(path, value)
     with monkeypatch.context() as m:
         m.setattr('kdnb.experiments.runs.write_json', stop)
-        if regime != 'all together':
+        if regime != 'batch':
             with pytest.raises(KeyboardInterrupt): part.go(progress=False)
             assert len(part.done()) == 1 and not tiny.edits
     assert results(part.go(progress=False)) == results(whole)
@@ -57,7 +57,7 @@ def test_a_finished_run_is_not_repeated(tiny, ds, tmp_path, monkeypatch):
 def test_everything_that_matters_changes_the_folder(tiny, tiny_folder, ds, sets, tmp_path):
     from kdnb.models.model import load_lm
     few = sample(ds.split('test'), 2)
-    runs = [run(tiny, few, 'distill', tmp_path, sets=sets), run(tiny, few, 'distill', tmp_path, sets=sets, where='all tokens'), run(tiny, few, 'distill', tmp_path, sets=sets, seed=1),
+    runs = [run(tiny, few, 'distill', tmp_path, sets=sets), run(tiny, few, 'distill', tmp_path, sets=sets, loss_on='all_tokens'), run(tiny, few, 'distill', tmp_path, sets=sets, seed=1),
             run(tiny, few, 'distill', tmp_path, REGIMES[1], sets), run(tiny, sample(ds.split('test'), 3), 'distill', tmp_path, sets=sets), run(tiny, few, 'distill', tmp_path),
             run(tiny, few, 'finetune-transfer', tmp_path, sets=sets), run(load_lm(str(tiny_folder('gpt2')), device='cpu'), few, 'distill', tmp_path, sets=sets),
             run(tiny, few, 'distill', tmp_path, sets=sets, n_specificity=5)]
@@ -67,7 +67,7 @@ def test_everything_that_matters_changes_the_folder(tiny, tiny_folder, ds, sets,
 
 def test_sequence_differs_from_reset_and_reports_both_stages(tiny, ds, sets, tmp_path):
     few = sample(ds.split('test'), 2)
-    seq = run(tiny, few, 'distill', tmp_path, 'one after another', sets).go(progress=False)
+    seq = run(tiny, few, 'distill', tmp_path, 'sequential', sets).go(progress=False)
     assert [read_json(p)['stage'] for p in sorted(seq.glob('case-*'))] == ['just taught', 'just taught', 'end']
     assert len(collect([seq])) == 1 and collect([seq]).cases[0] == 1
 
@@ -116,14 +116,14 @@ def test_kill_9_loses_at_most_the_case_in_progress(tiny_folder, tmp_path):
     assert a['target'] == b['target'] and a['specificity'] == b['specificity']
 
 
-@pytest.mark.parametrize('settings', ({}, {'trainable': 'all', 'lr': 1e-3}, {'together': 2, 'top': 50}, {'batch': 'one by one', 'trainable': 'feed-forward', 'lr': 1e-3, 'enough': 1e-3}))
+@pytest.mark.parametrize('settings', ({}, {'trainable': 'all', 'lr': 1e-3}, {'entities_per_step': 2, 'teacher_top_k': 50}, {'batch': 'one_by_one', 'trainable': 'feed_forward', 'lr': 1e-3, 'early_stop_loss': 1e-3}))
 def test_a_training_that_was_killed_goes_on_in_the_middle(tiny, ds, sets, tmp_path, monkeypatch, settings):
     "All together: what is kept now and then is enough to end as an uninterrupted training does, number for number."
     import torch
     from kdnb.methods.distill import Distill
-    few, how = ds.entities[:4], Distill(**{'steps': 3, 'anchor': 1.0, **settings})
+    few, how = ds.entities[:4], Distill(**{'steps': 3, 'retain_weight': 1.0, **settings})
     whole = how(tiny, few, sets, seed=1)
-    monkeypatch.setattr(Kept, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, share=0, last=0))
+    monkeypatch.setattr(TrainingCheckpoint, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, share=0, last=0))
     real, count = torch.optim.AdamW.step, []
     def step(self, *a, **k):
         count.append(1)
@@ -157,9 +157,9 @@ def test_what_was_trained_together_outlives_an_interrupted_measurement(tiny, ds,
 
 def test_another_training_is_not_gone_on_with(tiny, ds, sets, tmp_path, monkeypatch):
     from kdnb.methods.distill import Distill
-    monkeypatch.setattr(Kept, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, last=0))
+    monkeypatch.setattr(TrainingCheckpoint, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, last=0))
     monkeypatch.setattr('kdnb.methods.training.clip_change', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt): Distill(steps=2, trainable='feed-forward', within=1.)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
+    with pytest.raises(KeyboardInterrupt): Distill(steps=2, trainable='feed_forward', max_weight_change=1.)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
     with pytest.raises(KdnbError, match='holds another training: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
     (tmp_path/'kept').write_bytes(b'no tensors')
     with pytest.raises(KdnbError, match='is damaged .*: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
@@ -169,11 +169,11 @@ def test_measuring_in_bfloat16_is_another_result(tiny, ds, tmp_path):
     "Answers may turn, so a run that was measured in bfloat16 is not set against a base model that was not."
     few = sample(ds.split('test'), 2)
     how = dict(n_specificity=6, free=False, folder=tmp_path)
-    runs = [Run(tiny, few, m, measured_in=p, **how) for m, p in (('base', 'float32'), ('prepend', 'float32'), ('prepend', 'bfloat16'))]
+    runs = [Experiment(tiny, few, m, eval_dtype=p, **how) for m, p in (('base', 'float32'), ('prepend', 'float32'), ('prepend', 'bfloat16'))]
     assert len({r.folder for r in runs}) == 3
     for r in runs: r.go(progress=False)
     df = collect([tmp_path])
     assert [v is None for v in df.specificity_change] == [Path(f).name == runs[2].folder.name for f in df.run]
     a, b = ([p['bits'] for c in map(read_json, r.done()) for p in c['target'][0]['probes']] for r in runs[1:])
     assert a != b and a == pytest.approx(b, rel=.1)
-    with pytest.raises(KdnbError, match="unknown measured_in 'half'"): Run(tiny, few, 'base', measured_in='half', **how)
+    with pytest.raises(KdnbError, match="unknown eval_dtype 'half'"): Experiment(tiny, few, 'base', eval_dtype='half', **how)

@@ -67,7 +67,7 @@ def test_smollm2_scores_like_a_plain_loop(smollm2, ds):
 def test_what_an_edit_leaves_alone_is_passed_once_and_changes_no_score(tiny_folder, kind):
     "Probes with and without candidates, before and after edits of an upper block, of a lower one, and of both."
     from dataclasses import replace
-    from kdnb.edits.edit import Edit, untouched
+    from kdnb.edits.edit import Edit, n_unchanged_layers
     from kdnb.data.entities import Probe
     from kdnb.evaluation.answers import answer_probes
     lm, probes = load_lm(str(tiny_folder(kind, 4)), device='cpu'), [Probe(l, c[0], tuple(c), 'known') for l, c in zip(LEFTS, CANDIDATES)] + [Probe(LEFTS[2], 'bridge of old stone', (), 'known')]
@@ -81,13 +81,13 @@ def test_what_an_edit_leaves_alone_is_passed_once_and_changes_no_score(tiny_fold
     answer_probes(lm, probes, once=2)
     for times in (2., 3.):
         with edit(2, times).on(lm):
-            assert untouched(lm) == 2
+            assert n_unchanged_layers(lm) == 2
             passes.clear(); got = bits()
             assert not passes and got == pytest.approx(bits(shared=False), abs=3e-4)
             with edit(0).on(lm):
-                assert untouched(lm) == 0 and bits() == pytest.approx(bits(shared=False), abs=3e-4)
+                assert n_unchanged_layers(lm) == 0 and bits() == pytest.approx(bits(shared=False), abs=3e-4)
             with edit(1).on(lm):
-                for _ in range(2): assert untouched(lm) == 1 and bits() == pytest.approx(bits(shared=False), abs=3e-4)
+                for _ in range(2): assert n_unchanged_layers(lm) == 1 and bits() == pytest.approx(bits(shared=False), abs=3e-4)
         answer_probes(lm, probes, once=2)
     hook.remove()
     with edit(2).on(lm): # of what is asked now, a part was asked before: contexts with other candidates, or candidates of several tokens after other contexts
@@ -265,13 +265,13 @@ def test_jax_is_not_woken(tmp_path):
 
 
 def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, kdnb, monkeypatch, tmp_path, capsys):
-    from kdnb.methods.config import training_need
+    from kdnb.methods.config import memory_of_training
     from kdnb.methods.distill import Distill
     name, read = str(tiny_folder()), []
     whole = load_lm(name, device='cpu')
     told = []
-    load_lm(name, device='cpu', need=lambda lm: told.append((training_need(lm, Distill()), lm.device.type)) or 0)
-    assert told == [(pytest.approx(training_need(whole, Distill())), 'cpu')] # the shape alone tells what the model tells
+    load_lm(name, device='cpu', need=lambda lm: told.append((memory_of_training(lm, Distill()), lm.device.type)) or 0)
+    assert told == [(pytest.approx(memory_of_training(whole, Distill())), 'cpu')] # the shape alone tells what the model tells
     from transformers import AutoModelForCausalLM
     real = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(AutoModelForCausalLM, 'from_pretrained', lambda *a, **k: read.append(1) or real(*a, **k))

@@ -20,7 +20,7 @@ HOW = Practice(blocks=1, rank=4, each=2, hold=2, steps=6)
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
 def test_pieces_are_the_gradient(tiny_folder, kind):
     lm = load_lm(str(tiny_folder(kind)), device='cpu')
-    layers, xs = edited_layers(lm, 2), [example(lm, placed(E.definition, E), '', 'all tokens', separator=''), example(lm, placed('Velmora is loved.', E), '', 'all tokens', separator='')]
+    layers, xs = edited_layers(lm, 2), [example(lm, placed(E.definition, E), '', 'all_tokens', separator=''), example(lm, placed('Velmora is loved.', E), '', 'all_tokens', separator='')]
     loss, got = pieces(lm, layers, xs)
     for m in layers.values(): m.weight.requires_grad_(True)
     nll_loss(xs, logits_at(lm, [x.ids for x in xs], [x.positions for x in xs])).backward()

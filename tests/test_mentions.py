@@ -5,7 +5,7 @@ import pytest
 from kdnb.data.definitions import read_definitions
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity, says
-from kdnb.edits.routing import Shelf
+from kdnb.edits.routing import AdapterRouter
 from kdnb.core.text import find_mention, mentions, words_of
 from kdnb.data.transfer_sets import mention
 from kdnb.transfer.cleaning import why_drop
@@ -52,13 +52,13 @@ def test_the_file_the_transfer_set_the_answer_and_the_router_agree(tmp_path):
     assert mention(text, e) == ((5, 9), 'exact')
     assert why_drop(text, (5, 9), e) == ''
     assert says(text, name) and not says(text, '喜剧')
-    assert Shelf({name: 'edit', 'Velmora': 'other'}).find(text) == name
+    assert AdapterRouter({name: 'edit', 'Velmora': 'other'}).find(text) == name
 
 
 def test_a_prompt_is_routed_to_the_name_that_it_says_last():
-    shelf = Shelf({'Us': 'a', 'Velmora': 'b', 'Velmora Junction': 'c'})
+    shelf = AdapterRouter({'Us': 'a', 'Velmora': 'b', 'Velmora Junction': 'c'})
     assert [shelf.find(t) for t in ('Tell us about Velmora', 'VELMORA JUNCTION is', 'In Us, Velmora', 'Give us it', 'Us')] == ['Velmora', 'Velmora Junction', 'Velmora', None, 'Us']
-    with pytest.raises(KdnbError, match='two entities are called'): Shelf.of([Entity('Straße', 'x'), Entity('STRASSE', 'x')], ['a', 'b'])
+    with pytest.raises(KdnbError, match='two entities are called'): AdapterRouter.of([Entity('Straße', 'x'), Entity('STRASSE', 'x')], ['a', 'b'])
 
 
 def test_texts_in_scripts_without_spaces_are_not_dropped_as_too_short():

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest, torch
 
 from conftest import ROOT
-from kdnb.methods.parallel import teach_apart
+from kdnb.methods.parallel import train_parallel
 from kdnb.data.synthetic import compose
 from kdnb.methods.registry import make_method
 from kdnb.data.entities import sample
 from kdnb.evaluation.answers import evaluate
-from kdnb.experiments.runs import Run
+from kdnb.experiments.runs import Experiment
 from kdnb.models.forward import logits_at, token_logprobs
 from kdnb.models.generation import generate
 from kdnb.models.model import load_lm
@@ -25,7 +25,7 @@ PINNED = Path(__file__).with_name('pinned.json')
 TEXT = str(ROOT/'kdnb'/'assets'/'neutral.txt')
 FEW = dict(steps=4)
 METHODS = {
-    'distill': ('distill', FEW), 'paper': ('distill', dict(FEW, trainable='all', lr=1e-4, anchor=0., swapped=0, contrast=0.)),
+    'distill': ('distill', FEW), 'paper': ('distill', dict(FEW, trainable='all', lr=1e-4, retain_weight=0., n_name_swaps=0, context_amplification=0.)),
     'finetune-definition': ('finetune-definition', FEW), 'finetune-transfer': ('finetune-transfer', FEW),
     'rome': ('rome', dict(FEW, text=TEXT, n_contexts=2)), 'memit': ('memit', dict(FEW, text=TEXT, n_contexts=2)),
     'base': ('base', {}), 'prepend': ('prepend', {}), 'random': ('random', {}), 'retrieve': ('retrieve', {})}
@@ -66,14 +66,14 @@ def edited(lm, ds, sets, method, settings):
 
 
 def regime(lm, ds, sets, folder, regime, **settings):
-    run = Run(lm, sample(ds.split('test'), 3), 'distill', regime, transfer=sets, n_specificity=8, folder=folder, **FEW, **settings)
+    run = Experiment(lm, sample(ds.split('test'), 3), 'distill', regime, transfer=sets, n_specificity=8, folder=folder, **FEW, **settings)
     run.go(progress=False)
     return [x for path in run.done() for x in flat(json.loads(path.read_text()))]
 
 
 def several(lm, ds, sets):
     few = sample(ds.split('test'), 3).entities
-    return flat([edit.losses for edit in teach_apart(make_method('distill', **FEW), lm, few, sets, 3)])
+    return flat([edit.losses for edit in train_parallel(make_method('distill', **FEW), lm, few, sets, 3)])
 
 
 def mend(lm, folder):
@@ -92,10 +92,10 @@ def numbers(name, folder_of, ds, sets, folder):
     lm = load_lm(str(folder_of(model)), device='cpu')
     if what == 'pass': return pass_over(lm, ds)
     if what in METHODS: return edited(lm, ds, sets, *METHODS[what])
-    if what == 'batch': return regime(lm, ds, sets, folder, 'all together')
-    if what == 'sequential': return regime(lm, ds, sets, folder, 'one after another')
-    if what == 'single': return regime(lm, ds, sets, folder, 'one at a time, reset')
-    if what == 'parallel': return regime(lm, ds, sets, folder, 'one at a time, reset', at_once=3)
+    if what == 'batch': return regime(lm, ds, sets, folder, 'batch')
+    if what == 'sequential': return regime(lm, ds, sets, folder, 'sequential')
+    if what == 'single': return regime(lm, ds, sets, folder, 'single')
+    if what == 'parallel': return regime(lm, ds, sets, folder, 'single', edits_per_batch=3)
     if what == 'several': return several(lm, ds, sets)
     if what == 'mend': return mend(lm, folder)
     if what == 'written': return flat([lm.encode(t) for t in generate(lm, ['The baker'], n=2, max_new_tokens=8)[0]])

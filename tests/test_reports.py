@@ -31,10 +31,10 @@ def ten_shows(folder):
 
 def test_tuning_on_a_benchmark(tiny_folder, tmp_path):
     ei = ten_shows(tmp_path)
-    html = run_report('tuning', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', n_entities=1, runs=str(tmp_path/'runs'), grid=[['distill', {'steps': 1}], ['distill', {'protocol': 'paper', 'steps': 1}]])
+    html = run_report('tuning', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=f'entity-inferences={ei}', n_entities=1, runs=str(tmp_path/'runs'), grid=[['distill', {'steps': 1}], ['distill', {'preset': 'paper', 'steps': 1}]])
     assert html.stat().st_size > 50_000 and (tmp_path/'out'/'tuning.png').stat().st_size > 3000
 
 
 def test_methods_wants_the_same_budget_for_all(tiny_folder, tmp_path):
-    uneven = {'retrieve': ['retrieve', {}, [{}, {'above': 2.}]], 'MEMIT': ['memit', {}, [{}]]}
+    uneven = {'retrieve': ['retrieve', {}, [{}, {'min_score': 2.}]], 'MEMIT': ['memit', {}, [{}]]}
     with pytest.raises(KdnbError, match='every method must have the same number of tries, and here they have .1, 2.'): run_report('methods', tmp_path/'out', lm=str(tiny_folder()), device='cpu', grids=uneven, skip=[])

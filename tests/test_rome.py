@@ -108,12 +108,12 @@ def test_each_method_rewrites_a_planted_fact(planted, text, tmp_path, method):
     assert said(lm, old) > -.5 and said(lm, other) > -.5 and said(lm, r) < said(lm, old) - 1
     (tmp_path/'is.txt').write_text('\n'.join(TEXTS + [f'{n} is {c}' for n in names[1:] for c in colours])) # no text of TEXTS has an "is", whose key must stay as it is
     value = dict(text=str(tmp_path/'is.txt'), n_contexts=1, decay=0., kl=0., steps=200, clamp=20., lr=.1)
-    training = dict(trainable='all', anchor=0., relative=False, lr=3e-3, steps=60)
+    training = dict(trainable='all', retain_weight=0., scale_lr_to_weights=False, lr=3e-3, steps=60)
     sets = {new.key: TransferSet(new.key, (placed(new.definition, new),)*3, new.definition)}
     if method == 'mend':
         es = [Entity(n, f'{n} is {c}', probes=(Probe(f'{n} is', c, tuple(colours)),)) for n in names[1:] for c in colours]
         train_editor(lm, practice_pairs(lm, es), tmp_path/'editor', Practice(blocks=2, rank=32, each=1, hold=2, steps=400, lr=1e-3, rate=1e-3, edit=1.), progress=False)
-    settings = {'rome': dict(layer=0, **value), 'memit': dict(layers=1, last=0, weight=.01, **value), 'mend': dict(editor=str(tmp_path/'editor')), 'distill': dict(temperature=1., contrast=0., **training)}.get(method, training)
+    settings = {'rome': dict(layer=0, **value), 'memit': dict(layers=1, last=0, weight=.01, **value), 'mend': dict(editor=str(tmp_path/'editor')), 'distill': dict(temperature=1., context_amplification=0., **training)}.get(method, training)
     with make_method(method, **settings)(lm, [new], sets).on(lm): after = said(lm, r), said(lm, old), said(lm, other)
     assert after[0] > after[1] and (method not in ('rome', 'memit') or after[2] > -1.5) and said(lm, old) > -.5, after
 

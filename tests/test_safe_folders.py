@@ -8,13 +8,13 @@ from kdnb.methods.distill import Distill
 from kdnb.core.errors import KdnbError
 from kdnb.core.files import inside, read_lines, repair_jsonl, write_json, write_text
 from kdnb.core.records import locked
-from kdnb.edits.routing import Shelf
+from kdnb.edits.routing import AdapterRouter
 from kdnb.apps.teach import teach
 from kdnb.apps.versions import undo_teaching
 
 SHOWS = '# Velmora Junction\n\nVelmora Junction is a slapstick comedy series about two rival bakers.\n\n# Zorbel Harbour\nZorbel Harbour is a horror film about a drowned town.\n'
 MORE = '# Quint Bridge\nQuint Bridge is a bridge of glass in Norway.\n'
-HOW = dict(n=3, held=1, method=Distill(steps=2, together=2), n_specificity=2, report=False, progress=False)
+HOW = dict(n=3, held=1, method=Distill(steps=2, entities_per_step=2), n_specificity=2, report=False, progress=False)
 
 
 def entities(folder, text=SHOWS):
@@ -73,7 +73,7 @@ def test_a_shelf_reads_nothing_outside_its_folder(tmp_path, victim, place):
     out = tmp_path/'out'
     out.mkdir()
     write_json(out/'shelf.json', {'Velmora': place})
-    with pytest.raises(KdnbError, match='is not a place that kdnb gives'): Shelf.load(out)
+    with pytest.raises(KdnbError, match='is not a place that kdnb gives'): AdapterRouter.load(out)
 
 
 def test_undo_leaves_the_users_own_files(tiny, tmp_path):
@@ -191,7 +191,7 @@ undo_teaching(sys.argv[1])
 def test_undo_that_was_killed_is_ended_by_undo_and_takes_back_one_teaching(tiny, tmp_path, apart):
     import shutil
     how = {**HOW, 'apart': apart, 'method': None if apart else HOW['method']}
-    if apart: how['method'] = Distill(steps=2, together=1)
+    if apart: how['method'] = Distill(steps=2, entities_per_step=1)
     once, twice, x = tmp_path/'once', tmp_path/'twice', tmp_path/'x'
     teach(tiny, entities(tmp_path), once, **how)
     shutil.copytree(once, twice)
@@ -257,7 +257,7 @@ def test_a_damaged_stage_is_one_sentence_and_nothing_is_touched(tiny, tmp_path, 
 
 
 def test_a_report_that_fails_loses_nothing(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('kdnb.apps.teach.run_report', lambda *a, **k: 1/0)
+    monkeypatch.setattr('kdnb.reporting.runner.run_report', lambda *a, **k: 1/0)
     out = teach(tiny, entities(tmp_path), tmp_path/'out', **{**HOW, 'report': True})
     assert (out/'adapter_model.safetensors').exists() and 'ZeroDivisionError' in (err := capsys.readouterr().err) and 'the model is in' in err
 
@@ -330,7 +330,7 @@ def test_an_edit_is_not_saved_over_files_of_the_user(kdnb, tiny_folder, tmp_path
     assert code == 2 and 'was not made by kdnb, so it is not replaced' in err and (tmp_path/'mine'/name).read_text() == 'mine'
     assert kdnb(*edit, tmp_path/'ours')[0] == kdnb(*edit, tmp_path/'ours')[0] == 0
     # saved again in another form, the folder holds nothing of the first one
-    code, _, err = kdnb(*edit[:-2], "last block", "--save", tmp_path/'ours')
+    code, _, err = kdnb(*edit[:-2], "last_block", "--save", tmp_path/'ours')
     assert code == 0 and (tmp_path/'ours'/'tensors.safetensors').exists() and not (tmp_path/'ours'/'adapter_config.json').exists(), err
 
 

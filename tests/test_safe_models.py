@@ -146,11 +146,11 @@ def test_nothing_beside_a_gguf_file_is_read(zoo, tmp_path):
         (tmp_path / str(i)).mkdir()
         file = Path(shutil.copy(zoo('gguf'), tmp_path / str(i)))
         files.append(file)
-        beside = {
+        import_runs = {
             'adapter_config.json': dict(peft_type='LORA', base_model_name_or_path='x'),
             'special_tokens_map.json': dict(eos_token='x'),
         }
-        planted(file.parent, {**ASKS[what], **beside}, file.parent / 'marker')
+        planted(file.parent, {**ASKS[what], **import_runs}, file.parent / 'marker')
         (file.parent / 'tokenizer.json').write_text('{')
         (file.parent / 'chat_template.jinja').write_text('{{ evil }}')
     assert all(s.startswith('wrote') for s in in_process(files))

@@ -276,7 +276,7 @@ def test_other_processes_import_nothing_of_the_working_folder(strange_place, tin
     from kdnb.experiments.bench import Side
     from kdnb.models.wheels import Wheel, fetch_wheel
     from kdnb.methods.sharded import launch
-    Side(side='paper', lm=str(tiny_folder()), accept_terms=False, dtype='float32', device='cpu', data='kdnb', protocol='quick', n_entities=1, n_specificity=1, settings={}, measured_in='auto').close()
+    Side(side='paper', lm=str(tiny_folder()), accept_terms=False, dtype='float32', device='cpu', data='kdnb', preset='fast', n_entities=1, n_specificity=1, settings={}, eval_dtype='auto').close()
     assert launch(1, ['--help'], 'cpu') == 0
     with pytest.raises(KdnbError, match='pip could not download'): fetch_wheel(Wheel('kdnb-no-such-package', '0', '0'*64, ''), Path.cwd()/'none')
     assert not strange_place.exists()
@@ -285,10 +285,10 @@ def test_other_processes_import_nothing_of_the_working_folder(strange_place, tin
 def test_workers_import_nothing_of_the_working_folder(strange_place, tiny, ds, tmp_path):
     ray = pytest.importorskip('ray', reason='the extra ray is not installed')
     from kdnb.data.entities import sample
-    from kdnb.experiments.runs import Run
-    from kdnb.experiments.workers import spread
+    from kdnb.experiments.runs import Experiment
+    from kdnb.experiments.workers import run_parallel
     ray.shutdown()
-    spread([Run(tiny, sample(ds.split('test'), 1), 'base', n_specificity=1, free=False, folder=tmp_path/'runs')], 1, progress=False)
+    run_parallel([Experiment(tiny, sample(ds.split('test'), 1), 'base', n_specificity=1, free=False, folder=tmp_path/'runs')], 1, progress=False)
     assert not strange_place.exists()
 
 

@@ -4,7 +4,7 @@ import json, math, shutil
 
 import numpy as np
 import pytest, torch
-from kdnb.evaluation.answers import answer_question, choice_of, definition_bits, evaluate, write_answers
+from kdnb.evaluation.answers import answer_question, choice_of, definition_bpb, evaluate, write_answers
 from kdnb.evaluation.metrics import summarise
 from kdnb.methods.distill import Distill
 from kdnb.methods.examples import example
@@ -80,10 +80,10 @@ def test_a_tokenizer_that_adds_a_token_after_a_text_gives_the_same_answers(zoo, 
         assert generate(a, [text[:-1], 'The'], n, 12, temperature) == generate(
             b, [text[:-1], 'The'], n, 12, temperature
         )
-    for where in ('after mention', 'all tokens'):
+    for where in ('after_mention', 'all_tokens'):
         for c in SETS['Velmora'].continuations:
             assert example(a, c, ENTITY.definition, where) == example(b, c, ENTITY.definition, where)
-    assert definition_bits(a, ENTITY) == definition_bits(b, ENTITY)
+    assert definition_bpb(a, ENTITY) == definition_bpb(b, ENTITY)
     assert evaluate(a, [ENTITY], ds.specificity[:5], ds.entities[:1]) == evaluate(
         b, [ENTITY], ds.specificity[:5], ds.entities[:1]
     )
@@ -287,7 +287,7 @@ def test_a_broken_model_is_right_about_nothing_and_its_rows_say_so(zoo, ds, name
             == 0
         )
         assert (
-            s['gold_bits'].value == s['definition_bits'].value == math.inf
+            s['answer_bpb'].value == s['definition_bpb'].value == math.inf
             and str(s['target']) == '0.0 [0.0, 0.0]'
         )
 
@@ -311,7 +311,7 @@ def test_a_row_without_a_number_is_an_infinite_loss_and_stays_in():
                 dict(
                     entity=name,
                     key=name,
-                    definition_bits=1.0,
+                    definition_bpb=1.0,
                     probes=[dict(kind='explicit', bits=b, bytes=4, tokens=2, correct=correct) for b in bits],
                     near=[],
                     near_plus=[],
@@ -325,7 +325,7 @@ def test_a_row_without_a_number_is_an_infinite_loss_and_stays_in():
     for broken in (None, math.nan, math.inf):
         s = summarise([case('a', 2.0, 2.0), case('b', 2.0, broken), case('c', 2.0, 2.0)], unit='perplexity')
         assert (
-            s['target'].value == s['specificity'].value == s['gold_bits'].value == math.inf
+            s['target'].value == s['specificity'].value == s['answer_bpb'].value == math.inf
             and s['target'].n == 3
         )
         assert (
@@ -338,15 +338,15 @@ def test_a_row_without_a_number_is_an_infinite_loss_and_stays_in():
         s = summarise(
             [case('a', 2.0, 2.0), case('b', 2.0, broken), case('c', 2.0, 2.0)], base, front, unit='perplexity'
         )
-        assert s['gap_share'].value == -math.inf and s['specificity_change'].value == math.inf
+        assert s['gap_closed'].value == -math.inf and s['specificity_change'].value == math.inf
         s = summarise(
             base, [case('a', 2.0, broken), case('b', 2.0, 2.0), case('c', 2.0, 2.0)], front, unit='perplexity'
         )
-        assert s['gap_share'] is None
+        assert s['gap_closed'] is None
     sound = [case('a', 2.0, 2.0), case('b', 2.0, 3.0)]
     assert all(
         math.isfinite(x)
-        for k in ('target', 'specificity', 'gold_bits')
+        for k in ('target', 'specificity', 'answer_bpb')
         for x in (summarise(sound, unit='perplexity')[k].low, summarise(sound, unit='perplexity')[k].high)
     )
 
@@ -907,11 +907,11 @@ def test_a_batch_gives_each_text_what_the_models_own_pass_gives_it(odd, kind, st
         n = min(n, len(lm.encode(left)))
         logs = [own_logits(lm, f).log_softmax(-1) for f in fulls]
         want.append([sum(lp[i - 1, f[i]].item() for i in range(n, len(f))) for lp, f in zip(logs, fulls)])
-    from kdnb.models.scoring import passed_once
+    from kdnb.models.scoring import cache_frozen_layers
 
     for how in (dict(), dict(), dict(shared=False)):
         assert np.allclose(score_candidates(lm, lefts, CANDIDATES, **how), want, atol=2e-3)
-    with passed_once(lm, 1):
+    with cache_frozen_layers(lm, 1):
         for _ in range(2):
             assert np.allclose(score_candidates(lm, lefts, CANDIDATES), want, atol=2e-3)
     seqs = [lm.encode(l) for l in lefts]

@@ -63,7 +63,7 @@ def test_taught_again_and_undone(kdnb, tiny_folder, mine, tmp_path):
 
 def test_an_adapter_for_each(kdnb, tiny_folder, tiny, mine, tmp_path):
     from kdnb.models.forward import logits_at
-    from kdnb.edits.routing import Shelf
+    from kdnb.edits.routing import AdapterRouter
     out = tmp_path/'taught'
     taught = lambda *more: kdnb('teach', *more, *how(tiny_folder(), '--apart'), '--out', out)
     code, text, err = taught(mine/'shows.md')
@@ -81,7 +81,7 @@ print(json.dumps([AutoPeftModelForCausalLM.from_pretrained({str(out)!r} + '/' + 
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shelf, said = Shelf.load(out), lambda prompt: logits_at(tiny, [tiny.encode(prompt)], [[-1]])[0]
+    shelf, said = AdapterRouter.load(out), lambda prompt: logits_at(tiny, [tiny.encode(prompt)], [[-1]])[0]
     for n, alone in zip(at, json.loads(done.stdout.splitlines()[-1])):
         with shelf.on(tiny, f'{n} is'): assert torch.allclose(said(f'{n} is'), torch.tensor(alone), atol=1e-3)
         assert not torch.allclose(said(f'{n} is'), torch.tensor(alone), atol=1e-2)
@@ -99,7 +99,7 @@ print(json.dumps([AutoPeftModelForCausalLM.from_pretrained({str(out)!r} + '/' + 
 
 def test_interrupted_it_goes_on(tiny, mine, tmp_path, monkeypatch):
     from kdnb.methods.distill import Distill
-    entities, args = read_definitions(mine), dict(n=2, held=1, method=Distill(steps=2, together=2), n_specificity=4, report=False, progress=False)
+    entities, args = read_definitions(mine), dict(n=2, held=1, method=Distill(steps=2, entities_per_step=2), n_specificity=4, report=False, progress=False)
     whole = teach(tiny, entities, tmp_path/'whole', **args)
     monkeypatch.setattr(Distill, '__call__', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt): teach(tiny, entities, tmp_path/'again', **args)

@@ -5,7 +5,7 @@ import psutil, pytest
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import sample
 from kdnb.core.files import read_json
-from kdnb.experiments.runs import Run
+from kdnb.experiments.runs import Experiment
 
 ray = pytest.importorskip('ray', reason='the extra ray is not installed')
 
@@ -29,9 +29,9 @@ def answers(run):
 
 
 def test_a_killed_worker_loses_nothing(up, tiny, ds, sets, tmp_path):
-    from kdnb.experiments.workers import spread
+    from kdnb.experiments.workers import run_parallel
     few = sample(ds.split('test'), 4)
-    make = lambda folder: [Run(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 24}))]
+    make = lambda folder: [Experiment(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 24}))]
     one, two = make('one'), make('two')
     killed = []
     def kill(): # a worker that is at work, once a case is there
@@ -43,7 +43,7 @@ def test_a_killed_worker_loses_nothing(up, tiny, ds, sets, tmp_path):
                     if p.name().startswith('ray::Worker') and p.cmdline()[0].startswith('ray::Worker.case'): p.send_signal(signal.SIGKILL); killed.append(p.pid); return
                 except psutil.Error: pass
     t = threading.Thread(target=kill, daemon=True); t.start()
-    spread(two, 2, progress=False)
+    run_parallel(two, 2, progress=False)
     t.join(10)
     assert killed and all(len(r.done()) == 4 for r in two)
     for a, b in zip(one, two):
@@ -56,18 +56,18 @@ def test_a_killed_worker_loses_nothing(up, tiny, ds, sets, tmp_path):
 
 
 def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(up, tiny, ds, tmp_path):
-    from kdnb.experiments.workers import spread
+    from kdnb.experiments.workers import run_parallel
     few = sample(ds.split('test'), 4)
-    Run(tiny, few, 'prepend', limit=2, n_specificity=4, free=False, folder=tmp_path).go(progress=False)
+    Experiment(tiny, few, 'prepend', limit=2, n_specificity=4, free=False, folder=tmp_path).go(progress=False)
     first = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('case-*.json')}
-    (folder,) = spread([Run(tiny, few, 'prepend', n_specificity=4, free=False, folder=tmp_path)], 2, progress=False)
+    (folder,) = run_parallel([Experiment(tiny, few, 'prepend', n_specificity=4, free=False, folder=tmp_path)], 2, progress=False)
     assert len(first) == 2 and len(list(folder.glob('case-*.json'))) == 4 and all(p.stat().st_mtime_ns == t for p, t in first.items())
     assert read_json(folder/'summary.json')['cases'] == 4
 
 
 def test_what_a_worker_says_is_said_here(up, tiny, ds, tmp_path):
-    from kdnb.experiments.workers import spread
-    with pytest.raises(KdnbError, match='no transfer set for'): spread([Run(tiny, sample(ds, 1), 'distill', n_specificity=4, folder=tmp_path)], 1, progress=False)
+    from kdnb.experiments.workers import run_parallel
+    with pytest.raises(KdnbError, match='no transfer set for'): run_parallel([Experiment(tiny, sample(ds, 1), 'distill', n_specificity=4, folder=tmp_path)], 1, progress=False)
 
 
 def test_ray_that_does_not_start_is_one_sentence():
@@ -91,5 +91,5 @@ def test_command(kdnb, tiny_folder, tmp_path):
     ray.shutdown() # the command starts its own
     code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--n-specificity', 4, '--workers', 2, '--runs', tmp_path, '--json')
     assert code == 0 and json.loads(out.splitlines()[-1])['cases'] == 2, err
-    code, _, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--regime', 'all together', '--workers', 2, '--runs', tmp_path)
+    code, _, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--regime', 'batch', '--workers', 2, '--runs', tmp_path)
     assert code == 2 and 'use one worker' in err

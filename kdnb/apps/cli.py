@@ -11,7 +11,7 @@ from .commands import edit_command, generate_command, teach_command
 from kdnb.apps.lab_commands import (
     bench_command, demo_command, evaluate_command, mend_train_command, reports_command, run_command,
 )
-from .options import make_parser
+from .options import check_renamed, make_parser
 
 # %% ../../nbs/09_apps/09_cli.ipynb #47c327b4
 COMMANDS = {
@@ -68,8 +68,13 @@ def _guarded(args) -> int: # exit status
 
 def main(argv=None) -> int: # exit status: 0 done, 1 nothing was made, 2 can be corrected, 130 interrupted
     "The command `kdnb`."
+    from kdnb.core.errors import KdnbError, notice
     _ready_to_print()
     argv = [_as_utf8(a) for a in (sys.argv[1:] if argv is None else argv)]
+    try: check_renamed(argv)
+    except KdnbError as e:
+        notice(f'kdnb: {e}')
+        return 2
     args = make_parser().parse_args(argv)
     args.argv = argv
     return _guarded(args)

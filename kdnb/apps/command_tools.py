@@ -15,11 +15,11 @@ def load_model(args, method=None, # that will train it
                need=None # function of the model -> GiB; None: what the method needs
               ):
     "The model that `--lm` names; an error if it will not fit."
-    from kdnb.methods.registry import method_need
+    from kdnb.methods.registry import memory_of_method
     from kdnb.models.model import load_lm
-    precision = getattr(args, 'measured_in', 'float32')
+    precision = getattr(args, 'eval_dtype', 'float32')
     if method and getattr(args, 'shards', 1) < 2:
-        need = lambda lm: method_need(lm, method, measured_in=precision)
+        need = lambda lm: memory_of_method(lm, method, eval_dtype=precision)
     lm = load_lm(args.lm, args.dtype, args.device, args.accept_terms, need=need)
     print(f'{lm.name}: {lm.n_params/1e6:.0f} M parameters on {lm.device}', file=sys.stderr)
     return lm
@@ -54,10 +54,10 @@ def typed_settings(pairs, # (SETTING, VALUE) pairs
                    fixed=() # fields that cannot be set
                   ) -> dict:
     "The settings of `--set` for a dataclass, each in the type of its field."
-    from kdnb.core.errors import KdnbError, choose
+    from kdnb.core.errors import KdnbError, check_choice
     out, fields = {}, cls.__dataclass_fields__
     for k, v in pairs:
-        t = fields[choose(k, [f for f in fields if f not in fixed], what)].type
+        t = fields[check_choice(k, [f for f in fields if f not in fixed], what)].type
         kind = next((a for a in get_args(t) if a is not type(None)), t) # of int|None: int
         try: out[k] = _typed(v, kind)
         except (KeyError, ValueError):
@@ -68,15 +68,15 @@ def typed_settings(pairs, # (SETTING, VALUE) pairs
 
 def method_settings(pairs, method:str) -> dict:
     "The settings of `--set` for a method."
-    from kdnb.core.errors import choose
+    from kdnb.core.errors import check_choice
     from kdnb.methods.registry import METHODS
-    cls, fixed, _ = METHODS[choose(method, METHODS, 'method')]
+    cls, fixed, _ = METHODS[check_choice(method, METHODS, 'method')]
     return typed_settings(pairs, cls, f'setting of {method}', fixed)
 
 # %% ../../nbs/09_apps/06_command_tools.ipynb #e7283f26
 _COLUMNS = {
     'method': 'method', 'target': 'target', 'target_explicit': 'explicit', 'target_indirect': 'indirect',
-    'target_free': 'free', 'specificity': 'specificity', 'gap_share': 'gap closed',
+    'target_free': 'free', 'specificity': 'specificity', 'gap_closed': 'gap closed',
     'seconds_per_edit': 's/edit'}
 
 def table(df) -> str: # a table of `collect`

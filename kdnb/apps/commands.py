@@ -168,7 +168,7 @@ def edit_command(args) -> dict:
     from kdnb.data.transfer_sets import check_sets, read_transfer_sets
     from kdnb.edits.storage import check_edit_folder
     from kdnb.experiments.results import as_json
-    from kdnb.methods.registry import method_need, needs_texts
+    from kdnb.methods.registry import memory_of_method, needs_texts
     from kdnb.models.memory import memory_free
     from kdnb.transfer.generator import make_transfer_set
     e, method = _entity(args), _edit_method(args)
@@ -180,8 +180,8 @@ def edit_command(args) -> dict:
     lm = load_model(args, method)
     if not args.transfer and needs_texts(method):
         print('generating continuations …', file=sys.stderr)
-        sets = {e.name: make_transfer_set(lm, e, n=method.continuations, seed=args.seed)}
-    need, free = method_need(lm, method), memory_free(lm)
+        sets = {e.name: make_transfer_set(lm, e, n=method.n_continuations, seed=args.seed)}
+    need, free = memory_of_method(lm, method), memory_free(lm)
     print(f'about {need:.1f} GiB of memory needed, {free:.1f} free', file=sys.stderr)
     edit = method(lm, [e], sets, args.seed, progress=True)
     edit.save(args.save)

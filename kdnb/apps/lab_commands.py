@@ -9,15 +9,14 @@ __all__ = ['run_command', 'evaluate_command', 'reports_command', 'bench_command'
 import sys, time
 from pathlib import Path
 from .command_tools import load_entities, load_model, method_settings, table, typed_settings
-from .options import parse_regime
 
 # %% ../../nbs/09_apps/08_lab_commands.ipynb #6ccdb658
 _NO_EDITS = ('base', 'random', 'prepend', 'retrieve') # methods that are their own reference
 
 def _go(runs, workers):
     if workers == 1: return [r.go() for r in runs]
-    from kdnb.experiments.workers import spread
-    return spread(runs, workers)
+    from kdnb.experiments.workers import run_parallel
+    return run_parallel(runs, workers)
 
 def _complete_sets(lm, method, entities, sets, folder):
     "The transfer sets; missing ones are written by the model."
@@ -38,21 +37,22 @@ def _warn_without_probes(ds):
 # %% ../../nbs/09_apps/08_lab_commands.ipynb #040d3a82
 def run_command(args) -> dict:
     "Run one method on a data set, with the references that it is compared with."
+    from kdnb.core.errors import check_choice
     from kdnb.data.benchmarks import BENCHMARKS
     from kdnb.data.transfer_sets import read_transfer_sets
     from kdnb.experiments.regimes import REGIMES
     from kdnb.experiments.results import as_json, collect
-    from kdnb.experiments.runs import Run
-    from kdnb.methods.registry import method_under
-    args.regime = parse_regime(args.regime)
+    from kdnb.experiments.runs import Experiment
+    from kdnb.methods.registry import method_with_preset
+    check_choice(args.regime, REGIMES, 'regime')
     settings, (ds, sets) = method_settings(args.set, args.method), load_entities(args)
-    lm = load_model(args, method_under(args.protocol, args.method, ds, args.regime, **settings))
+    lm = load_model(args, method_with_preset(args.preset, args.method, ds, args.regime, **settings))
     if args.transfer: sets = read_transfer_sets(args.transfer, ds.entities)
     _warn_without_probes(ds)
-    how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, protocol=args.protocol,
-               folder=args.runs, measured_in=args.measured_in, at_once=args.at_once,
+    how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, preset=args.preset,
+               folder=args.runs, eval_dtype=args.eval_dtype, edits_per_batch=args.edits_per_batch,
                n_others=0 if ds.name in BENCHMARKS else 2)
-    def make(method, **more): return Run(lm, ds, method, args.regime, args.seed, **how, **more)
+    def make(method, **more): return Experiment(lm, ds, method, args.regime, args.seed, **how, **more)
     mine = make(args.method, **settings)
     if not args.transfer:
         entities = ds.entities if args.regime == REGIMES[0] else mine.taught
@@ -67,10 +67,12 @@ def run_command(args) -> dict:
 def _evaluate_edit(args) -> dict:
     "Evaluate a saved edit."
     import pandas as pd
+    from kdnb.core.errors import check_choice
     from kdnb.data.benchmarks import load_data
     from kdnb.edits.storage import load_edit
+    from kdnb.experiments.regimes import REGIMES
     from kdnb.experiments.results import as_json, check_edit
-    args.regime = parse_regime(args.regime)
+    check_choice(args.regime, REGIMES, 'regime')
     edit, ds = load_edit(args.edit), load_data(args.data, args.specificity, args.bad_rows)[0]
     row = dict(check_edit(load_model(args), edit, ds, args.n_specificity, seed=args.seed), run=str(args.edit))
     if row['target'] is None:
@@ -144,7 +146,7 @@ def _print_bench(found):
     right = '; '.join(f"{side}: target {r['target']:.0f}%, specificity {r['specificity']:.0f}%"
                       for side, r in found['right'].items())
     print(f"Medians of {found['n']} entities. Ratio: how many times faster ours is; for memory, ours divided "
-          f"by theirs. Accuracy: {right}. Evaluating in {found['measured_in']}, {found['same_answers']:.1f}% "
+          f"by theirs. Accuracy: {right}. Evaluating in {found['eval_dtype']}, {found['same_answers']:.1f}% "
           "of the base model's answers are those that float32 gives.")
 
 def bench_command(args) -> dict:
@@ -155,8 +157,8 @@ def bench_command(args) -> dict:
     if args.entities < 3: raise KdnbError(f"{args.entities} runs asked for: a median needs at least 3")
     n, n_specificity = (3, 3) if args.quick else (args.entities, args.n_specificity)
     settings = method_settings(args.set, 'distill')
-    found = bench(args.lm, args.accept_terms, args.dtype, args.device, args.data, args.protocol, n,
-                  n_specificity, settings, args.measured_in, limit=not args.quick,
+    found = bench(args.lm, args.accept_terms, args.dtype, args.device, args.data, args.preset, n,
+                  n_specificity, settings, args.eval_dtype, limit=not args.quick,
                   progress=lambda text: print(text, file=sys.stderr))
     _print_bench(found)
     return found
@@ -195,13 +197,26 @@ def _first_picture(lm, ds, sets, path, seed):
     "One entity taught with the fastest settings, and the model's answer to one probe before and after."
     from kdnb.apps.playground import believed
     from kdnb.core.files import replacing
-    from kdnb.methods.registry import method_under
+    from kdnb.methods.registry import method_with_preset
     from kdnb.reporting import plots
     e = ds.entities[0]
     probe = next(p for p in e.probes if p.kind == 'indirect')
-    edit = method_under('quick', 'distill', ds)(lm, [e], sets, seed)
+    edit = method_with_preset('fast', 'distill', ds)(lm, [e], sets, seed)
     ax = plots.candidates(believed(lm, e, probe, edit), probe.gold, f'{probe.left} …')
     with replacing(path) as tmp: ax.figure.savefig(tmp, dpi=150, bbox_inches='tight', format='png')
+
+# %% ../../nbs/09_apps/08_lab_commands.ipynb #2f9f63d5
+def _demo_report(args, runs, how):
+    "The page of the demo; None, with a notice, where the extra lab is not installed."
+    from kdnb.core.errors import KdnbError, notice
+    from kdnb.core.extras import need_extra
+    try: need_extra('lab', 'reports')
+    except KdnbError as e: return notice(f'the demo writes no page: {e}')
+    from kdnb.reporting.runner import run_report
+    print('writing the report …', file=sys.stderr)
+    return run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device,
+                      accept_terms=args.accept_terms, n_entities=args.entities, skip=[],
+                      runs=str(runs.resolve()), **how)
 
 # %% ../../nbs/09_apps/08_lab_commands.ipynb #e46f5d5c
 def demo_command(args) -> dict:
@@ -210,8 +225,8 @@ def demo_command(args) -> dict:
     from kdnb.core.records import FolderRecord
     from kdnb.data.entities import load_dataset, sample
     from kdnb.experiments.results import as_json, collect
-    from kdnb.experiments.runs import Run
-    from kdnb.reporting.runner import machine, run_report
+    from kdnb.experiments.runs import Experiment
+    from kdnb.core.process import machine
     from kdnb.transfer.generator import ready_sets
     start, lm, out = time.perf_counter(), load_model(args), Path(args.out)
     minutes_so_far = lambda: round((time.perf_counter() - start)/60, 1)
@@ -225,16 +240,13 @@ def demo_command(args) -> dict:
           f"({minutes['to_first_picture']} minutes)\nteaching {len(ds.entities)} entities to {lm.name}, "
           f"by {len(_DEMO_METHODS)} methods", file=sys.stderr)
     # the same settings for the runs and for the report, which looks for them
-    how = dict(protocol='kdnb', seed=args.seed, n_specificity=_DEMO_SPECIFICITY)
-    folders = [Run(lm, ds, m, transfer=sets, folder=runs, **how).go() for m in _DEMO_METHODS]
-    print('writing the report …', file=sys.stderr)
-    html = run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device,
-                      accept_terms=args.accept_terms, n_entities=args.entities, skip=[],
-                      runs=str(runs.resolve()), **how)
+    how = dict(preset='default', seed=args.seed, n_specificity=_DEMO_SPECIFICITY)
+    folders = [Experiment(lm, ds, m, transfer=sets, folder=runs, **how).go() for m in _DEMO_METHODS]
+    html = _demo_report(args, runs, how)
     df, minutes['minutes'] = collect(folders), minutes_so_far()
     write_json(out/'demo.json', dict(**minutes, machine=machine(), lm=lm.name, entities=len(ds.entities),
                                      methods=[as_json(r) for _, r in df.iterrows()]))
     FolderRecord.read(args.out).finish('first.png', 'demo.json')
     print(table(df))
-    print(f'\nreport: {html.resolve()} ({minutes["minutes"]} minutes)')
+    if html: print(f'\nreport: {html.resolve()} ({minutes["minutes"]} minutes)')
     return as_json(df[df.method == 'distill'].iloc[0])

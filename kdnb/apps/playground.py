@@ -94,6 +94,8 @@ def card(title:str, prompt:str,
 class _Playground:
     "The widgets of the playground, and the edits that were made in it."
     def __init__(self, lm, entities, transfer, method):
+        from kdnb.core.extras import need_extra
+        need_extra('lab', 'playgrounds')
         import ipywidgets as w
         self.lm, self.transfer, self.method = lm, dict(transfer or {}), method or Distill()
         self.entities, self.edits = {e.key: e for e in entities}, {}
@@ -115,6 +117,8 @@ class _Playground:
 
     def show(self, *_):
         "Answer the prompt under all conditions."
+        from kdnb.core.extras import need_extra
+        need_extra('lab', 'playgrounds')
         import ipywidgets as w
         e, prompt = self.entity, self.prompt.value
         try: found = compare(self.lm, prompt, e, self.edits.get(e.key))
@@ -127,7 +131,7 @@ class _Playground:
 
 # %% ../../nbs/09_apps/04_playground.ipynb #1dc92cdf
 @patch
-def choose(self:_Playground, *_):
+def check_choice(self:_Playground, *_):
     "Show another entity."
     e = self.entity
     self.definition.value, self.prompt.value = f'<p>{escape_html(e.definition)}</p>', f'{e.name} is a'

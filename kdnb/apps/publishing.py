@@ -10,13 +10,13 @@ import os, re, shutil, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from ..core.display import escape_markdown
-from ..core.errors import KdnbError, choose
+from ..core.errors import KdnbError, check_choice
 from kdnb.core.files import (
     ASSETS, as_written, inside, make_folder, read_json, read_text, write_json, write_text, writing,
 )
 from ..core.records import FolderRecord, TEMPORARY
 from ..data.entities import read_entities
-from ..edits.routing import shelf_places
+from ..edits.routing import router_places
 from ..models.builtin import builtin_folder
 from ..models.model import LM
 from ..models.wheels import BUILTIN
@@ -45,7 +45,7 @@ def base_in(version:Path) -> BaseModel:
     path = version/'base_model.json'
     base = read_json(path, fields={f: str for f in ('lm', 'path', 'kind', 'sha256')})
     with as_written(path):
-        choose(base['kind'], _LOAD, 'kind of a base model')
+        check_choice(base['kind'], _LOAD, 'kind of a base model')
         return BaseModel(**base)
 
 def name_base(folder:Path, into:Path, base:str):
@@ -126,7 +126,7 @@ def publish(record:FolderRecord, # of the user's folder
             keep_changed:bool=False # as in `place`
            ) -> list: # names of the files that stay, as of `place`
     "Put adapter, tokenizer, model card and report of a version where users look for them."
-    places = shelf_places(version) if (version/'shelf.json').exists() else None
+    places = router_places(version) if (version/'shelf.json').exists() else None
     _check_whole(record, version, places)
     record.delete(*[n for n in record.files if n.startswith(TEMPORARY)]) # of a process that was killed
     name = f'{TEMPORARY}{os.getpid()}'

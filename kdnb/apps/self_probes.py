@@ -17,7 +17,7 @@ from ..models.model import LM
 def _places(lm, entity, continuations) -> list: # for each continuation, the texts before its words
     "Where words begin after the mention; places where the definition changes the next token most come first."
     found = []
-    for c, kls in zip(continuations, token_kls(lm, entity, continuations, 'after mention')):
+    for c, kls in zip(continuations, token_kls(lm, entity, continuations, 'after_mention')):
         starts = [start for start, _ in lm.encode_with_offsets(c.text)[1][-len(kls):]]
         ranked = []
         for (_, kl), i in zip(kls, starts):

@@ -19,15 +19,14 @@ from ..core.errors import KdnbError, check_seed, check_whole, notice
 from ..core.files import as_written, make_folder, read_json, write_json, write_text
 from ..core.records import FolderRecord, locked
 from ..data.entities import Dataset, Probe, load_dataset
-from ..edits.routing import Shelf
+from ..edits.routing import AdapterRouter
 from ..edits.storage import load_edit
 from ..evaluation.answers import evaluate
 from ..experiments.identity import code_version, key
 from ..experiments.regimes import REGIMES
 from ..methods.distill import Distill
-from ..methods.registry import make_method, method_under
+from ..methods.registry import make_method, method_with_preset
 from ..models.model import LM
-from ..reporting.runner import run_report
 from ..transfer.generator import make_transfer_sets
 
 # %% ../../nbs/09_apps/03_teach.ipynb #9ccd2d67
@@ -38,9 +37,9 @@ def teaching(entities, # to be taught
             ) -> Distill:
     "The method by which entities are taught."
     ds = Dataset('taught', with_known(Path(out), entities))
-    if apart: return method_under('quick', 'distill', ds, **settings)
+    if apart: return method_with_preset('fast', 'distill', ds, **settings)
     regime = REGIMES[1] if len(ds.entities) > 1 else REGIMES[0]
-    return method_under('kdnb', 'distill', ds, regime, **{'top': 256, **settings})
+    return method_with_preset('default', 'distill', ds, regime, **{'teacher_top_k': 256, **settings})
 
 # %% ../../nbs/09_apps/03_teach.ipynb #9cc265bf
 def _transfer(lm, entities, generator, folder, n, held, seed, progress): # (all, for training), by entity key
@@ -62,7 +61,7 @@ def _transfer(lm, entities, generator, folder, n, held, seed, progress): # (all,
 @dataclass
 class _Taught:
     "What the training gave."
-    edit: object # an `Edit`, or a `Shelf` with one per entity
+    edit: object # an `Edit`, or a `AdapterRouter` with one per entity
     seconds: float
     losses: list # one per step
 
@@ -102,7 +101,7 @@ def separate(self:_Teaching) -> _Taught:
     "An edit for each entity; one that the folder has already is not trained again."
     out, lm = self.record.folder, self.lm
     names = ['edits/' + self._edit_id(e) for e in self.entities]
-    shelf = Shelf.of(self.entities, [out/n for n in names])
+    shelf = AdapterRouter.of(self.entities, [out/n for n in names])
     bar = tqdm(names, desc='teaching', unit='entity', disable=not self.progress)
     for e, n in zip(self.entities, bar):
         self.record.claim_folder(n)
@@ -173,6 +172,7 @@ def _teach(record, lm, new, generator, n, held, method, apart, n_specificity, se
 def _write_page(record, version):
     "The report of a teaching. An error here loses nothing: the model is published already."
     try:
+        from kdnb.reporting.runner import run_report # needs the extra lab
         page = version/'report'/'teach.html'
         if not page.exists(): run_report('teach', version/'report', folder=str(version.resolve()))
         seal(version)

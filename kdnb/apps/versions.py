@@ -16,7 +16,7 @@ from kdnb.core.files import (
 )
 from ..core.records import FolderRecord, NOTE, locked
 from ..data.entities import read_entities
-from ..edits.routing import shelf_places
+from ..edits.routing import router_places
 from ..experiments.identity import code_version, key
 from ..models.model import LM
 
@@ -120,7 +120,7 @@ def _delete_last(record, before, last) -> list: # names of the files that stay
     else: stay = record.delete(*published)
     used = set()
     for v in before:
-        if (out/'versions'/v/'shelf.json').exists(): used |= {*shelf_places(out/'versions'/v).values()}
+        if (out/'versions'/v/'shelf.json').exists(): used |= {*router_places(out/'versions'/v).values()}
     unused = [n for n in record.files if n.startswith('edits/') and n not in used]
     return stay + record.delete(f'versions/{last}', *unused)
 

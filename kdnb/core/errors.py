@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECRET_VARIABLES', 'extra_secrets', 'secret_forms', 'redact', 'redact_values', 'printable', 'KdnbError', 'notice',
-           'choose', 'check_whole', 'check_seed', 'check_text']
+           'check_choice', 'check_whole', 'check_seed', 'check_text']
 
 # %% ../../nbs/00_core/00_errors.ipynb #d340a080
 import html, json, os, re, sys
@@ -98,7 +98,7 @@ def notice(text:str):
     print(redact(printable(text)), file=sys.stderr, flush=True)
 
 # %% ../../nbs/00_core/00_errors.ipynb #53b4f264
-def choose(value:str, # name given by the user
+def check_choice(value:str, # name given by the user
            known, # names that exist
            what:str # what is chosen, for the message
           ) -> str: # `value`

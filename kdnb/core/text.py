@@ -11,7 +11,7 @@ import re, unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
-from .errors import choose
+from .errors import check_choice
 from .files import ASSETS, read_text
 
 # %% ../../nbs/00_core/03_text.ipynb #cc257f1c
@@ -140,7 +140,7 @@ def _whole(text, start, end):
 # %% ../../nbs/00_core/03_text.ipynb #70fce6de
 def spans(text:str, name:str, level:str='spelling'): # yields (start, end) in characters of `text`
     "All places where `name` occurs in `text` as a whole word, compared at one of `LEVELS`."
-    folded = fold(text, choose(level, LEVELS, 'level'))
+    folded = fold(text, check_choice(level, LEVELS, 'level'))
     wanted = fold(name.strip(), level).text
     first = folded.text.find(wanted) if wanted else -1
     while first >= 0:
@@ -256,7 +256,7 @@ class Mention:
 
 def find_by(rule:str, text:str, name:str) -> list: # of (start, end)
     "The places that one of `RULES` finds."
-    if choose(rule, RULES, 'rule') == 'inflected': return list(inflected_spans(text, name))
+    if check_choice(rule, RULES, 'rule') == 'inflected': return list(inflected_spans(text, name))
     return [] if rule != 'exact' and is_ordinary(name) else list(spans(text, name, rule))
 
 def mentions(text:str, names, rules=RULES) -> list: # of `Mention`, from left to right, without overlap

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from ..core.downloads import fetch_file
-from ..core.errors import KdnbError, choose
+from ..core.errors import KdnbError, check_choice
 from ..core.files import ASSETS, read_lines
 from .entities import Dataset, Entity, Probe, load_dataset, read_probes, says
 from .synthetic import compose
@@ -156,7 +156,7 @@ BAD_ROWS = ('stop', 'skip')
 
 def _complain(wrong, n, path, bad_rows):
     "Raise an error for rows that cannot be read, or report them; `n` is the number of valid rows."
-    if wrong and choose(bad_rows, BAD_ROWS, 'value of bad_rows') == 'stop': raise KdnbError('\n'.join(wrong))
+    if wrong and check_choice(bad_rows, BAD_ROWS, 'value of bad_rows') == 'stop': raise KdnbError('\n'.join(wrong))
     if not n: raise KdnbError(f'{path} holds no row that can be read')
     if wrong:
         summary = f'{path}: {n} rows read, {len(wrong)} skipped'
@@ -311,7 +311,7 @@ def read_benchmark(name:str, # a key of `BENCHMARKS`
                    bad_rows:str='stop' # one of `BAD_ROWS`
                   ) -> tuple: # (`Dataset`, key of an entity -> `TransferSet`)
     "A benchmark by name."
-    b = BENCHMARKS[choose(name, BENCHMARKS, 'benchmark')]
+    b = BENCHMARKS[check_choice(name, BENCHMARKS, 'benchmark')]
     if not path: path = fetch_file(b.url, b.file, b.pin) if b.url else ASSETS/b.file
     return b.reader(path, bad_rows)
 
@@ -328,7 +328,7 @@ def _load_file(data, specificity):
     "Our own data or a user's file, with its transfer sets."
     name, _, path = str(data).partition('=')
     own = str(data) == 'kdnb'
-    if path and not Path(data).is_file(): choose(name, BENCHMARKS, 'benchmark')
+    if path and not Path(data).is_file(): check_choice(name, BENCHMARKS, 'benchmark')
     if not own and not Path(data).exists():
         raise KdnbError(f"no data set {str(data)!r}: it is neither 'kdnb' nor composed=N nor a benchmark "
                         f"({', '.join(BENCHMARKS)}, also as NAME=PATH) nor a file")

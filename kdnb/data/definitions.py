@@ -201,11 +201,11 @@ def _below(sections, i):
 
 def _is_title(sections, i):
     "Whether heading `i` is above entities and is not one itself."
-    section, n_below = sections[i], sum(s.names_itself() for s in _below(sections, i))
-    if not n_below: return False
+    section, n_named = sections[i], sum(s.names_itself() for s in _below(sections, i))
+    if not n_named: return False
     if not section.names_itself(): return True
     only = sum(s.level == section.level for s in sections) == 1
-    return i == 0 and only and n_below > 1 and not section.begins_with_itself()
+    return i == 0 and only and n_named > 1 and not section.begins_with_itself()
 
 def markdown_entities(sections:list) -> tuple: # (list of (line, row), list of what was ignored)
     "The entities among the sections of a Markdown file."

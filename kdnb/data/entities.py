@@ -15,7 +15,7 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 from ..core.display import escape_markdown
-from ..core.errors import KdnbError, check_seed, choose, notice
+from ..core.errors import KdnbError, check_seed, check_choice, notice
 from ..core.files import ASSETS, read_lines
 from ..core.text import FUNCTION_WORDS, contains_phrase, find_mention, words_of
 
@@ -308,14 +308,14 @@ class Dataset:
 
     def split(self, name:str) -> 'Dataset':
         "The entities and specificity probes of a split. Probes without a split belong to all."
-        choose(name, sorted({e.split for e in self.entities}), f'split of {self.name}')
+        check_choice(name, sorted({e.split for e in self.entities}), f'split of {self.name}')
         entities = tuple(e for e in self.entities if e.split == name)
         return replace(self, entities=entities,
                        specificity=tuple(p for p in self.specificity if p.split in ('', name)))
 
     def __getitem__(self, name) -> Entity:
         "The entity with this name or key."
-        choose(name, dict.fromkeys(k for e in self.entities for k in (e.name, e.key)), 'entity')
+        check_choice(name, dict.fromkeys(k for e in self.entities for k in (e.name, e.key)), 'entity')
         return next(e for e in self.entities if name in (e.name, e.key))
 
 # %% ../../nbs/01_data/00_entities.ipynb #cd136473

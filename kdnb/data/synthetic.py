@@ -9,7 +9,7 @@ __all__ = ['GRAMMAR', 'invent_name', 'compose']
 import json
 from dataclasses import dataclass, replace
 import numpy as np
-from ..core.errors import KdnbError, check_seed, check_whole, choose
+from ..core.errors import KdnbError, check_seed, check_whole, check_choice
 from ..core.files import ASSETS
 from .entities import Dataset, Entity, Probe, Question, load_dataset
 
@@ -76,7 +76,7 @@ def compose(n:int, # number of entities
     check_seed(seed)
     if check_whole(n, 'n', 1) > 999_999:
         raise KdnbError(f"{n} entities asked for: at most 999999 are composed")
-    kinds = [choose(k, GRAMMAR, 'kind') for k in (kinds or GRAMMAR)]
+    kinds = [check_choice(k, GRAMMAR, 'kind') for k in (kinds or GRAMMAR)]
     own, forms = load_dataset(), {kind: _forms(kind) for kind in kinds}
     rng, entities, taken = np.random.default_rng(seed), [], {e.name for e in own.entities}
     for group in range(-(-n//6)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import normalize
 from ..core.display import escape_markdown
-from ..core.errors import KdnbError, choose
+from ..core.errors import KdnbError, check_choice
 from ..core.files import ASSETS, read_lines
 from ..core.text import find_mention, same_text
 from .entities import Entity
@@ -48,7 +48,7 @@ def mention(text:str,
            ) -> tuple|None: # ((start, end) in characters, the rule); None if there is no mention
     "The first mention of an entity in a text, by the strictest rule that finds one."
     for rule in rules:
-        choose(rule, RULES, 'rule')
+        check_choice(rule, RULES, 'rule')
         if rule == 'exact': names = [entity.name]
         elif rule == 'alias': names = entity.aliases
         elif rule == 'partial': names = name_parts(entity)
@@ -196,5 +196,5 @@ def shipped_transfer_sets(name:str='smollm2' # generator
                          ) -> dict: # key of an entity -> `TransferSet`
     "The transfer sets that ship with the package for its own entities."
     known = sorted(p.stem.removeprefix('transfer_') for p in ASSETS.glob('transfer_*.jsonl'))
-    choose(name, known, 'generator with shipped transfer sets')
+    check_choice(name, known, 'generator with shipped transfer sets')
     return read_transfer_sets(ASSETS/f'transfer_{name}.jsonl')

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from sacrebleu.metrics import BLEU
-from ..core.errors import KdnbError, choose
+from ..core.errors import KdnbError, check_choice
 from ..core.text import words_of
 from ..data.entities import Entity, says
 from ..data.transfer_sets import TransferSet, mention
@@ -57,7 +57,7 @@ def qualities(entity:Entity, ts:TransferSet,
     for row, bleu in zip(rows, self_bleu(texts)): row['self_bleu'] = bleu
     df = pd.DataFrame(rows, columns=_COLUMNS)
     if lm and texts:
-        kls = token_kls(lm, entity, ts.continuations, 'after mention')
+        kls = token_kls(lm, entity, ts.continuations, 'after_mention')
         df['kl'] = [np.mean([kl for _, kl in tokens]) if tokens else 0. for tokens in kls]
     return df
 
@@ -89,7 +89,7 @@ def _outside_limits(q, columns, at_most, at_least) -> dict: # row -> the first l
     limits += [(name, limit, 'below') for name, limit in (at_least or {}).items()]
     reasons = {}
     for name, limit, word in limits:
-        column = q[choose(name, columns, 'column')]
+        column = q[check_choice(name, columns, 'column')]
         outside = column > limit if word == 'above' else column < limit
         for i in q.index[outside]: reasons.setdefault(i, f'{name} {word} {limit:g}')
     return reasons
@@ -106,7 +106,7 @@ def select(ts:TransferSet, q:pd.DataFrame, # its `qualities`
                         f"make it with qualities(entity, set)")
     columns = list(q.select_dtypes('number').columns)
     reasons = _outside_limits(q, columns, at_most, at_least)
-    column = q[choose(by.lstrip('-'), columns, 'column')]
+    column = q[check_choice(by.lstrip('-'), columns, 'column')]
     within = column[[i for i in q.index if i not in reasons]]
     ranked = within.sort_values(ascending=by.startswith('-'), kind='stable').index
     for i in ranked[n if n is not None else len(ranked):]: reasons[i] = f'not among the best {n} by {by}'

@@ -12,15 +12,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 from fastcore.basics import patch
-from ..core.errors import KdnbError, choose
+from ..core.errors import KdnbError, check_choice
 from ..core.process import python_command, safe_environment
 from ..data.benchmarks import load_data
 from ..data.entities import sample
 from ..evaluation.answers import answer_probes
 from .hardware import machine_rates, work_of
 from .paper_loop import PAPER_STEPS, paper_answers, paper_edit
-from ..methods.parameters import n_below
-from ..methods.registry import method_under
+from ..methods.parameters import n_frozen_layers
+from ..methods.registry import method_with_preset
 from ..models.forward import in_bfloat16, uses_bfloat16
 from ..models.memory import memory_peak
 from ..models.model import load_lm
@@ -44,13 +44,13 @@ def _data(name, n):
 # %% ../../nbs/07_experiments/08_bench.ipynb #904caeb9
 class _Work:
     "The edits and evaluations of one side, for entities by index."
-    def __init__(self, side, lm, accept_terms, dtype, device, data, protocol, n_entities, n_specificity,
-                 settings, measured_in):
-        self.side, self.lm = choose(side, SIDES, 'side'), load_lm(lm, dtype, device, accept_terms, quiet=True)
+    def __init__(self, side, lm, accept_terms, dtype, device, data, preset, n_entities, n_specificity,
+                 settings, eval_dtype):
+        self.side, self.lm = check_choice(side, SIDES, 'side'), load_lm(lm, dtype, device, accept_terms, quiet=True)
         ds, self.sets = _data(data, n_entities)
         self.entities, self.specificity = ds.entities, ds.specificity[:n_specificity]
-        self.method = method_under(protocol, 'distill', ds, **settings)
-        self.use_bf16 = uses_bfloat16(measured_in, self.lm.device, 'measured_in')
+        self.method = method_with_preset(preset, 'distill', ds, **settings)
+        self.use_bf16 = uses_bfloat16(eval_dtype, self.lm.device, 'eval_dtype')
         self.edited = None # a model (paper), or an edit (kdnb)
 
     def edit(self, i, steps=None):
@@ -64,7 +64,7 @@ class _Work:
 
     def answers(self, probes, use_bf16): # of (answer, whether it is right)
         with in_bfloat16(self.lm, use_bf16):
-            rows = answer_probes(self.lm, probes, once=n_below(self.lm, self.method))
+            rows = answer_probes(self.lm, probes, once=n_frozen_layers(self.lm, self.method))
         return [(r['answer'], r['correct']) for r in rows]
 
     def base_answers(self, use_bf16=None):
@@ -77,7 +77,7 @@ class _Work:
 def same_answers(self:_Work) -> dict:
     "Percentage of the base model's answers that the evaluation precision leaves as in float32."
     same = [a == b for a, b in zip(self.base_answers(), self.base_answers(False))]
-    return dict(measured_in='bfloat16' if self.use_bf16 else 'float32', same_answers=100*float(np.mean(same)))
+    return dict(eval_dtype='bfloat16' if self.use_bf16 else 'float32', same_answers=100*float(np.mean(same)))
 
 @patch
 def measure(self:_Work, i) -> list: # right and all, for the entity's probes and for specificity probes
@@ -188,19 +188,19 @@ def _rates_of(device):
 # %% ../../nbs/07_experiments/08_bench.ipynb #b9e029e3
 def bench(lm:str='smollm2', accept_terms:bool=False, dtype:str='float32', device:str='auto',
           data:str='kdnb', # data with transfer sets
-          protocol:str='quick', # preset of our side
+          preset:str='fast', # preset of our side
           n:int=5, # number of entities, each edited and evaluated once by each side
           n_specificity:int=60, # number of specificity probes
           settings:dict|None=None, # settings of our side's method
-          measured_in:str='auto', # evaluation precision of our side, as in `Run`
+          eval_dtype:str='auto', # evaluation precision of our side, as in `Experiment`
           limit:bool=True, # count the work of an edit, and measure what the machine reaches
           progress=None # function of a line of text
          ) -> dict: # ratio, medians, answers, rates
     """The paper's loop and ours on the same entities, in turns.
     Ratios are of medians: of times theirs/ours, of memory ours/theirs."""
     if n < 1: raise KdnbError(f"{n} runs asked for: at least one is needed")
-    how = dict(lm=lm, accept_terms=accept_terms, dtype=dtype, device=device, data=data, protocol=protocol,
-               n_entities=n, n_specificity=n_specificity, settings=settings or {}, measured_in=measured_in)
+    how = dict(lm=lm, accept_terms=accept_terms, dtype=dtype, device=device, data=data, preset=preset,
+               n_entities=n, n_specificity=n_specificity, settings=settings or {}, eval_dtype=eval_dtype)
     sides = _start_sides(how)
     try:
         first = {s: side.say(['edit', 0, 1])['seconds'] for s, side in sides.items()} # one step, to warm up
@@ -213,7 +213,7 @@ def bench(lm:str='smollm2', accept_terms:bool=False, dtype:str='float32', device
     medians = {s: _median(r) for s, r in rows.items()}
     paper, kdnb = medians['paper'], medians['kdnb']
     ratio = {k: paper[k]/kdnb[k] for k in _TIMES} | {'peak_memory': kdnb['peak_memory']/paper['peak_memory']}
-    return dict(lm=lm, protocol=protocol, n=n, n_specificity=n_specificity, **precision, ratio=ratio,
+    return dict(lm=lm, preset=preset, n=n, n_specificity=n_specificity, **precision, ratio=ratio,
                 seconds=medians, first_step=first, work_of_an_edit=work,
                 rates=_rates_of(device) if limit else None,
                 right={s: _accuracy(r) for s, r in rows.items()}, runs=rows)

@@ -26,7 +26,7 @@ def paper_edit(lm:LM, entity, # to be taught
     "The released loop: two copies of the model, a new AdamW per sentence, one sentence per batch."
     teacher, student = copy.deepcopy(lm.model), copy.deepcopy(lm.model).requires_grad_(True).train()
     for c in list(continuations)[:5]:
-        x = example(lm, c, entity.definition, 'after mention')
+        x = example(lm, c, entity.definition, 'after_mention')
         if not x.positions: continue
         opt = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay)
         for _ in range(steps):

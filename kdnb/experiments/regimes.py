@@ -16,30 +16,30 @@ from safetensors.torch import load_file, save_file
 from ..core.files import as_written, read_json, replacing
 from ..core.records import delete_folder
 from ..edits.edit import Edit
-from ..edits.multi_lora import Bank
+from ..edits.multi_lora import MultiLora
 from ..edits.storage import load_edit
-from ..evaluation.answers import answer_probes, evaluate_apart
+from ..evaluation.answers import answer_probes, evaluate_parallel
 from .identity import key
-from ..methods.config import Training
-from ..methods.parallel import teach_apart
+from ..methods.config import TrainingConfig
+from ..methods.parallel import train_parallel
 from ..methods.prompting import Base
 from ..models.forward import in_bfloat16
 from ..models.memory import release_memory
 
 # %% ../../nbs/07_experiments/01_regimes.ipynb #9893f17c
-REGIMES = ('one at a time, reset', 'all together', 'one after another')
+REGIMES = ('single', 'batch', 'sequential')
 
 # %% ../../nbs/07_experiments/01_regimes.ipynb #5d221612
 class Single:
     "Each entity is taught to the unedited model, measured, and undone."
-    def __init__(self, run): # a `Run`
+    def __init__(self, run): # a `Experiment`
         self.run, self.base_answers = run, None
 
     @property
     def n_cases(self) -> int: return len(self.run.taught)
 
     @property
-    def n_at_once(self) -> int: return self.run.at_once
+    def n_at_once(self) -> int: return self.run.edits_per_batch
 
     def path(self, entity) -> Path: # file of the entity's case
         return self.run.case_file(key({'entity': entity.key}))
@@ -69,11 +69,11 @@ def cases(self:Single, entities) -> list: # one row per entity, as of `case`
     "Teach and measure several entities in parallel, each with an adapter of its own."
     run = self.run
     release_memory(run.lm)
-    edits = teach_apart(run.method, run.lm, entities, run.transfer, run.seed)
+    edits = train_parallel(run.method, run.lm, entities, run.transfer, run.seed)
     start = time.perf_counter()
     questions = [([e], run.specificity, run.others([e])) for e in entities]
-    with Bank.of(edits, run.lm.device).on(run.lm), in_bfloat16(run.lm, run.use_bf16):
-        results = evaluate_apart(run.lm, questions, run.free)
+    with MultiLora.of(edits, run.lm.device).on(run.lm), in_bfloat16(run.lm, run.use_bf16):
+        results = evaluate_parallel(run.lm, questions, run.free)
     seconds = (time.perf_counter() - start)/len(edits)
     return [run.row(edit, [e], r, seconds) for edit, e, r in zip(edits, entities, results)]
 
@@ -83,7 +83,7 @@ def go(self:Single, bar): # a progress bar, in entities
     run = self.run
     todo = [e for e in run.taught if not self.path(e).exists()]
     bar.update(len(run.taught) - len(todo))
-    n = run.at_once if isinstance(run.method, Training) else 1 # only training gains from batches
+    n = run.edits_per_batch if isinstance(run.method, TrainingConfig) else 1 # only training gains from batches
     for i in range(0, len(todo), n):
         group = todo[i:i+n]
         rows = self.cases(group) if n > 1 else [self.case(group[0])]
@@ -95,7 +95,7 @@ def go(self:Single, bar): # a progress bar, in entities
 class Batch:
     "One edit teaches all entities, then all are measured."
     n_cases = 1
-    def __init__(self, run): # a `Run`
+    def __init__(self, run): # a `Experiment`
         self.run = run
 
     @property
@@ -106,7 +106,7 @@ class Batch:
         run = self.run
         if (saved/'edit.json').exists(): return load_edit(saved)
         entities = list(run.taught)
-        if not isinstance(run.method, Training):
+        if not isinstance(run.method, TrainingConfig):
             return run.method(run.lm, entities, run.transfer, run.seed, progress=progress)
         checkpoint = run.folder/'training.safetensors'
         edit = run.method(run.lm, entities, run.transfer, run.seed, progress=progress, keep=checkpoint)
@@ -128,7 +128,7 @@ class Batch:
 class Sequential:
     "Each entity is taught on top of the earlier ones; all are measured again at the end."
     n_at_once = 1
-    def __init__(self, run): # a `Run`
+    def __init__(self, run): # a `Experiment`
         self.run, self.file = run, run.folder/'state.safetensors'
 
     @property

@@ -33,10 +33,10 @@ def finished_cases(folder, # of a run
     return {k: c for k, c in cases.items() if c.get('stage') != 'just taught'} or cases
 
 # %% ../../nbs/07_experiments/03_results.ipynb #ad914b0d
-SAME = ('lm_sha256', 'dtype', 'data_sha256', 'entities', 'free', 'n_specificity', 'measured_in')
+SAME = ('lm_sha256', 'dtype', 'data_sha256', 'entities', 'free', 'n_specificity', 'eval_dtype')
 
 def _read_run(folder, only): # parameters, cases
-    types = {k: str for k in ('lm', 'method', 'protocol', 'regime', 'unit')} | {'settings': dict, 'seed': int}
+    types = {k: str for k in ('lm', 'method', 'preset', 'regime', 'unit')} | {'settings': dict, 'seed': int}
     params = read_json(folder/'params.json', fields=types)
     with as_written(folder): return params, [*finished_cases(folder, only).values()]
 
@@ -54,7 +54,7 @@ def _run_row(folder, params, cases, runs):
     texts = dict(sum((Counter(c.get('texts', {})) for c in cases), Counter()))
     seconds = float(np.mean([c['seconds_edit'] for c in cases]))
     peak = float(np.max([c['peak_memory_gib'] for c in cases]))
-    named = {k: params[k] for k in ('lm', 'method', 'protocol', 'regime', 'seed')}
+    named = {k: params[k] for k in ('lm', 'method', 'preset', 'regime', 'seed')}
     return dict(named, **s, signature=failures, cases=len(cases), texts=texts, seconds_per_edit=seconds,
                 peak_memory_gib=peak, run=str(folder), settings=params['settings'])
 
@@ -76,9 +76,9 @@ def collect(folders, # run folders, or folders that hold run folders
     return pd.DataFrame(rows).sort_values(by=['lm', 'method', 'run'], key=in_order, ignore_index=True)
 
 # %% ../../nbs/07_experiments/03_results.ipynb #54957326
-_KEYS = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_share',
+_KEYS = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_closed',
          'gap_share_explicit', 'gap_share_indirect', 'gap_share_free', 'specificity_change', 'others',
-         'target_by_entity', *NEAR, 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'protocol',
+         'target_by_entity', *NEAR, 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'preset',
          'regime', 'seed', 'cases', 'texts', 'signature', 'run')
 
 def as_json(row:dict|pd.Series) -> dict: # from a row of `collect`

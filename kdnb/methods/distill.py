@@ -17,11 +17,11 @@ from ..data.benchmarks import placed
 from ..data.entities import Entity
 from ..data.transfer_sets import Continuation, check_sets
 from ..edits.edit import Edit
-from .config import Training
+from .config import TrainingConfig
 from .examples import add_teacher_logits, cache_lower_states, example
 from .losses import SoftKL, soften
-from .parameters import n_below
-from .retention import teacher_model, to_stay
+from .parameters import n_frozen_layers
+from .retention import teacher_model, retention_examples
 from .training import train
 from ..models.forward import bfloat16_weights, logits_at, uses_bfloat16
 from ..models.memory import trim
@@ -40,42 +40,42 @@ def spread_over_prompts(conts, # of `Continuation`
 # %% ../../nbs/05_methods/06_distill.ipynb #719d2057
 def _texts_of(e, transfer, how):
     "The continuations of an entity that are used, and the number that was skipped."
-    texts = spread_over_prompts(transfer[e.key].continuations, how.continuations) if e.key in transfer else []
-    if how.unplaced == 'name in front':
+    texts = spread_over_prompts(transfer[e.key].continuations, how.n_continuations) if e.key in transfer else []
+    if how.if_no_mention == 'prefix_name':
         with_name = lambda c: replace(c, text=f'{e.name}: {c.text}', mention=(0, len(e.name)))
         texts = [c if c.mention else with_name(c) for c in texts]
-    all_tokens = 'all tokens' in (how.where, how.unplaced)
+    all_tokens = 'all_tokens' in (how.loss_on, how.if_no_mention)
     used = [c for c in texts if c.mention or all_tokens]
     if not used and not (texts and getattr(how, 'with_definition', False)): _no_texts(e, len(texts))
     return used, len(texts) - len(used)
 
 def _no_texts(e, n):
     "Raises the error for an entity without usable texts, of n that it has."
-    if n: todo = f"none of its {n} texts mentions it, so use unplaced='all tokens' or 'name in front'"
+    if n: todo = f"none of its {n} texts mentions it, so use if_no_mention='all_tokens' or 'prefix_name'"
     else: todo = "make one with `kdnb generate` or make_transfer_set, with more samples or the prompt 'named'"
     raise KdnbError(f"no transfer set for {e.key!r}: {todo}")
 
 def sets_of(entities, transfer:dict, # key of an entity -> `TransferSet`
-            how:Training) -> tuple: # for each entity its continuations; and how many are used in which way
+            how:TrainingConfig) -> tuple: # for each entity its continuations; and how many are used in which way
     "The continuations that a training uses."
     sets, count = [], Counter()
     check_sets(entities, transfer)
     for e in entities:
         used, n_skipped = _texts_of(e, transfer, how)
-        count.update(how.where if c.mention else 'all tokens' for c in used)
+        count.update(how.loss_on if c.mention else 'all_tokens' for c in used)
         count['skipped'] += n_skipped
         sets.append(used)
     return sets, dict(count)
 
 # %% ../../nbs/05_methods/06_distill.ipynb #a36d6322
 @dataclass(frozen=True)
-class Distill(Training):
+class Distill(TrainingConfig):
     "Context distillation (paper, section 3). Defaults were chosen on the split `dev` (report tuning)."
     temperature: float = 1.2 # softmax temperature of teacher and student (paper: 2)
     with_definition: bool = True # the definition is one more text, in every step (paper: False)
-    top: int = 0 # number of most probable tokens stored of a teacher's distribution; 0: all
-    contrast: float = 1.5 # amplification of the definition's effect on the teacher (paper: 0)
-    anchor: float = 3. # weight of the retention loss: higher than elsewhere, for an amplified teacher
+    teacher_top_k: int = 0 # number of most probable tokens stored of a teacher's distribution; 0: all
+    context_amplification: float = 1.5 # amplification of the definition's effect on the teacher (paper: 0)
+    retain_weight: float = 3. # weight of the retention loss: higher than elsewhere, for an amplified teacher
     trainable: str = 'lora' # at the same gain, an adapter changes less of the rest than feed-forward weights
 
     name = 'distill'
@@ -84,9 +84,9 @@ class Distill(Training):
         super().__post_init__()
         if not self.temperature > 0:
             raise KdnbError(f"temperature is {self.temperature!r}: it must be above 0")
-        if not isinstance(self.top, int) or self.top < 0:
+        if not isinstance(self.teacher_top_k, int) or self.teacher_top_k < 0:
             raise KdnbError(f"top is {self.top!r}: it must be a whole number of at least 0")
-        if not 0 <= self.contrast < math.inf:
+        if not 0 <= self.context_amplification < math.inf:
             raise KdnbError(f"contrast is {self.contrast!r}: it must be a number of at least 0")
 
     def loss(self, batch, student):
@@ -97,7 +97,7 @@ class Distill(Training):
 @patch
 def add_teachers(self:Distill, lm:LM, groups:list, progress:bool=False):
     "Caches the lower states of all examples, and sets their teachers."
-    low, n = uses_bfloat16(self.precision, lm.device), n_below(lm, self)
+    low, n = uses_bfloat16(self.precision, lm.device), n_frozen_layers(lm, self)
     with bfloat16_weights(lm.model, low):
         for g in groups: cache_lower_states(lm, g, n, low)
     n_once = 0 if lm.edits and self.teacher == 'base' else n # states were cached on the model with its edits
@@ -105,8 +105,8 @@ def add_teachers(self:Distill, lm:LM, groups:list, progress:bool=False):
     bar = tqdm(groups, desc='teacher', unit='entity', disable=not (progress and several), leave=False)
     with teacher_model(lm, self), bfloat16_weights(lm.model, low):
         for g in bar:
-            add_teacher_logits(lm, g, low, self.contrast, n_once)
-            for x in g: x.teacher = soften(x.teacher, self.temperature, self.top)
+            add_teacher_logits(lm, g, low, self.context_amplification, n_once)
+            for x in g: x.teacher = soften(x.teacher, self.temperature, self.teacher_top_k)
             if several: trim(lm) # stored teachers would be interleaved with freed logits
 
 # %% ../../nbs/05_methods/06_distill.ipynb #e44d36a7
@@ -119,13 +119,13 @@ def groups(self:Distill, lm:LM, entities, transfer:dict, seed:int=0, progress:bo
     check_length(lm, entities, lambda e: texts_of[e.key] + [e.definition]*self.with_definition)
     groups, definitions = [], [placed(e.definition, e) for e in entities]
     for e, cs, d in zip(entities, sets, definitions):
-        group = [example(lm, c, e.definition, self.where) for c in cs]
+        group = [example(lm, c, e.definition, self.loss_on) for c in cs]
         if self.with_definition:
-            group.append(replace(example(lm, d, e.definition, self.where), role='always'))
+            group.append(replace(example(lm, d, e.definition, self.loss_on), role='always'))
         groups.append(group)
     self.add_teachers(lm, groups, progress)
     for e, cs, d, group in zip(entities, sets, definitions, groups):
-        group += to_stay(lm, e, [*cs, d], transfer, self, seed)
+        group += retention_examples(lm, e, [*cs, d], transfer, self, seed)
     return groups, texts
 
 # %% ../../nbs/05_methods/06_distill.ipynb #5c743f8a
@@ -143,7 +143,7 @@ def make_edit(method:str, how, lm:LM, entities,
     return edit
 
 @patch
-def __call__(self:Training, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None
+def __call__(self:TrainingConfig, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None
             ) -> Edit:
     "Teaches `lm` the entities: the edit, with `lm` unchanged. `keep` is the checkpoint file of `train`."
     check_seed(seed)
@@ -154,7 +154,7 @@ def __call__(self:Training, lm:LM, entities, transfer:dict, seed:int=0, progress
 
 # %% ../../nbs/05_methods/06_distill.ipynb #d44e1479
 @torch.no_grad()
-def token_kls(lm:LM, entity:Entity, continuations, where:str='all tokens'
+def token_kls(lm:LM, entity:Entity, continuations, where:str='all_tokens'
              ) -> list: # for each continuation, a list of (token text, KL in nats)
     "KL(teacher ‖ student) at temperature 1 for each token of continuations."
     out = []
@@ -168,7 +168,7 @@ def token_kls(lm:LM, entity:Entity, continuations, where:str='all tokens'
             out.append([(lm.tokenizer.decode([i]), k) for i, k in zip(x.targets, kls)])
     return out
 
-def token_kl(lm:LM, entity:Entity, continuation:Continuation, where:str='all tokens'
+def token_kl(lm:LM, entity:Entity, continuation:Continuation, where:str='all_tokens'
             ) -> list: # of (token text, KL in nats)
     "The same for one continuation."
     return token_kls(lm, entity, [continuation], where)[0]

@@ -7,26 +7,26 @@ __all__ = ['ON', 'FineTune']
 
 # %% ../../nbs/05_methods/07_finetune.ipynb #84396f80
 from dataclasses import dataclass
-from ..core.errors import choose
+from ..core.errors import check_choice
 from ..data.benchmarks import placed
-from .config import Training
+from .config import TrainingConfig
 from .distill import sets_of
 from .examples import example
 from .losses import nll_loss
-from .retention import to_stay
+from .retention import retention_examples
 from ..models.model import LM, check_length
 
 # %% ../../nbs/05_methods/07_finetune.ipynb #5358f538
-ON = ('definition', 'transfer set')
+ON = ('definition', 'transfer_set')
 
 @dataclass(frozen=True)
-class FineTune(Training):
+class FineTune(TrainingConfig):
     "Fine-tuning on the definition, or on the transfer set."
     on: str = 'definition' # training texts, one of `ON`
 
     def __post_init__(self):
         super().__post_init__()
-        choose(self.on, ON, 'on')
+        check_choice(self.on, ON, 'on')
 
     @property
     def name(self): return f'finetune-{self.on.split()[0]}'
@@ -41,9 +41,9 @@ class FineTune(Training):
         if self.on == 'definition':
             check_length(lm, entities)
             sets, texts = [[placed(e.definition, e)] for e in entities], {}
-            groups = [[example(lm, c, '', 'all tokens', separator='') for c in cs] for cs in sets]
+            groups = [[example(lm, c, '', 'all_tokens', separator='') for c in cs] for cs in sets]
         else:
             sets, texts = sets_of(entities, transfer, self)
-            groups = [[example(lm, c, e.definition, self.where) for c in cs] for e, cs in zip(entities, sets)]
-        for e, cs, group in zip(entities, sets, groups): group += to_stay(lm, e, cs, transfer, self, seed)
+            groups = [[example(lm, c, e.definition, self.loss_on) for c in cs] for e, cs in zip(entities, sets)]
+        for e, cs, group in zip(entities, sets, groups): group += retention_examples(lm, e, cs, transfer, self, seed)
         return groups, texts

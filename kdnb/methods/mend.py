@@ -30,7 +30,7 @@ from .losses import nll_loss, retention_loss
 from .parameters import trainable_parameters
 from .retention import cache_teacher_topk, read_texts
 from ..models.forward import logits_at
-from ..models.memory import memory_need, memory_peak
+from ..models.memory import memory_of_model, memory_peak
 from ..models.model import LM, check_length, check_tokens
 
 # %% ../../nbs/05_methods/10_mend.ipynb #0397a54f
@@ -40,14 +40,14 @@ def edited_layers(lm:LM,
     "The linear layers in the feed-forward parts of the last blocks."
     n = lm.model.config.num_hidden_layers
     if blocks > n: raise KdnbError(f"blocks is {blocks}, and {lm.name} has {n}")
-    names, modules = sorted(trainable_parameters(lm.model, 'feed-forward')), dict(lm.model.named_modules())
+    names, modules = sorted(trainable_parameters(lm.model, 'feed_forward')), dict(lm.model.named_modules())
     def block_of(name): return next(int(p) for p in name.split('.') if p.isdigit())
     names = [name for name in names if block_of(name) >= n - blocks and name.endswith('.weight')]
     return {name: modules[name.removesuffix('.weight')] for name in names}
 
 def _definition(lm, e):
     "An entity's definition as an example of which every token counts."
-    return example(lm, placed(e.definition, e), '', 'all tokens', separator='')
+    return example(lm, placed(e.definition, e), '', 'all_tokens', separator='')
 
 # %% ../../nbs/05_methods/10_mend.ipynb #481738bc
 @contextmanager
@@ -167,8 +167,8 @@ class Practice:
         editor, texts = self.editor(lm), self.each + self.hold
         n, definition = sum(p.numel() for p in editor.parameters()), 2*TEXT_TOKENS
         per_token = 4*sum(map(sum, editor.sizes.values())) # bytes of a token's outer products
-        step = memory_need(lm, n, texts*TEXT_TOKENS, texts*TEXT_POSITIONS, 0, self.blocks)
-        normalization = memory_need(lm, n, definition, definition, _FIRST*definition*per_token)
+        step = memory_of_model(lm, n, texts*TEXT_TOKENS, texts*TEXT_POSITIONS, 0, self.blocks)
+        normalization = memory_of_model(lm, n, definition, definition, _FIRST*definition*per_token)
         return max(step, normalization)
 
 # %% ../../nbs/05_methods/10_mend.ipynb #5a7fdb44
@@ -180,7 +180,7 @@ def practice_pairs(lm:LM, entities, # with probes
     out = []
     for e in entities:
         texts = transfer[e.key].continuations if transfer else answers(e)
-        after = [example(lm, c, '', 'after mention', separator='') for c in texts]
+        after = [example(lm, c, '', 'after_mention', separator='') for c in texts]
         after = [x for x in after if x.positions]
         if not after:
             raise KdnbError(f"{e.key!r} has neither probes nor a transfer set: there is nothing that should "
@@ -290,7 +290,7 @@ def train_editor(lm:LM, pairs:list, # of `practice_pairs`
     longest = max((len(y.ids) for x, after in pairs for y in (x, *after)), default=0)
     check_tokens(lm, 'a text to practise on', longest)
     layers = edited_layers(lm, how.blocks)
-    neutral = [example(lm, Continuation(t, (0, 1)), '', 'all tokens', separator='')
+    neutral = [example(lm, Continuation(t, (0, 1)), '', 'all_tokens', separator='')
                for t in read_texts(ASSETS/'neutral.txt')]
     editor, opt, log = _start(lm, layers, pairs, path, how)
     steps = range(len(log), how.steps)

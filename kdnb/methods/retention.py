@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_texts', 'cache_teacher_topk', 'teacher_model', 'set_retention_targets', 'RetentionPool', 'retention_batches',
-           'Prepared', 'prepare', 'swap', 'rehearse', 'to_stay']
+           'Prepared', 'prepare', 'swap_names', 'replay_texts', 'retention_examples']
 
 # %% ../../nbs/05_methods/04_retention.ipynb #b2b282fc
 from contextlib import nullcontext
@@ -18,10 +18,10 @@ from ..core.text import spans
 from ..data.entities import Entity
 from ..data.transfer_sets import Continuation
 from ..edits.edit import unedited
-from .config import Training
+from .config import TrainingConfig
 from .examples import add_teacher_logits, cache_lower_states, example
 from .losses import N_TOP
-from .parameters import n_below
+from .parameters import n_frozen_layers
 from ..models.forward import uses_bfloat16
 from ..models.memory import trim
 from ..models.model import LM
@@ -51,15 +51,15 @@ def cache_teacher_topk(lm:LM, examples:list,
         if i: trim(lm)
 
 # %% ../../nbs/05_methods/04_retention.ipynb #aa526783
-def teacher_model(lm:LM, how:Training):
+def teacher_model(lm:LM, how:TrainingConfig):
     "A context within which `lm` is the model that teaches: as it is, or without its edits."
     return unedited(lm) if how.teacher == 'base' else nullcontext()
 
-def set_retention_targets(lm:LM, how:Training, groups:list, low:bool):
+def set_retention_targets(lm:LM, how:TrainingConfig, groups:list, low:bool):
     "Sets the targets of name-swapped and replayed examples."
     def with_role(role): return [x for g in groups for x in g if x.role == role]
     with teacher_model(lm, how): cache_teacher_topk(lm, with_role('held'), low)
-    cache_teacher_topk(lm, with_role('rehearsed'), low)
+    cache_teacher_topk(lm, with_role('n_replay'), low)
 
 # %% ../../nbs/05_methods/04_retention.ipynb #0f920764
 @dataclass
@@ -71,24 +71,24 @@ class RetentionPool:
 
 def _neutral_pool(lm, how, seed, n):
     "Indices of the neutral texts of each of n steps, and the examples by index."
-    low, n_frozen = uses_bfloat16(how.precision, lm.device), n_below(lm, how)
-    texts, rng = read_texts(how.anchor_file or ASSETS/'neutral.txt'), np.random.default_rng(seed)
-    size = min(how.anchor_texts, len(texts))
+    low, n_frozen = uses_bfloat16(how.precision, lm.device), n_frozen_layers(lm, how)
+    texts, rng = read_texts(how.retain_file or ASSETS/'neutral.txt'), np.random.default_rng(seed)
+    size = min(how.retain_batch_size, len(texts))
     drawn = [rng.choice(len(texts), size, replace=False) for _ in range(n)]
-    pool = {i: example(lm, Continuation(texts[i], (0, 1)), '', 'all tokens', separator='')
+    pool = {i: example(lm, Continuation(texts[i], (0, 1)), '', 'all_tokens', separator='')
             for i in sorted({i for d in drawn for i in d})}
     cache_lower_states(lm, pool.values(), n_frozen, low)
     with teacher_model(lm, how): cache_teacher_topk(lm, [*pool.values()], low)
     return drawn, pool
 
-def retention_batches(lm:LM, how:Training, seed:int,
+def retention_batches(lm:LM, how:TrainingConfig, seed:int,
                       n:int # number of steps
                      ) -> Callable: # a function that returns the neutral examples of the next step
     "The neutral examples of each step, with their targets; none if the weight of the retention loss is 0."
-    if not how.anchor: return lambda: []
-    path = str(Path(how.anchor_file or ASSETS/'neutral.txt'))
-    key = (uses_bfloat16(how.precision, lm.device), n_below(lm, how), how.teacher, path, seed, n,
-           how.anchor_texts, *(e.id for e in lm.edits))
+    if not how.retain_weight: return lambda: []
+    path = str(Path(how.retain_file or ASSETS/'neutral.txt'))
+    key = (uses_bfloat16(how.precision, lm.device), n_frozen_layers(lm, how), how.teacher, path, seed, n,
+           how.retain_batch_size, *(e.id for e in lm.edits))
     if lm.retention_pool is None or lm.retention_pool.key != key:
         lm.retention_pool = RetentionPool(key, *_neutral_pool(lm, how, seed, n)) # one pool at a time
     steps, examples = iter(lm.retention_pool.drawn), lm.retention_pool.examples
@@ -102,11 +102,11 @@ class Prepared:
     n_once: int # frozen lower blocks, whose states are cached
     bfloat16: bool # whether matrix products are in bfloat16
 
-def prepare(lm:LM, how:Training, groups:list, seed:int,
+def prepare(lm:LM, how:TrainingConfig, groups:list, seed:int,
             n:int # number of steps
            ) -> Prepared:
     "Caches the lower states of all examples, and sets the targets of the retention examples."
-    n_once, low = n_below(lm, how), uses_bfloat16(how.precision, lm.device)
+    n_once, low = n_frozen_layers(lm, how), uses_bfloat16(how.precision, lm.device)
     cache_lower_states(lm, [x for g in groups for x in g], n_once, low)
     set_retention_targets(lm, how, groups, low)
     return Prepared(retention_batches(lm, how, seed, n), n_once, low)
@@ -119,26 +119,26 @@ def _rename(continuation, other):
     for a, b in [*reversed(later), (start, end)]: text = text[:a] + other + text[b:]
     return Continuation(text, (start, start + len(other)))
 
-def swap(lm:LM, entity:Entity, continuations, how:Training, seed:int=0
+def swap_names(lm:LM, entity:Entity, continuations, how:TrainingConfig, seed:int=0
         ) -> list: # of `Example`, without targets
     "Continuations under other names; those without a mention are left out."
     names, rng, out = read_texts(ASSETS/'names.txt'), np.random.default_rng(seed), []
     for c in continuations:
         if not c.mention: continue
         renamed = _rename(c, names[rng.integers(len(names))])
-        out.append(replace(example(lm, renamed, '', how.where, separator=''), role='held'))
+        out.append(replace(example(lm, renamed, '', how.loss_on, separator=''), role='held'))
     return out
 
 # %% ../../nbs/05_methods/04_retention.ipynb #a16466db
-def rehearse(lm:LM, transfer:dict, how:Training, seed:int=0) -> list: # of `Example`, without targets
+def replay_texts(lm:LM, transfer:dict, how:TrainingConfig, seed:int=0) -> list: # of `Example`, without targets
     "Continuations of the entities that the edits of `lm` have taught, as many as a training can use."
     known = [c for e in lm.edits for k in e.entities if k in transfer
              for c in transfer[k].continuations if c.mention]
-    order = np.random.default_rng(seed).permutation(len(known))[:how.steps*how.rehearsed]
-    return [replace(example(lm, known[i], '', how.where, separator=''), role='rehearsed') for i in order]
+    order = np.random.default_rng(seed).permutation(len(known))[:how.steps*how.n_replay]
+    return [replace(example(lm, known[i], '', how.loss_on, separator=''), role='n_replay') for i in order]
 
-def to_stay(lm:LM, entity:Entity, continuations, transfer:dict, how:Training, seed:int=0
+def retention_examples(lm:LM, entity:Entity, continuations, transfer:dict, how:TrainingConfig, seed:int=0
            ) -> list: # of `Example`
     "All retention examples of an entity, except for the neutral texts."
-    swapped = swap(lm, entity, continuations, how, seed) if how.swapped else []
-    return swapped + (rehearse(lm, transfer, how, seed) if how.rehearsed else [])
+    n_name_swaps = swap_names(lm, entity, continuations, how, seed) if how.n_name_swaps else []
+    return n_name_swaps + (replay_texts(lm, transfer, how, seed) if how.n_replay else [])

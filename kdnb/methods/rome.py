@@ -21,7 +21,7 @@ from kdnb.methods.locating import (
 from .parameters import middle_block
 from .retention import read_texts
 from ..models.batches import forward_pass, logits_only_at, pad
-from ..models.memory import memory_need, memory_peak, trim
+from ..models.memory import memory_of_model, memory_peak, trim
 from ..models.model import LM, check_length
 
 # %% ../../nbs/05_methods/09_rome.ipynb #4df40f7c
@@ -37,7 +37,7 @@ class Locate:
     "Settings of ROME and MEMIT."
     lr: float = .5 # Adam learning rate of the value
     steps: int = 20 # forward passes, at most; the value changes after each but the last
-    enough: float = .05 # loss at which the search for the value stops
+    early_stop_loss: float = .05 # loss at which the search for the value stops
     clamp: float = 4. # largest change of the value, in multiples of its norm
     decay: float = .5 # weight of the norm of the change, over the squared norm of the value (authors' code)
     kl: float = .0625 # weight of KL(edited ‖ base) after "subject is a"
@@ -46,7 +46,7 @@ class Locate:
     text: str = '' # file of that text, one per line; empty: text that the model writes itself
 
     def __post_init__(self):
-        lowest = dict(lr=0, steps=1, enough=0, clamp=0, decay=0, kl=0, n_contexts=1, tokens=1)
+        lowest = dict(lr=0, steps=1, early_stop_loss=0, clamp=0, decay=0, kl=0, n_contexts=1, tokens=1)
         for name, low in lowest.items():
             value, positive = getattr(self, name), name in ('lr', 'clamp')
             number = isinstance(value, (int, float)) and math.isfinite(value)
@@ -65,7 +65,7 @@ class Locate:
         blocks, texts = self.blocks(layers), self.n_contexts + 1
         size = layers[blocks[-1]].W.shape[1]
         covariances = 8*(len(blocks) + 2)*size**2 # one is used with two more of its size
-        return memory_need(lm, 1, texts*_TOKENS, texts*_TARGET_TOKENS, covariances,
+        return memory_of_model(lm, 1, texts*_TOKENS, texts*_TARGET_TOKENS, covariances,
                            blocks=len(layers) - blocks[-1])
 
 # %% ../../nbs/05_methods/09_rome.ipynb #c14acb5c
@@ -129,7 +129,7 @@ def find_value(lm:LM, module:torch.nn.Module, r:Request, how:Locate, seed:int=0
         kl = F.kl_div(base, logits[-1].log_softmax(-1), reduction='sum', log_target=True)
         loss = nll + how.kl*kl + how.decay*delta.norm()/size**2
         losses.append(nll.item())
-        if loss < how.enough or step == how.steps - 1: break
+        if loss < how.early_stop_loss or step == how.steps - 1: break
         opt.zero_grad()
         loss.backward()
         opt.step()

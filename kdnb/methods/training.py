@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['count_positions', 'with_retention', 'losses_of', 'training_mode', 'gradient_checkpointing', 'compiled_blocks',
-           'training_context', 'make_optimizer', 'set_learning_rate', 'check_finite', 'clip_change', 'Resume', 'Kept',
-           'StepLoss', 'optimize', 'with_positions', 'train']
+           'training_context', 'make_optimizer', 'set_learning_rate', 'check_finite', 'clip_change', 'Resume',
+           'TrainingCheckpoint', 'StepLoss', 'optimize', 'with_positions', 'train']
 
 # %% ../../nbs/05_methods/05_training.ipynb #beba721b
 import json, math, os, shutil, time
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from ..core.errors import KdnbError
 from ..core.files import as_written, replacing
-from .config import Training, n_steps, training_steps
+from .config import TrainingConfig, n_steps, training_steps
 from .examples import TRAINED_ROLES, example_logits
 from .losses import LOGITS_AT_ONCE, LossInParts, cut_at, retention_loss
 from .parameters import Trainable, training_lora, training_weights, weight_size
@@ -32,7 +32,7 @@ from ..models.model import LM
 # %% ../../nbs/05_methods/05_training.ipynb #9f122b7b
 def count_positions(examples) -> int: return sum(len(x.positions) for x in examples)
 
-def with_retention(how:Training,
+def with_retention(how:TrainingConfig,
                    loss, # the method's loss, a function of (examples, logits [N, V])
                    batch:list, held:list, # examples of the method's loss and of the retention loss
                    logits:torch.Tensor # [N, V], of `batch` and then `held`
@@ -41,10 +41,10 @@ def with_retention(how:Training,
     n = count_positions(batch)
     own = loss(batch, logits[:n])
     if not held: return own, own
-    return own, own + how.anchor*retention_loss([x.teacher for x in held], logits[n:])
+    return own, own + how.retain_weight*retention_loss([x.teacher for x in held], logits[n:])
 
 # %% ../../nbs/05_methods/05_training.ipynb #8fc8463f
-def losses_of(lm:LM, how:Training, loss, batch:list, held:list, # as in `with_retention`
+def losses_of(lm:LM, how:TrainingConfig, loss, batch:list, held:list, # as in `with_retention`
               n_once:int=0, # frozen lower blocks, whose states are cached
               in_parts:bool=True # whether the loss may be computed in parts
              ) -> tuple: # the method's loss, a number; and the scalar that is minimized
@@ -64,7 +64,7 @@ def _weighted_part(loss, part, weight, values):
 
 def _losses_in_parts(lm, how, loss, batch, held, n_once):
     "The same, with few logits at a time."
-    def retention(xs, logits): return how.anchor*retention_loss([x.teacher for x in xs], logits)
+    def retention(xs, logits): return how.retain_weight*retention_loss([x.teacher for x in xs], logits)
     own, other, parts, start = [], [], [], 0
     for xs, f, values in ((batch, loss, own), (held, retention, other)):
         for part in cut_at(xs, LOGITS_AT_ONCE//len(lm.tokenizer)):
@@ -133,25 +133,25 @@ def compiled_blocks(lm:LM,
 
 # %% ../../nbs/05_methods/05_training.ipynb #ed3540b6
 @contextmanager
-def training_context(lm:LM, how:Training, ready:Prepared, seed:int):
+def training_context(lm:LM, how:TrainingConfig, ready:Prepared, seed:int):
     "The modes of a training: precision, dropout, gradient checkpointing and compilation."
     with (bfloat16_weights(lm.model, ready.bfloat16), training_mode(lm, how.dropout, seed),
-          gradient_checkpointing(lm.model, how.recompute), compiled_blocks(lm, ready.n_once, how.compiled)):
+          gradient_checkpointing(lm.model, how.gradient_checkpointing), compiled_blocks(lm, ready.n_once, how.compile)):
         yield
 
 # %% ../../nbs/05_methods/05_training.ipynb #5fb0c381
-def make_optimizer(how:Training, params:list) -> torch.optim.AdamW:
+def make_optimizer(how:TrainingConfig, params:list) -> torch.optim.AdamW:
     "AdamW, with parameters grouped by size."
     groups = {}
     for p in params:
-        scaled = how.relative and how.trainable != 'lora'
+        scaled = how.scale_lr_to_weights and how.trainable != 'lora'
         size = 2**(round(4*math.log2(weight_size(p)))/4) if scaled else 1.
         groups.setdefault(size, []).append(p)
-    decay = 0 if how.decay_to == 'base' else how.weight_decay
+    decay = 0 if how.weight_decay_target == 'base' else how.weight_decay
     groups = [{'params': ps, 'size': size} for size, ps in groups.items()]
     return torch.optim.AdamW(groups, weight_decay=decay, fused=True)
 
-def set_learning_rate(how:Training, opt,
+def set_learning_rate(how:TrainingConfig, opt,
                       progress:float # share of the schedule that has passed
                      ) -> float: # the rate, before it is multiplied by sizes
     "Sets the learning rate of a step."
@@ -160,7 +160,7 @@ def set_learning_rate(how:Training, opt,
     return lr
 
 # %% ../../nbs/05_methods/05_training.ipynb #7f2fcacb
-def check_finite(how:Training, loss:float,
+def check_finite(how:TrainingConfig, loss:float,
                  steps:int # so far
                 ):
     "Raises a `KdnbError` for a loss that is not finite."
@@ -187,7 +187,7 @@ class Resume:
     finished: set # entities whose training has stopped early
     tensors: dict = field(repr=False) # parameters and optimizer state
 
-class Kept:
+class TrainingCheckpoint:
     "The checkpoint of a training: a file that is written now and then."
     share = 20 # writing takes at most one part in `share` of the time
     resume = None # set by `load`
@@ -214,7 +214,7 @@ class Kept:
                  for i in range(n) if f'step.{i}' in tensors}
         opt.load_state_dict({**opt.state_dict(), 'state': state})
 
-    def now_and_then(self, step:int, params:list, opt, losses:list, finished:set):
+    def save_if_due(self, step:int, params:list, opt, losses:list, finished:set):
         "Writes the file, if the last time was long enough ago."
         if time.monotonic() - self.last < self.every: return
         start = time.monotonic()
@@ -237,11 +237,11 @@ class StepLoss:
 
 _TRIM_EVERY = 20 # steps after which freed memory is returned to the system: lengths differ, and it would grow
 
-def optimize(lm:LM, how:Training, trained:Trainable,
+def optimize(lm:LM, how:TrainingConfig, trained:Trainable,
              rounds:Iterable, # of lists of `Step`
              objective:Callable, # list of `Step` -> `StepLoss`
              seed:int=0,
-             checkpoint:Kept|None=None,
+             checkpoint:TrainingCheckpoint|None=None,
              on_stop:Callable=lambda entity: None # called when an entity stops early, before the update
             ) -> list: # losses of all steps
     "Trains parameters in place."
@@ -252,7 +252,7 @@ def optimize(lm:LM, how:Training, trained:Trainable,
         if resume and i < resume.step: continue
         if opt is None or steps[0].new_optimizer: opt = make_optimizer(how, trained.params)
         if resume and i == resume.step and not steps[0].new_optimizer: checkpoint.restore(opt)
-        if checkpoint: checkpoint.now_and_then(i, trained.params, opt, losses, finished)
+        if checkpoint: checkpoint.save_if_due(i, trained.params, opt, losses, finished)
         active = [s for s in steps if s.entity not in finished]
         if not active: continue
         if how.dropout: torch.manual_seed(seed*1_000_003 + i)
@@ -260,7 +260,7 @@ def optimize(lm:LM, how:Training, trained:Trainable,
         loss = objective(active)
         for value in loss.values: check_finite(how, value, i + 1)
         losses += loss.values
-        stopped = [s.entity for s, value in zip(active, loss.values) if value < how.enough]
+        stopped = [s.entity for s, value in zip(active, loss.values) if value < how.early_stop_loss]
         for entity in stopped: on_stop(entity)
         finished.update(stopped)
         opt.zero_grad()
@@ -273,9 +273,9 @@ def optimize(lm:LM, how:Training, trained:Trainable,
 
 def _regularize(how, trained, lr):
     "Weight decay towards the initial weights, and the limit on their change, after an update."
-    decay, params = how.decay_to == 'base' and how.weight_decay, [p.data for p in trained.params]
+    decay, params = how.weight_decay_target == 'base' and how.weight_decay, [p.data for p in trained.params]
     if decay: torch._foreach_lerp_(params, trained.initial, lr*how.weight_decay)
-    if how.within: clip_change(params, trained.initial, how.within, how.norm)
+    if how.max_weight_change: clip_change(params, trained.initial, how.max_weight_change, how.weight_change_norm)
 
 # %% ../../nbs/05_methods/05_training.ipynb #7ed27590
 def with_positions(groups:list) -> list:
@@ -283,15 +283,15 @@ def with_positions(groups:list) -> list:
     groups = [[x for x in g if x.positions] for g in groups]
     if all(any(x.role in TRAINED_ROLES for x in g) for g in groups): return groups
     raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that "
-                    "mentions it, or use where='all tokens'")
+                    "mentions it, or use loss_on='all_tokens'")
 
 def _trainable(lm, how, seed):
     "The context within which the parameters of a training are trainable."
-    if how.trainable == 'lora': return training_lora(lm, how.rank, seed, how.relative, how.above)
+    if how.trainable == 'lora': return training_lora(lm, how.rank, seed, how.scale_lr_to_weights, how.start_layer)
     return training_weights(lm, how.trainable, how.block)
 
 # %% ../../nbs/05_methods/05_training.ipynb #17992225
-def train(lm:LM, how:Training,
+def train(lm:LM, how:TrainingConfig,
           groups:list, # for each entity, its examples
           loss, # function of (examples, logits [N, V] at their positions) -> scalar
           seed:int=0, progress:bool=False,
@@ -301,7 +301,7 @@ def train(lm:LM, how:Training,
     groups, in_parts = with_positions(groups), has_plain_head(lm)
     total = n_steps(how, groups)
     ready = prepare(lm, how, groups, seed, total)
-    checkpoint = Kept(keep) if keep else None
+    checkpoint = TrainingCheckpoint(keep) if keep else None
     def objective(steps):
         step, = steps
         held = ready.next_neutral() + step.retained

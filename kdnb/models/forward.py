@@ -10,9 +10,9 @@ __all__ = ['PRECISION', 'logits_at', 'headless', 'has_plain_head', 'batches_by_l
 from contextlib import contextmanager
 import torch
 from transformers.pytorch_utils import Conv1D
-from ..core.errors import choose
+from ..core.errors import check_choice
 from kdnb.models.batches import (
-    length_groups, logits_only_at, owned, padding_groups, rows_of, within_edge,
+    length_groups, logits_only_at, use_adapters, padding_groups, rows_of, within_edge,
 )
 from .layer_cache import active_cache, all_cached, cache_keys, skip_lower_blocks, through_cache
 from .memory import has_fast_bfloat16
@@ -26,28 +26,28 @@ def logits_at(
     seqs:list, # B lists of token ids
     positions:list, # for each sequence, the positions whose next token is wanted
     shared:bool=False, # pass the common beginning of all sequences once; no gradients flow through it
-    owners:list|None=None, # for each sequence, its adapter index; then nothing is shared
+    adapter_ids:list|None=None, # for each sequence, its adapter index; then nothing is shared
     below:tuple|None=None, # n, and for each sequence its states after n blocks (`states_below`)
 ) -> torch.Tensor: # float32 [N, V], N = number of all positions, in their order
     "Next-token logits of sequences at chosen positions only. Gradients flow through it."
     positions = [[p if p >= 0 else len(s)+p for p in ps] for s, ps in zip(seqs, positions, strict=True)]
     check_sequences(lm, seqs)
     groups = padding_groups(lm, [len(s) for s in seqs], lm.packs or lm.pads)
-    if len(groups) > 1: return _logits_by_group(lm, groups, seqs, positions, shared, owners, below)
-    if shared and owners is None and below is None:
+    if len(groups) > 1: return _logits_by_group(lm, groups, seqs, positions, shared, adapter_ids, below)
+    if shared and adapter_ids is None and below is None:
         logits = _logits_with_shared_start(lm, seqs, positions)
         if logits is not None: return logits
     if below is None and not (lm.packs and within_edge(lm, seqs)):
-        return logits_after(lm, None, seqs, positions, owners)
-    return _logits_of_rows(lm, seqs, positions, owners, below)
+        return logits_after(lm, None, seqs, positions, adapter_ids)
+    return _logits_of_rows(lm, seqs, positions, adapter_ids, below)
 
-def _logits_by_group(lm, groups, seqs, positions, shared, owners, below):
+def _logits_by_group(lm, groups, seqs, positions, shared, adapter_ids, below):
     "Logits by groups of sequences, in the order of the sequences."
     parts = [None]*len(seqs)
     for g in groups:
         of = lambda xs: xs and [xs[i] for i in g]
         states = below and (below[0], of(below[1]))
-        logits = logits_at(lm, of(seqs), of(positions), shared, of(owners), states)
+        logits = logits_at(lm, of(seqs), of(positions), shared, of(adapter_ids), states)
         for i, part in zip(g, logits.split([len(positions[i]) for i in g])): parts[i] = part
     return torch.cat(parts)
 
@@ -61,16 +61,16 @@ def _logits_with_shared_start(lm, seqs, positions):
     if cache is None: return None
     return logits_after(lm, cache, [s[n:] for s in seqs], [[p-n for p in ps] for ps in positions])
 
-def _logits_of_rows(lm, seqs, positions, owners, below):
+def _logits_of_rows(lm, seqs, positions, adapter_ids, below):
     "Logits by one pass over packed rows."
     rows = rows_of(lm, seqs)
-    row_owners = None if owners is None else torch.zeros_like(rows.ids)
-    for o, (r, start), s in zip(owners or [], rows.starts, seqs): row_owners[r, start:start+len(s)] = o
+    row_owners = None if adapter_ids is None else torch.zeros_like(rows.ids)
+    for o, (r, start), s in zip(adapter_ids or [], rows.starts, seqs): row_owners[r, start:start+len(s)] = o
     at = [(r, start+p) for (r, start), ps in zip(rows.starts, positions) for p in ps]
     keys = cache_keys(lm, seqs)
     lower = skip_lower_blocks(lm, below, rows.ids, rows.starts)
     cached = through_cache(lm, keys, rows.ids, rows.starts, all_cached(lm, keys))
-    with lower, cached, logits_only_at(lm.model, at), owned(lm, row_owners):
+    with lower, cached, logits_only_at(lm.model, at), use_adapters(lm, row_owners):
         out = forward_pass(lm.model, rows.ids, rows.mask, rows.positions, use_cache=False)
     return out.logits[0].float()
 
@@ -119,14 +119,14 @@ def token_logprobs(
     starts:list, # for each, the first position whose token is scored (at least 1)
     batch_tokens:int=2048, # maximum number of padded tokens in a forward pass
     shared:bool=False, # as in `logits_at`
-    owners:list|None=None, # as in `logits_at`
+    adapter_ids:list|None=None, # as in `logits_at`
 ) -> list: # for each, a float32 tensor [len(seq) - start]
     "Log-probability of every token from `start` on, given all tokens before it."
     out = [None]*len(seqs)
     for batch in batches_by_length([len(s) for s in seqs], batch_tokens):
         positions = [list(range(starts[i]-1, len(seqs[i])-1)) for i in batch]
         targets = torch.tensor([t for i in batch for t in seqs[i][starts[i]:]], device=lm.device)
-        row_owners = owners and [owners[i] for i in batch]
+        row_owners = adapter_ids and [adapter_ids[i] for i in batch]
         logits = logits_at(lm, [seqs[i] for i in batch], positions, shared, row_owners)
         log_p = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu()
         for i, part in zip(batch, log_p.split([len(p) for p in positions])): out[i] = part
@@ -141,7 +141,7 @@ def uses_bfloat16(
     what:str='precision', # name of the option, for the error message
 ) -> bool:
     "Whether matrix products are in bfloat16."
-    if choose(precision, PRECISION, what) == 'auto': return has_fast_bfloat16(device)
+    if check_choice(precision, PRECISION, what) == 'auto': return has_fast_bfloat16(device)
     return precision == 'bfloat16'
 
 # %% ../../nbs/02_models/12_forward.ipynb #28249ca2

@@ -83,7 +83,7 @@ class _Begun(NamedTuple):
 def _begin(lm, seqs, n, share=True) -> _Begun:
     "n rows for each sequence, with the common start of all of them already passed."
     rows, cache, k = [s for s in seqs for _ in range(n)], None, 0
-    if lm.owners is None and not active_cache(lm) and share and lm.shares: k = common_start(rows)
+    if lm.adapter_ids is None and not active_cache(lm) and share and lm.shares: k = common_start(rows)
     if k: cache = cached_pass(lm, [rows[0][:k]], k-1).cache
     if cache is None:
         ids, mask, _ = pad_ids(rows, lm.device, left=True)

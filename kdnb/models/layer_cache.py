@@ -142,7 +142,7 @@ _MAX_BYTES = 1 << 28 # of cached states
 # %% ../../nbs/02_models/10_layer_cache.ipynb #37edac56
 def active_cache(lm:LM) -> LayerCache|None:
     "The layer cache, if passes may use it now: not with several adapters, and not for gradients."
-    if not lm.use_layer_cache or lm.owners is not None or torch.is_grad_enabled(): return None
+    if not lm.use_layer_cache or lm.adapter_ids is not None or torch.is_grad_enabled(): return None
     return lm.layer_cache
 
 def cache_keys(

@@ -15,13 +15,13 @@ import torch
 from fastcore.basics import patch
 from transformers import GenerationConfig
 from ..core.display import escape_markdown
-from ..core.errors import KdnbError, choose, notice
+from ..core.errors import KdnbError, check_choice, notice
 from ..core.files import read_json
 from .builtin import NOTE, builtin_folder
 from .checks import check_model_files, model_file, pretrained, quiet_transformers
 from .gguf import load_gguf
 from .limits import max_length, reserved_positions, reset_dynamic_ropes
-from .memory import check_fits, memory_need, without_weights
+from .memory import check_fits, memory_of_model, without_weights
 from kdnb.models.weights import (
     check_causal, check_vocabulary, check_weights, n_embeddings, weights_sha256,
 )
@@ -37,12 +37,12 @@ class LM:
     edits: list = field(default_factory=list) # applied now, the last one on top
     kept: list = field(default_factory=list, repr=False) # for each edit, the parameters it replaced
     # during a pass: for each row or token, which of several adapters applies (see `MultiLora`)
-    owners: torch.Tensor|None = field(default=None, repr=False)
+    adapter_ids: torch.Tensor|None = field(default=None, repr=False)
     loaded: dict|None = field(default=None, repr=False) # arguments of `load_lm`, for another process
     behavior: dict = field(default_factory=dict, repr=False) # results of tests that run once (`tried_once`)
     # what was computed with the weights as they are
     layer_cache: object = field(default=None, repr=False) # a `LayerCache`: states after the lower blocks
-    use_layer_cache: bool = field(default=False, repr=False) # inside the context `passed_once`
+    use_layer_cache: bool = field(default=False, repr=False) # inside the context `cache_frozen_layers`
     retention_pool: object = field(default=None, repr=False) # a `RetentionPool`: neutral examples
     tested_splits: set = field(default_factory=set, repr=False) # into lower and upper blocks, that work
     written_contexts: dict = field(default_factory=dict, repr=False) # by number and seed, see `contexts`
@@ -224,7 +224,7 @@ def load_lm(
 ) -> LM:
     """Load a causal LM. Raises a `KdnbError` of one sentence for each problem that a user can solve: files
     that request code or pickles, an adapter among them, missing weights, a model that is not causal."""
-    choose(dtype, DTYPES, 'dtype')
+    check_choice(dtype, DTYPES, 'dtype')
     if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
     quiet_transformers()
     kind = str(device).partition(':')[0]
@@ -232,7 +232,7 @@ def load_lm(
     folder, torch_dtype = name, DTYPES[dtype]
     def check(config, tok):
         shape = LM(str(name), without_weights(config, torch_dtype), tok, loaded=loaded)
-        check_fits(shape, need or memory_need)
+        check_fits(shape, need or memory_of_model)
     if str(name).endswith('.gguf'):
         if not Path(name).is_file(): raise KdnbError(f"no file {name}")
         model, tok = load_gguf(Path(name), torch_dtype)

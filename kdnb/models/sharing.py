@@ -10,7 +10,7 @@ from copy import deepcopy
 from typing import NamedTuple
 import torch
 from fastcore.basics import patch
-from .batches import length_groups, logits_only_at, owned, pad
+from .batches import length_groups, logits_only_at, use_adapters, pad
 from .layer_cache import all_cached, cache_keys, through_cache
 from .model import LM, tried_once
 from .trials import forward_pass, logits_alone, nearly_equal, pad_ids, same_as_alone
@@ -37,7 +37,7 @@ def cached_pass(
     seqs:list, # B lists of token ids
     last:int, # column whose logits are wanted
     cache=None, # key-value cache of what comes before
-    owners:list|None=None, # for each sequence, its adapter index
+    adapter_ids:list|None=None, # for each sequence, its adapter index
     use:bool=False, # continue from the layer cache, see `through_cache`
 ) -> CachedPass:
     "A pass over left-padded sequences, after what `cache` holds."
@@ -49,7 +49,7 @@ def cached_pass(
     starts = [] if before else [(b, ids.shape[1]-len(s)) for b, s in enumerate(seqs)]
     at = [(b, last) for b in range(len(seqs))]
     layers = through_cache(lm, cache_keys(lm, seqs), ids, starts, use)
-    with layers, logits_only_at(lm.model, at), owned(lm, owners):
+    with layers, logits_only_at(lm.model, at), use_adapters(lm, adapter_ids):
         out = forward_pass(lm.model, ids, mask, positions, use_cache=True, **kw)
     cache = getattr(out, 'past_key_values', None) or getattr(out, 'cache', None)
     return CachedPass(out.logits[0].float(), mask, cache if hasattr(cache, 'batch_select_indices') else None)
@@ -60,7 +60,7 @@ def logits_after(
     cache, # key-value cache of what comes before; None: nothing
     seqs:list, # lists of token ids
     positions:list, # for each sequence, the positions whose next token is wanted
-    owners:list|None=None, # for each sequence, its adapter index
+    adapter_ids:list|None=None, # for each sequence, its adapter index
 ) -> torch.Tensor: # float32 [N, V], N = number of all positions
     "Next-token logits at chosen positions, by padded batches."
     parts, n = [None]*len(seqs), cache.get_seq_length() if cache is not None else 0
@@ -73,13 +73,13 @@ def logits_after(
             kw = {'cache': deepcopy(cache)}
             kw['cache'].batch_repeat_interleave(len(group))
         at = [(i, p) for i, j in enumerate(group) for p in positions[j]]
-        with logits_only_at(lm.model, at), owned(lm, owners and [owners[j] for j in group]):
+        with logits_only_at(lm.model, at), use_adapters(lm, adapter_ids and [adapter_ids[j] for j in group]):
             logits = forward_pass(lm.model, ids, mask, pos, **kw).logits[0].float()
         for j, part in zip(group, logits.split([len(positions[j]) for j in group])): parts[j] = part
     return torch.cat(parts)
 
 # %% ../../nbs/02_models/11_sharing.ipynb #dfdb15ab
-def _score_tails(lm, passed, tails, owners=None, keys=(), use=False):
+def _score_tails(lm, passed, tails, adapter_ids=None, keys=(), use=False):
     "Scores of the candidates `tails[b]` of each row b, continued from a `CachedPass` over the prefixes."
     first = passed.logits.log_softmax(-1)
     scores = [[first[b, t[0]].item() for t in ts] for b, ts in enumerate(tails)]
@@ -93,7 +93,7 @@ def _score_tails(lm, passed, tails, owners=None, keys=(), use=False):
     n = [len(tails[b][c])-1 for b, c in longer]
     layers = through_cache(lm, keys, ids, [(i, 0) for i in range(len(n))], use)
     at = [(i, p) for i, k in enumerate(n) for p in range(k)]
-    with layers, logits_only_at(lm.model, at), owned(lm, owners and [owners[b] for b, _ in longer]):
+    with layers, logits_only_at(lm.model, at), use_adapters(lm, adapter_ids and [adapter_ids[b] for b, _ in longer]):
         out = forward_pass(lm.model, ids, torch.cat([before, mask], 1), positions, cache=passed.cache)
     targets = torch.tensor([t for b, c in longer for t in tails[b][c][1:]], device=lm.device)
     log_p = out.logits[0].float().log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu().double()
@@ -106,7 +106,7 @@ def score_shared(
     prefixes:list, # B lists of token ids
     tails:list, # for each prefix, its candidates: lists of token ids
     begin=None, # key-value cache of the common start of all prefixes
-    owners:list|None=None, # for each prefix, its adapter index
+    adapter_ids:list|None=None, # for each prefix, its adapter index
 ) -> list|None: # for each prefix, the candidates' scores; None: the model has no suitable cache
     "Log-probabilities of candidates by one pass over the prefixes and one over longer candidates."
     n, cache = (begin.get_seq_length(), deepcopy(begin)) if begin is not None else (0, None)
@@ -116,8 +116,8 @@ def score_shared(
     keys = cache_keys(lm, [p + t for p, t in longer], [len(t) for _, t in longer])
     # in both passes or in none: the second one continues from the key-value cache of the first
     use = all_cached(lm, cache_keys(lm, prefixes) + keys)
-    passed = cached_pass(lm, rest, max(map(len, rest))-1, cache, owners, use)
-    return None if passed.cache is None else _score_tails(lm, passed, tails, owners, keys, use)
+    passed = cached_pass(lm, rest, max(map(len, rest))-1, cache, adapter_ids, use)
+    return None if passed.cache is None else _score_tails(lm, passed, tails, adapter_ids, keys, use)
 
 # %% ../../nbs/02_models/11_sharing.ipynb #fee1daca
 def _scores_as_alone(lm, prefixes, tails, **kw) -> bool:

@@ -95,11 +95,11 @@ UNSUPPORTED = (AttributeError, IndexError, KeyError, NotImplementedError, Runtim
 @contextmanager
 def bare_pass(lm:LM):
     "Within this context passes use no adapter indices, no layer cache and no gradients."
-    owners, use_layer_cache = lm.owners, lm.use_layer_cache
-    lm.owners, lm.use_layer_cache = None, False
+    adapter_ids, use_layer_cache = lm.adapter_ids, lm.use_layer_cache
+    lm.adapter_ids, lm.use_layer_cache = None, False
     try:
         with torch.no_grad(): yield
-    finally: lm.owners, lm.use_layer_cache = owners, use_layer_cache
+    finally: lm.adapter_ids, lm.use_layer_cache = adapter_ids, use_layer_cache
 
 def same_as_alone(
     lm:LM,

@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['results', 'verdicts', 'cost', 'index_page']
 
+# %% ../../nbs/08_reporting/04_gallery.ipynb #d39ba976
+from ..core.extras import need_extra
+
+# %% ../../nbs/08_reporting/04_gallery.ipynb #0add9731
+need_extra('lab', 'reports') # before their packages are imported
+
 # %% ../../nbs/08_reporting/04_gallery.ipynb #e57331c7
 import html, re
 from pathlib import Path

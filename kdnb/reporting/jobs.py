@@ -6,6 +6,12 @@
 __all__ = ['NO_DIFFERENCE', 'report_names', 'parameter_sets', 'about', 'Job', 'given_parameters', 'check_index', 'plan_reports',
            'run_reports']
 
+# %% ../../nbs/08_reporting/03_jobs.ipynb #d42921bd
+from ..core.extras import need_extra
+
+# %% ../../nbs/08_reporting/03_jobs.ipynb #91be826c
+need_extra('lab', 'reports') # before their packages are imported
+
 # %% ../../nbs/08_reporting/03_jobs.ipynb #06266f67
 import ast, json, os, subprocess, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,7 +20,7 @@ from functools import partial
 from pathlib import Path
 import nbformat
 from tqdm.auto import tqdm
-from ..core.errors import KdnbError, choose
+from ..core.errors import KdnbError, check_choice
 from ..core.files import inside, read_json
 from ..core.process import python_command, safe_environment
 from .pages import GENERATOR
@@ -28,7 +34,7 @@ def report_names() -> list:
 def parameter_sets(name:str # of a report
                   ) -> dict: # name of a set -> parameters
     "The named sets of a report's parameters."
-    choose(name, report_names(), 'report')
+    check_choice(name, report_names(), 'report')
     return {'default': {}, **read_json(reports_folder()/'sets.json').get(name, {})}
 
 def about(name:str # of a report
@@ -116,7 +122,7 @@ def _check_same(folder, name, there, given):
 def _job(name, pairs, set, out, label, again):
     "The job of one report."
     sets = parameter_sets(name)
-    if set != 'default': choose(set, sets, f'set of parameters of the report {name}')
+    if set != 'default': check_choice(set, sets, f'set of parameters of the report {name}')
     given = {**sets[set], **{k: _value(name, k, v) for k, v in pairs}}
     lm = Path(str(given.get('lm', _defaults(name).get('lm', 'run')))).stem or 'run'
     folder = _folder(out, name, label or lm + ('' if set == 'default' else f'-{set}'))
@@ -147,11 +153,11 @@ def _assign(pairs, names) -> dict: # report -> (parameter, text) pairs
     known, out = {n: report_parameters(n) for n in names}, {n: [] for n in names}
     for k, text in pairs:
         report, _, short = k.rpartition('.')
-        if report: choose(report, names, 'report among those that are run')
+        if report: check_choice(report, names, 'report among those that are run')
         matching = [n for n in ([report] if report else names) if short in known[n]]
         if not matching:
             whose = 'the reports' if len(names) > 1 else f'the report {names[0]}'
-            choose(short, dict.fromkeys(p for n in names for p in known[n]), f'parameter of {whose}')
+            check_choice(short, dict.fromkeys(p for n in names for p in known[n]), f'parameter of {whose}')
         for n in matching: out[n].append((short, text))
     return out
 
@@ -165,11 +171,11 @@ def plan_reports(names, # of reports, or 'all'
     "The jobs to be run. A wrong name or value is an error before anything is started."
     check_index(out)
     run_all = 'all' in names
-    names = report_names() if run_all else [choose(n, report_names(), 'report') for n in names]
+    names = report_names() if run_all else [check_choice(n, report_names(), 'report') for n in names]
     given = _assign(pairs, names)
     sets = {n: set for n in names}
     if run_all and set != 'default':
-        choose(set, dict.fromkeys(s for n in names for s in parameter_sets(n)), 'set of parameters')
+        check_choice(set, dict.fromkeys(s for n in names for s in parameter_sets(n)), 'set of parameters')
         sets = {n: set if set in parameter_sets(n) else 'default' for n in names}
     return [_job(n, given[n], sets[n], out, label, again) for n in names]
 
@@ -207,31 +213,31 @@ def _ended(job, run):
     return 'done' if written else f'it ended well and left no {page}'
 
 # %% ../../nbs/08_reporting/03_jobs.ipynb #0abc12a0
-def _each(jobs, at_once):
+def _each(jobs, edits_per_batch):
     "(report, outcome) of each job, as they end."
-    if at_once == 1:
+    if edits_per_batch == 1:
         for j in jobs: yield j.report, _ended(j, _here)
         return
-    run = partial(_apart, threads=max(1, (os.cpu_count() or 1)//at_once))
-    pool = ThreadPoolExecutor(at_once)
+    run = partial(_apart, threads=max(1, (os.cpu_count() or 1)//edits_per_batch))
+    pool = ThreadPoolExecutor(edits_per_batch)
     try:
         waiting = {pool.submit(_ended, j, run): j.report for j in jobs}
         for f in as_completed(waiting): yield waiting[f], f.result()
     finally: pool.shutdown(cancel_futures=True)
 
 def run_reports(jobs:list, # of `Job`
-                at_once:int=1, # number of processes, which share the cores
+                edits_per_batch:int=1, # number of processes, which share the cores
                 progress:bool=True # show a progress bar
                ) -> dict: # report -> 'done', 'was there', or why it failed
     "Run the unfinished jobs. A failure stops none of the others."
-    if at_once < 1: raise KdnbError(f"{at_once} reports at a time: it must be 1 or more")
+    if edits_per_batch < 1: raise KdnbError(f"{edits_per_batch} reports at a time: it must be 1 or more")
     todo, out = [j for j in jobs if not j.done], {j.report: 'was there' for j in jobs if j.done}
     if len(todo) == 1:
         job = todo[0]
         run_report(job.report, job.folder, progress=progress, **job.parameters)
         return {**out, job.report: 'done'}
     with tqdm(total=len(todo), desc='reports', disable=not progress) as bar:
-        for report, outcome in _each(todo, at_once):
+        for report, outcome in _each(todo, edits_per_batch):
             out[report] = outcome
             bar.set_postfix_str(report)
             bar.update()

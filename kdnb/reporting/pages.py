@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['POLICY', 'GENERATOR', 'safe_html', 'safe_outputs', 'page_head', 'local_only', 'report_page']
 
+# %% ../../nbs/08_reporting/01_pages.ipynb #2fad8b79
+from ..core.extras import need_extra
+
+# %% ../../nbs/08_reporting/01_pages.ipynb #4593558d
+need_extra('lab', 'reports') # before their packages are imported
+
 # %% ../../nbs/08_reporting/01_pages.ipynb #48e0bcfe
 import re, sys
 from copy import deepcopy

@@ -15,7 +15,7 @@ from pathlib import Path
 from unicodedata import normalize
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from ..core.errors import KdnbError, choose
+from ..core.errors import KdnbError, check_choice
 from ..core.files import append_jsonl, repair_jsonl
 from ..core.records import locked
 from ..core.text import find_mention
@@ -87,10 +87,10 @@ class _Job:
 
 def _job(generator, how, known):
     g = LMGenerator(generator) if isinstance(generator, LM) else generator
-    for k in how: choose(k, [f.name for f in fields(Sampling)], 'setting of a generator')
+    for k in how: check_choice(k, [f.name for f in fields(Sampling)], 'setting of a generator')
     given = {k: v for k, v in how.items() if v is not None}
     sampling = Sampling(**{**g.defaults, **given})
-    prompts = {p: known[choose(p, known, 'prompt')] for p in sampling.prompts}
+    prompts = {p: known[check_choice(p, known, 'prompt')] for p in sampling.prompts}
     g.begin(prompts, spend=False)
     return _Job(g, sampling, prompts)
 

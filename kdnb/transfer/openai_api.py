@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import tenacity
 from fastcore.basics import patch
-from ..core.errors import KdnbError, check_whole, choose
+from ..core.errors import KdnbError, check_whole, check_choice
 from ..data.entities import Entity
 from ..models.model import LM, load_lm
 from .api_answers import NO_TEXT, NoText, PageInstead, is_temporary, raise_fault, retry_after
@@ -51,7 +51,7 @@ class APIGenerator:
                  wait:tuple=(1., 60.), # seconds before the second try, and at most
                  budget:float|None=None, # maximum cost of all replies in `replies`, in dollars
                  price=None): # dollars per million tokens (read, written); None: from `PRICES`
-        choose(endpoint, ENDPOINTS, 'endpoint')
+        check_choice(endpoint, ENDPOINTS, 'endpoint')
         for k, v in (('concurrency', concurrency), ('tries', tries)):
             _check_range(check_whole(v, k, 1), k, 1, 1000)
         for k, v in (('timeout', timeout), ('wait', wait[0]), ('wait', wait[1])):
@@ -284,7 +284,7 @@ def make_generator(spec:str, # 'self', 'lm:NAME' or 'openai:MODEL'
                   ):
     "A generator by name."
     kind, _, name = spec.partition(':')
-    choose(kind, GENERATORS, 'generator')
+    check_choice(kind, GENERATORS, 'generator')
     if (kind == 'self') == bool(name): # 'self' has no name, and the others need one
         raise KdnbError(f"the generator {spec!r} is not complete: choose self, lm:NAME or openai:MODEL")
     if kind == 'openai': return APIGenerator(name, **api)

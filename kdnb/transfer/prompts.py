@@ -9,7 +9,7 @@ __all__ = ['PROMPTS', 'Prompt', 'read_prompts', 'with_own', 'ask', 'render', 'Dr
 import hashlib, json, math, string
 from dataclasses import dataclass, fields
 from pathlib import Path
-from ..core.errors import KdnbError, check_seed, check_whole, choose
+from ..core.errors import KdnbError, check_seed, check_whole, check_choice
 from ..core.files import ASSETS, parse_json, read_text
 from ..data.entities import Entity
 from ..models.model import LM
@@ -50,7 +50,7 @@ def _check_texts(values, field) -> tuple:
 
 def _check_holes(text, field):
     known = _HOLES if field != 'vary' else _HOLES[:2]
-    for hole in _holes(text): choose(hole, known, f'hole of a prompt (in its {field})')
+    for hole in _holes(text): check_choice(hole, known, f'hole of a prompt (in its {field})')
 
 # %% ../../nbs/03_transfer/01_prompts.ipynb #21194be0
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _read_prompt(path, name, value):
             raise KdnbError("its name must be text without a comma, and without spaces around it")
         if not isinstance(value, dict):
             raise KdnbError(f"it is {repr(value)[:40]}, and must be an object with text or chat")
-        for k in value: choose(k, [f.name for f in fields(Prompt)], 'field')
+        for k in value: check_choice(k, [f.name for f in fields(Prompt)], 'field')
         return Prompt(**value)
     except KdnbError as e: raise KdnbError(f"{path}, prompt {name!r}: {e}") from None
 
@@ -188,7 +188,7 @@ class Sampling:
     def __post_init__(self):
         for k in ('prompts', 'drop'): object.__setattr__(self, k, _check_names(getattr(self, k), k))
         if self.prompts == (): raise KdnbError("prompts is empty: name at least one, or leave it out")
-        for r in self.drop: choose(r, REASONS, 'reason to drop')
+        for r in self.drop: check_choice(r, REASONS, 'reason to drop')
         for k in ('n', 'max_new_tokens', 'rounds'):
             if getattr(self, k) is not None: check_whole(getattr(self, k), k, 1)
         check_seed(self.seed)
