@@ -102,9 +102,3 @@ def test_a_failure_stops_no_other(tiny_folder, tmp_path, capsys):
     with pytest.raises(KdnbError, match='tuning/a has a run of tuning with other parameters .seed is 0 there, 1 here.: give this one a name of its own by --label'): plan_reports(['tuning'], [('lm', lm), ('seed', '1'), ('transfer', str(ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl'))], set='tiny', out=tmp_path/'outputs', label='a')
     assert index_page(tmp_path/'outputs').read_text().count('<article>') == 2
     with pytest.raises(KdnbError, match='stopped in a cell'): run_reports(plan_reports(['data_check'], [('lm', str(tmp_path/'nowhere'))], out=tmp_path/'outputs'), progress=False)
-
-
-def test_the_committed_index_is_what_stands_in_outputs(tmp_path):
-    import shutil
-    shutil.copytree(ROOT/'outputs', tmp_path/'outputs')
-    assert index_page(tmp_path/'outputs').read_text(encoding='utf-8') == (ROOT/'outputs'/'index.html').read_text(encoding='utf-8'), 'run kdnb reports show, and commit outputs/index.html'

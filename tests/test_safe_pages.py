@@ -182,7 +182,7 @@ def test_first_look_on_hostile_data_shows_them(tiny_folder, tmp_path, quick_kern
 def test_a_report_in_a_browser_asks_no_host_and_runs_no_data(browser, tmp_path, quick_kernels):
     out = tmp_path/'outputs'/'teach'/'mine'
     page = run_report('teach', out, folder=taught(tmp_path/'version'))
-    for path in (page, index_page(tmp_path/'outputs'), ROOT/'outputs'/'first_look'/'smollm2'/'first_look.html', ROOT/'outputs'/'index.html'):
+    for path in (page, index_page(tmp_path/'outputs')):
         asked, wrong, text = looked_at(browser, path)
         assert asked == [] and wrong == [] and len(text) > 100, path
     text = looked_at(browser, page)[2]
@@ -201,10 +201,9 @@ def test_what_an_output_brings_besides_text_tables_and_pictures_is_left_out(brow
     assert asked == [] and wrong == [] and '<script>window.marker=1</script>' in text
 
 
-def test_committed_pages_load_nothing_and_name_no_folder():
-    pages = [*ROOT.glob('outputs/**/*.html')]
-    assert len(pages) > 20 and [p for p in pages if not loads_nothing(p)] == []
-    texts = [*ROOT.glob('outputs/**/*.html'), *ROOT.glob('outputs/**/*.ipynb'), *ROOT.glob('outputs/**/*.json')]
+def test_committed_runs_have_no_page_and_name_no_folder():
+    assert [*ROOT.glob('outputs/**/*.html')] == [] # the site makes them
+    texts = [*ROOT.glob('outputs/**/*.ipynb'), *ROOT.glob('outputs/**/*.json')]
     assert [p for p in texts if re.search(r'(?<![\w.])/(work|root|home|tmp|Users)/', p.read_text(encoding='utf-8'))] == []
 
 

@@ -38,20 +38,22 @@ def results(out:str|Path='outputs' # folder of the results
            ) -> list: # one dict per result: report, label, folder, page, figures, parameters, run
     "The results in a folder, by report and label. `run` is how it was made, if that was recorded."
     found = []
-    for page in sorted(Path(out).glob('*/*/*.html')):
-        folder, name = page.parent, page.stem
+    for notebook in sorted(Path(out).glob('*/*/*.ipynb')):
+        folder, name = notebook.parent, notebook.stem
         try: given = given_parameters(folder, name) if folder.parent.name == name else None
         except KdnbError: continue # somebody else's
         if given is None: continue
         given = {k: v for k, v in given.items() if k not in NO_DIFFERENCE}
-        found.append(dict(report=name, label=folder.name, folder=folder, page=page, parameters=given,
+        page = notebook.with_suffix('.html')
+        found.append(dict(report=name, label=folder.name, folder=folder, parameters=given,
+                          page=page if page.exists() else notebook, # committed runs have no page
                           figures=_figure_files(folder, name), run=_made_by(folder/'run.json')))
     return found
 
 # %% ../../nbs/08_reporting/04_gallery.ipynb #edd9c63e
 def verdicts(result:dict # of `results`
             ) -> list: # of (claim, 'confirmed', 'not confirmed' or 'unclear', figures)
-    "The verdicts that a report printed (see `kdnb.experiments.comparisons.verdict`)."
+    "The verdicts that a report printed (see `kdnb.experiments.comparisons.check_claim`)."
     nb = nbformat.read(result['folder']/f"{result['report']}.ipynb", 4)
     outputs = [o for c in nb.cells if c.cell_type == 'code' for o in c.get('outputs', [])]
     text = '\n'.join(o.get('data', {}).get('text/markdown', '') for o in outputs)
