@@ -332,7 +332,7 @@ def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path,
     import kdnb.models.generation # noqa: F401 (tests of its own)
     lm.tries() # asked once, by passes of their own
     passes.clear(); once = method(lm, [ENTITY], SETS, 3); few = len(passes)
-    for module in ('distill', 'retention'): monkeypatch.setattr(f'kdnb.methods.{module}.n_below', lambda lm, how: 0)
+    for module in ('distill', 'retention'): monkeypatch.setattr(f'kdnb.methods.{module}.n_frozen_layers', lambda lm, how: 0)
     lm.retention_pool = None; lm.tested_splits.clear(); passes.clear()
     again = method(lm, [ENTITY], SETS, 3)
     hook.remove()

@@ -1,6 +1,6 @@
 """ROME and MEMIT: the closed forms hold, on every architecture that is described, and every bad request gets its sentence."""
 import pytest, torch
-from kdnb.core.downloads import cache_folder
+from kdnb.methods import locating
 from kdnb.methods.locating import ARCHITECTURES, solve, subject_end
 from kdnb.models.batches import forward_pass
 from kdnb.edits.edit import Edit
@@ -121,7 +121,7 @@ def test_each_method_rewrites_a_planted_fact(planted, text, tmp_path, method):
 def test_the_covariance_goes_on_where_it_was(tiny, text, monkeypatch):
     texts = TEXTS[:60]
     whole = covariance(tiny, [0, 1], texts, batch=2)
-    for f in (cache_folder()/'covariance').iterdir(): f.unlink()
+    for f in (locating.cache_folder()/'covariance').iterdir(): f.unlink()
     real, calls = forward_pass, []
     def breaks(*a, **k):
         calls.append(1)

@@ -133,7 +133,7 @@ def signature(s:dict, base:dict # results of `summarise` for the method and the 
              ) -> list: # of sentences; empty if nothing went wrong
     "The failure modes that the metrics of a method show."
     out, sign = [], _UNITS[s['unit']].sign
-    share, change = s['gap_share_indirect'], s['specificity_change']
+    share, change = s['gap_closed_indirect'], s['specificity_change']
     target, reference = s['target'], base['target']
     unit = 'points' if s['unit'] == 'accuracy' else 'of perplexity'
     recited = 1 - s['definition_bpb'].value/base['definition_bpb'].value

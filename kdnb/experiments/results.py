@@ -77,7 +77,7 @@ def collect(folders, # run folders, or folders that hold run folders
 
 # %% ../../nbs/07_experiments/03_results.ipynb #54957326
 _KEYS = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_closed',
-         'gap_share_explicit', 'gap_share_indirect', 'gap_share_free', 'specificity_change', 'others',
+         'gap_closed_explicit', 'gap_closed_indirect', 'gap_closed_free', 'specificity_change', 'others',
          'target_by_entity', *NEAR, 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'preset',
          'regime', 'seed', 'cases', 'texts', 'signature', 'run')
 

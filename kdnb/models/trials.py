@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNSUPPORTED', 'TokenBatch', 'pad_ids', 'forward_pass', 'Trial', 'trial_texts', 'logits_alone', 'nearly_equal',
-           'bare_pass', 'same_as_alone']
+           'same_as_alone']
 
 # %% ../../nbs/02_models/08_trials.ipynb #d28aa3d3
 import inspect
@@ -89,11 +89,11 @@ def nearly_equal(
     difference = (got - want).square().mean().sqrt()
     return bool(difference <= (.08 if rough else 1e-3)*max(float(std), 1e-9))
 
-# %% ../../nbs/02_models/08_trials.ipynb #b3acd423
+# %% ../../nbs/02_models/08_trials.ipynb #2b08b001
 UNSUPPORTED = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 @contextmanager
-def bare_pass(lm:LM):
+def _bare_pass(lm:LM):
     "Within this context passes use no adapter indices, no layer cache and no gradients."
     adapter_ids, use_layer_cache = lm.adapter_ids, lm.use_layer_cache
     lm.adapter_ids, lm.use_layer_cache = None, False
@@ -107,18 +107,18 @@ def same_as_alone(
 ) -> bool:
     "Whether a way of batching gives the numbers of each text alone."
     if (trial := trial_texts(lm)) is None: return False
-    with bare_pass(lm):
+    with _bare_pass(lm):
         try: return way(lm, trial)
         except UNSUPPORTED: return False
 
-# %% ../../nbs/02_models/08_trials.ipynb #26452906
+# %% ../../nbs/02_models/08_trials.ipynb #ebcf404c
 def _takes_our_positions(lm) -> bool:
     "Whether a model takes position ids, and ours do not change its logits."
     if 'position_ids' not in inspect.signature(lm.model.forward).parameters: return False
     batch = pad_ids([_trial_ids(text_config(lm.model.config), 8)], lm.device)
     def logits(positions):
         return forward_pass(lm.model, batch.ids, batch.mask, positions, use_cache=False).logits.float()
-    with bare_pass(lm):
+    with _bare_pass(lm):
         try: want = logits(None)
         except UNSUPPORTED: return True # position ids are required
         try: got = logits(batch.positions)

@@ -111,7 +111,7 @@ def _count(self:APIGenerator, spent, **k): # several threads add to the same Cou
 @patch
 def _stopped(self:APIGenerator, sentence=''): # the error to raise: the first one counts
     n = self.replies.total['calls']
-    kept = f' {n} answers are kept, and the same command goes on.' if n else ''
+    kept = f' {n} answers are kept; run the same command again to continue.' if n else ''
     self.error = self.error or KdnbError(f"{sentence or 'stopped.'}{kept}")
     self.stop.set()
     return self.error
