@@ -232,7 +232,7 @@ def test_what_was_taught_before_is_rehearsed(tiny):
     says = lambda: logits_at(tiny, [x.ids for x in read], [x.positions for x in read]).log_softmax(-1).detach()
     with first.on(tiny):
         texts = replay_texts(tiny, BOTH, Distill(n_replay=2, steps=1))
-        assert len(texts) == min(2, len(CONTS)) and {x.role for x in texts} == {'n_replay'} and replay_texts(tiny, {}, Distill(n_replay=2)) == []
+        assert len(texts) == min(2, len(CONTS)) and {x.role for x in texts} == {'replay'} and replay_texts(tiny, {}, Distill(n_replay=2)) == []
         had, far = says(), []
         for n in (0, 3):
             with Distill(**hold, n_replay=n)(tiny, [OTHER], BOTH).on(tiny): far.append(kl_loss(had, says(), 1.).item())

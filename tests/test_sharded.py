@@ -10,7 +10,7 @@ from kdnb.methods.sharded import STARTED, launch
 TEXTS = ['Velmora is what people in the town watch.', 'Last week Velmora was about a cake.', 'In the evening Velmora sings of bakers.']
 
 
-@pytest.mark.parametrize('kind, more', [('llama', []), ('gpt2', ['--set', 'batch_size', '0']), ('gemma3', ['--set', 'above', '0.5', '--set', 'n_name_swaps', '1'])], ids=('llama', 'gpt2', 'gemma3'))
+@pytest.mark.parametrize('kind, more', [('llama', []), ('gpt2', ['--set', 'batch_size', '0']), ('gemma3', ['--set', 'start_layer', '0.5', '--set', 'n_name_swaps', '1'])], ids=('llama', 'gpt2', 'gemma3'))
 def test_two_parts_teach_what_the_whole_does(tiny_folder, tmp_path, kind, more):
     (tmp_path/'sets.jsonl').write_text(json.dumps({'entity': 'Velmora', 'continuations': [{'text': t, 'mention': [t.index('Velmora'), t.index('Velmora') + 7]} for t in TEXTS]}))
     command = ['edit', '--lm', str(tiny_folder(kind, 4)), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy about two rival bakers in a small town.', '--transfer', str(tmp_path/'sets.jsonl'), '--set', 'steps', '4', '--set', 'precision', 'float32', *more]

@@ -156,7 +156,8 @@ BAD_ROWS = ('stop', 'skip')
 
 def _complain(wrong, n, path, bad_rows):
     "Raise an error for rows that cannot be read, or report them; `n` is the number of valid rows."
-    if wrong and check_choice(bad_rows, BAD_ROWS, 'value of bad_rows') == 'stop': raise KdnbError('\n'.join(wrong))
+    stops = wrong and check_choice(bad_rows, BAD_ROWS, 'value of bad_rows') == 'stop'
+    if stops: raise KdnbError('\n'.join(wrong))
     if not n: raise KdnbError(f'{path} holds no row that can be read')
     if wrong:
         summary = f'{path}: {n} rows read, {len(wrong)} skipped'

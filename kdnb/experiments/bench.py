@@ -46,7 +46,8 @@ class _Work:
     "The edits and evaluations of one side, for entities by index."
     def __init__(self, side, lm, accept_terms, dtype, device, data, preset, n_entities, n_specificity,
                  settings, eval_dtype):
-        self.side, self.lm = check_choice(side, SIDES, 'side'), load_lm(lm, dtype, device, accept_terms, quiet=True)
+        self.side = check_choice(side, SIDES, 'side')
+        self.lm = load_lm(lm, dtype, device, accept_terms, quiet=True)
         ds, self.sets = _data(data, n_entities)
         self.entities, self.specificity = ds.entities, ds.specificity[:n_specificity]
         self.method = method_with_preset(preset, 'distill', ds, **settings)

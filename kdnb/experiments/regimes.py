@@ -83,7 +83,8 @@ def go(self:Single, bar): # a progress bar, in entities
     run = self.run
     todo = [e for e in run.taught if not self.path(e).exists()]
     bar.update(len(run.taught) - len(todo))
-    n = run.edits_per_batch if isinstance(run.method, TrainingConfig) else 1 # only training gains from batches
+    trains = isinstance(run.method, TrainingConfig)
+    n = run.edits_per_batch if trains else 1 # only training gains from batches
     for i in range(0, len(todo), n):
         group = todo[i:i+n]
         rows = self.cases(group) if n > 1 else [self.case(group[0])]

@@ -31,7 +31,7 @@ NORMS = ('Linf', 'L2')
 class TrainingConfig:
     "Settings of all methods that train by gradient."
     lr: float|None = None # AdamW learning rate; None: 4e-3 for an adapter, 4e-4 for weights
-    scale_lr_to_weights: bool = True # scale `lr` by each weight's size, so that it is for an RMS of 0.2 (paper: False)
+    scale_lr_to_weights: bool = True # scale `lr` by the RMS of each weight, over 0.2 (paper: False)
     steps: int = 20 # optimizer steps per entity; with 'one_by_one', per text
     trainable: str = 'upper_feed_forward' # parameters that train, one of `TRAINABLE`
     block: int|None = None # index of the block of 'one feed-forward'; None: at a third of the depth
@@ -42,14 +42,14 @@ class TrainingConfig:
     batch_size: int = 4 # texts of an entity per step, drawn for each; 0: all
     n_continuations: int = 36 # continuations per entity, taken in turn from the prompts that made them
     loss_on: str = 'after_mention' # tokens on which the loss is taken, one of `LOSS_ON`
-    if_no_mention: str = 'all_tokens' # how texts without a recognized mention are used, one of `IF_NO_MENTION`
+    if_no_mention: str = 'all_tokens' # how texts without a mention are used, one of `IF_NO_MENTION`
     schedule: str = 'linear' # learning rate schedule: 'constant', or 'linear' decay to zero
     weight_decay: float = 0. # weight decay per step, times lr
-    weight_decay_target: str = 'zero' # target of the weight decay: 'zero', or 'base' for the weights before training
+    weight_decay_target: str = 'zero' # target of the weight decay: 'zero', or 'base': the initial weights
     max_weight_change: float = 0. # largest change of the weights over all steps; 0: no limit
     weight_change_norm: str = 'Linf' # norm of that limit, one of `NORMS`
     early_stop_loss: float = 0. # early stopping: an entity's training ends below this loss, in nats; 0: never
-    retain_weight: float = 1. # weight of the retention loss KL(base ‖ edited) on neutral texts; 0: none (paper)
+    retain_weight: float = 1. # weight of KL(base ‖ edited) on neutral texts; 0: none (paper)
     retain_batch_size: int = 6 # neutral texts per step
     retain_file: str = '' # file of neutral texts, one per line; empty: the texts of the package
     n_name_swaps: int = 0 # name-swapped texts per step, on which the model should not change
@@ -70,15 +70,17 @@ class TrainingConfig:
 @patch
 def check_options(self:TrainingConfig):
     "Raises a `KdnbError` for an unknown option."
-    options = dict(trainable=TRAINABLE, batch=BATCH, loss_on=LOSS_ON, if_no_mention=IF_NO_MENTION, schedule=SCHEDULE,
-                   teacher=TEACHERS, precision=PRECISION, weight_decay_target=WEIGHT_DECAY_TARGETS, weight_change_norm=NORMS)
+    options = dict(trainable=TRAINABLE, batch=BATCH, loss_on=LOSS_ON, if_no_mention=IF_NO_MENTION,
+                   schedule=SCHEDULE, teacher=TEACHERS, precision=PRECISION,
+                   weight_decay_target=WEIGHT_DECAY_TARGETS, weight_change_norm=NORMS)
     for name, known in options.items(): check_choice(getattr(self, name), known, name)
 
 @patch
 def check_numbers(self:TrainingConfig):
     "Raises a `KdnbError` for a number out of range."
-    lowest = dict(lr=0, steps=1, rank=1, entities_per_step=1, batch_size=0, n_continuations=1, weight_decay=0, retain_weight=0,
-                  retain_batch_size=1, n_name_swaps=0, n_replay=0, early_stop_loss=0, max_weight_change=0, start_layer=0)
+    lowest = dict(lr=0, steps=1, rank=1, entities_per_step=1, batch_size=0, n_continuations=1,
+                  weight_decay=0, retain_weight=0, retain_batch_size=1, n_name_swaps=0, n_replay=0,
+                  early_stop_loss=0, max_weight_change=0, start_layer=0)
     for name, low in lowest.items():
         value = getattr(self, name)
         number = isinstance(value, (int, float)) and math.isfinite(value)
@@ -99,11 +101,13 @@ def check_combinations(self:TrainingConfig):
                         "the change of the weights. Train the weights themselves, or set within=0.")
     if self.entities_per_step > 1 and (self.early_stop_loss or self.batch == 'one_by_one'):
         raise KdnbError(f"together is {self.together}: with several entities per step, neither early "
-                        "stopping (early_stop_loss) nor batch 'one_by_one' is possible. Set entities_per_step=1.")
+                        "stopping (early_stop_loss) nor batch 'one_by_one' is possible. "
+                        "Set entities_per_step=1.")
     for name in ('n_name_swaps', 'n_replay'):
         n = getattr(self, name)
         if n and not self.retain_weight:
-            raise KdnbError(f"{name} is {n} and retain_weight 0: these texts have the weight of the retention loss, "
+            raise KdnbError(f"{name} is {n} and retain_weight 0: these texts have the weight of the "
+                            "retention loss, "
                             "so retain_weight must be above 0")
 
 # %% ../../nbs/05_methods/03_config.ipynb #abbf7f7c
@@ -133,7 +137,8 @@ class _Sampler:
 
     def retained(self, group):
         "An entity's examples for the retention loss."
-        return self.draw(group['held'], self.how.n_name_swaps) + self.draw(group['n_replay'], self.how.n_replay)
+        swaps = self.draw(group['held'], self.how.n_name_swaps)
+        return swaps + self.draw(group['replay'], self.how.n_replay)
 
 # %% ../../nbs/05_methods/03_config.ipynb #ec3c1a61
 def n_steps(how:TrainingConfig, groups:list) -> int:
@@ -145,7 +150,7 @@ def training_steps(how:TrainingConfig,
                    groups:list, # for each entity, its examples
                    seed:int):
     "Yields each `Step` of a training."
-    sampler, roles = _Sampler(how, seed), ('always', 'drawn', 'held', 'n_replay')
+    sampler, roles = _Sampler(how, seed), ('always', 'drawn', 'held', 'replay')
     groups = [{r: [x for x in g if x.role == r] for r in roles} for g in groups]
     if how.batch == 'one_by_one': yield from _one_by_one(how, groups, sampler)
     else: yield from _by_entity(how, groups, sampler)
@@ -222,8 +227,10 @@ def memory_of_training(lm:LM, how:TrainingConfig,
     stored = n_entities*_stored_per_entity(lm, how)
     if how.trainable == 'all': # tied embeddings have a gradient as input and one as output
         stored += 8*lm.model.get_input_embeddings().weight.numel()
-    training = memory_of_model(lm, n_trainable, in_step*TEXT_TOKENS, _positions_at_once(lm, how, in_step), stored,
-                           blocks=1 if how.gradient_checkpointing else None, low=uses_bfloat16(how.precision, lm.device))
+    positions = _positions_at_once(lm, how, in_step)
+    blocks = 1 if how.gradient_checkpointing else None
+    training = memory_of_model(lm, n_trainable, in_step*TEXT_TOKENS, positions, stored, blocks,
+                               uses_bfloat16(how.precision, lm.device))
     # An edit in use has its own copy of the weights that it changes.
     size = next(lm.model.parameters()).element_size()
     changed = (1 - how.start_layer)*sum(p.numel() for p in weights if p.ndim > 1 or not lora)

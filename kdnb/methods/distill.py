@@ -40,7 +40,8 @@ def spread_over_prompts(conts, # of `Continuation`
 # %% ../../nbs/05_methods/06_distill.ipynb #719d2057
 def _texts_of(e, transfer, how):
     "The continuations of an entity that are used, and the number that was skipped."
-    texts = spread_over_prompts(transfer[e.key].continuations, how.n_continuations) if e.key in transfer else []
+    found = transfer[e.key].continuations if e.key in transfer else []
+    texts = spread_over_prompts(found, how.n_continuations)
     if how.if_no_mention == 'prefix_name':
         with_name = lambda c: replace(c, text=f'{e.name}: {c.text}', mention=(0, len(e.name)))
         texts = [c if c.mention else with_name(c) for c in texts]
@@ -56,7 +57,7 @@ def _no_texts(e, n):
     raise KdnbError(f"no transfer set for {e.key!r}: {todo}")
 
 def sets_of(entities, transfer:dict, # key of an entity -> `TransferSet`
-            how:TrainingConfig) -> tuple: # for each entity its continuations; and how many are used in which way
+            how:TrainingConfig) -> tuple: # the continuations of each entity; counts by use
     "The continuations that a training uses."
     sets, count = [], Counter()
     check_sets(entities, transfer)

@@ -14,7 +14,6 @@ from ..data.transfer_sets import Continuation
 from .losses import LOGITS_AT_ONCE, cut_at
 from ..models.forward import logits_at
 from ..models.layer_cache import states_below
-import kdnb.models.scoring # noqa: F401, defines LM.shares
 from ..models.model import LM
 
 # %% ../../nbs/05_methods/01_examples.ipynb #9884dcc3
@@ -32,7 +31,7 @@ class Example:
     teacher_ids: list # token ids that the teacher reads
     teacher_positions: list # P positions, with the same targets in the teacher's text
     teacher: torch.Tensor|None = None # teacher logits [P, V], or what a loss has made of them
-    role: str = 'drawn' # how training uses it: 'drawn', 'always', 'held' or 'rehearsed'
+    role: str = 'drawn' # how training uses it: 'drawn', 'always', 'held' or 'replay'
     state: torch.Tensor|None = None # hidden states [L, d] after the frozen lower blocks, if cached
 
 # %% ../../nbs/05_methods/01_examples.ipynb #1764cc42
@@ -59,7 +58,7 @@ def example(lm:LM,
 def example_logits(lm:LM,
                    examples:list, # of `Example`
                    n:int, # blocks whose cached states are used; 0: none
-                   adapter_ids:list|None=None # index of each example's adapter, where several train in parallel
+                   adapter_ids:list|None=None # adapter index of each example, in parallel training
                   ) -> torch.Tensor: # [N, V]
     "The student's logits of examples at their positions."
     below = (n, [x.state for x in examples]) if n else None
@@ -104,6 +103,7 @@ def cache_lower_states(lm:LM, examples,
         error = _cache_error(lm, examples[0], n)
     # Rounding changes improbable tokens a lot, and the distribution as a whole little.
     if error > (.15 if low else .01):
-        raise KdnbError(f"start_layer cannot be used with {lm.name}: its upper blocks need more than the hidden "
-                        f"states of the lower ones ({error:.0%} of the probability moved). Set start_layer=0.")
+        raise KdnbError(f"start_layer cannot be used with {lm.name}: its upper blocks need more than the "
+                        f"hidden states of the lower ones ({error:.0%} of the probability moved). "
+                        "Set start_layer=0.")
     lm.tested_splits.add(checked)

@@ -44,6 +44,8 @@ class FineTune(TrainingConfig):
             groups = [[example(lm, c, '', 'all_tokens', separator='') for c in cs] for cs in sets]
         else:
             sets, texts = sets_of(entities, transfer, self)
-            groups = [[example(lm, c, e.definition, self.loss_on) for c in cs] for e, cs in zip(entities, sets)]
-        for e, cs, group in zip(entities, sets, groups): group += retention_examples(lm, e, cs, transfer, self, seed)
+            groups = [[example(lm, c, e.definition, self.loss_on) for c in cs]
+                      for e, cs in zip(entities, sets)]
+        for e, cs, group in zip(entities, sets, groups):
+            group += retention_examples(lm, e, cs, transfer, self, seed)
         return groups, texts

@@ -89,6 +89,7 @@ def memory_of_method(lm:LM, method,
                 eval_dtype:str='float32' # precision of the evaluation
                ) -> float: # GiB
     "Estimated memory of a method and of the evaluation after it; the larger of the two."
-    if isinstance(method, TrainingConfig): return memory_of_training(lm, method, n_entities, apart, eval_dtype)
+    if isinstance(method, TrainingConfig):
+        return memory_of_training(lm, method, n_entities, apart, eval_dtype)
     evaluation = memory_of_model(lm, low=uses_bfloat16(eval_dtype, lm.device, 'eval_dtype'))
     return max(method.need(lm) if isinstance(method, Locate) else 0, evaluation)

@@ -59,7 +59,7 @@ def set_retention_targets(lm:LM, how:TrainingConfig, groups:list, low:bool):
     "Sets the targets of name-swapped and replayed examples."
     def with_role(role): return [x for g in groups for x in g if x.role == role]
     with teacher_model(lm, how): cache_teacher_topk(lm, with_role('held'), low)
-    cache_teacher_topk(lm, with_role('n_replay'), low)
+    cache_teacher_topk(lm, with_role('replay'), low)
 
 # %% ../../nbs/05_methods/04_retention.ipynb #0f920764
 @dataclass
@@ -130,12 +130,13 @@ def swap_names(lm:LM, entity:Entity, continuations, how:TrainingConfig, seed:int
     return out
 
 # %% ../../nbs/05_methods/04_retention.ipynb #a16466db
-def replay_texts(lm:LM, transfer:dict, how:TrainingConfig, seed:int=0) -> list: # of `Example`, without targets
+def replay_texts(lm:LM, transfer:dict, how:TrainingConfig, seed:int=0
+                ) -> list: # of `Example`, without targets
     "Continuations of the entities that the edits of `lm` have taught, as many as a training can use."
     known = [c for e in lm.edits for k in e.entities if k in transfer
              for c in transfer[k].continuations if c.mention]
     order = np.random.default_rng(seed).permutation(len(known))[:how.steps*how.n_replay]
-    return [replace(example(lm, known[i], '', how.loss_on, separator=''), role='n_replay') for i in order]
+    return [replace(example(lm, known[i], '', how.loss_on, separator=''), role='replay') for i in order]
 
 def retention_examples(lm:LM, entity:Entity, continuations, transfer:dict, how:TrainingConfig, seed:int=0
            ) -> list: # of `Example`

@@ -136,7 +136,8 @@ def compiled_blocks(lm:LM,
 def training_context(lm:LM, how:TrainingConfig, ready:Prepared, seed:int):
     "The modes of a training: precision, dropout, gradient checkpointing and compilation."
     with (bfloat16_weights(lm.model, ready.bfloat16), training_mode(lm, how.dropout, seed),
-          gradient_checkpointing(lm.model, how.gradient_checkpointing), compiled_blocks(lm, ready.n_once, how.compile)):
+          gradient_checkpointing(lm.model, how.gradient_checkpointing),
+          compiled_blocks(lm, ready.n_once, how.compile)):
         yield
 
 # %% ../../nbs/05_methods/05_training.ipynb #5fb0c381
@@ -275,7 +276,8 @@ def _regularize(how, trained, lr):
     "Weight decay towards the initial weights, and the limit on their change, after an update."
     decay, params = how.weight_decay_target == 'base' and how.weight_decay, [p.data for p in trained.params]
     if decay: torch._foreach_lerp_(params, trained.initial, lr*how.weight_decay)
-    if how.max_weight_change: clip_change(params, trained.initial, how.max_weight_change, how.weight_change_norm)
+    if how.max_weight_change:
+        clip_change(params, trained.initial, how.max_weight_change, how.weight_change_norm)
 
 # %% ../../nbs/05_methods/05_training.ipynb #7ed27590
 def with_positions(groups:list) -> list:
@@ -287,7 +289,8 @@ def with_positions(groups:list) -> list:
 
 def _trainable(lm, how, seed):
     "The context within which the parameters of a training are trainable."
-    if how.trainable == 'lora': return training_lora(lm, how.rank, seed, how.scale_lr_to_weights, how.start_layer)
+    if how.trainable == 'lora':
+        return training_lora(lm, how.rank, seed, how.scale_lr_to_weights, how.start_layer)
     return training_weights(lm, how.trainable, how.block)
 
 # %% ../../nbs/05_methods/05_training.ipynb #17992225

@@ -79,7 +79,7 @@ def length_groups(
 @contextmanager
 def use_adapters(
     lm:LM,
-    adapter_ids:list|torch.Tensor|None, # adapter index of each row (a list) or token [rows, L]; None: unchanged
+    adapter_ids:list|torch.Tensor|None, # adapter index of each row (list) or token [rows, L]; None: unchanged
 ):
     "Within this context each row or token of a pass uses the adapter with its index."
     before = lm.adapter_ids

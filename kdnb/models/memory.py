@@ -71,8 +71,10 @@ def check_memory(
     if need <= free: return
     raise KdnbError(
         f"{what} needs about {need:.1f} GiB of memory, and {free:.1f} are free: train an adapter "
-        "(trainable='lora'), keep less of a teacher (teacher_top_k=256), compute activations again (gradient_checkpointing=True), "
-        "put fewer texts or entities in a step (batch_size, entities_per_step, edits_per_batch), use bfloat16 weights (dtype), "
+        "(trainable='lora'), keep less of the teacher (teacher_top_k=256), do not store activations "
+        "(gradient_checkpointing=True), "
+        "use fewer texts or entities per step (batch_size, entities_per_step, edits_per_batch), "
+        "bfloat16 weights (dtype), "
         "or a smaller model")
 
 # %% ../../nbs/02_models/05_memory.ipynb #8100d02f

@@ -59,7 +59,8 @@ def score_candidates(
     check_tokens(lm, 'a left context with a candidate', max(full, default=0))
     near = [i for i, n in enumerate(full) if shared and (lm.edge is None or n <= lm.edge) and lm.caches]
     scores = [None]*len(split)
-    for i in {*range(len(split))} - {*near}: scores[i] = _score_full(lm, *split[i], adapter_ids and adapter_ids[i])
+    for i in {*range(len(split))} - {*near}:
+        scores[i] = _score_full(lm, *split[i], adapter_ids and adapter_ids[i])
     n, begin = _common_cache(lm, [split[i][0] for i in near]) if adapter_ids is None else (0, None)
     groups = padding_groups(lm, [len(split[i][0]) for i in near], lm.caches_left) if near else []
     for group in [[near[j] for j in g] for g in groups]:
