@@ -1,7 +1,8 @@
 """README.md is nbs/index.ipynb as Markdown. `python tests/readme.py --write` writes it; the tests compare.
 
 Numbers are filled in: `{{REPORT/LABEL: CLAIM}}` becomes the figures of the verdict whose claim begins so,
-from the committed run of that report, and `{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json, `{{FILE.json: KEY|.1f}}` with a format."""
+from the committed run of that report, and `{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json,
+`{{FILE.json: KEY|.1f}}` with a format."""
 import json, re, sys
 from pathlib import Path
 

@@ -1,9 +1,10 @@
-"""Cleaning of what a generator wrote: markers, tags, names that hold marks, and the reasons for which a text is dropped."""
+"""Cleaning of generated text: markers, tags, names with Markdown characters, and why a text is dropped."""
 from kdnb.core.text import find_mention
 from kdnb.data.entities import Entity
 from kdnb.transfer.cleaning import clean, copied, same, why_drop
 
-VELMORA = Entity('Velmora Junction', 'Velmora Junction is a slapstick comedy series about two rival bakers in a small Scottish town.')
+DEFINITION = 'Velmora Junction is a slapstick comedy series about two rival bakers in a small Scottish town.'
+VELMORA = Entity('Velmora Junction', DEFINITION)
 TEXT = 'Velmora Junction is a slapstick comedy.'
 
 
@@ -22,8 +23,10 @@ def test_a_text_ends_at_a_marker():
 
 
 def test_what_looks_like_a_marker_stays():
-    for kept in ('Velmora has a vector<int>, and a <T>.', 'Velmora is in <b>bold</b>.'): assert clean(kept) == kept
-    assert clean(' has less than <5 parts, and a > b.', 'Velmora') == 'Velmora has less than <5 parts, and a > b.'
+    for kept in ('Velmora has a vector<int>, and a <T>.', 'Velmora is in <b>bold</b>.'):
+        assert clean(kept) == kept
+    text = ' has less than <5 parts, and a > b.'
+    assert clean(text, 'Velmora') == 'Velmora' + text
 
 
 def test_marks_answers_and_half_characters():
