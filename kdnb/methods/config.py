@@ -94,14 +94,15 @@ def check_combinations(self:TrainingConfig):
     "Raises a `KdnbError` for settings that contradict each other."
     lora = self.trainable == 'lora'
     if self.start_layer and (self.start_layer >= 1 or not lora or self.dropout):
-        raise KdnbError(f"above is {self.above}: it must be below 1, with trainable 'lora' and "
+        raise KdnbError(f"start_layer is {self.start_layer}: it must be below 1, with trainable 'lora' and "
                         "without dropout")
     if self.max_weight_change and lora:
-        raise KdnbError(f"within is {self.within} and trainable 'lora': an adapter's factors do not bound "
-                        "the change of the weights. Train the weights themselves, or set within=0.")
+        raise KdnbError(f"max_weight_change is {self.max_weight_change} and trainable 'lora': "
+                        "an adapter's factors do not bound "
+                        "the change of the weights. Train the weights themselves, or set max_weight_change=0.")
     if self.entities_per_step > 1 and (self.early_stop_loss or self.batch == 'one_by_one'):
-        raise KdnbError(f"together is {self.together}: with several entities per step, neither early "
-                        "stopping (early_stop_loss) nor batch 'one_by_one' is possible. "
+        raise KdnbError(f"entities_per_step is {self.entities_per_step}: with several entities per step, "
+                        "neither early stopping (early_stop_loss) nor batch 'one_by_one' is possible. "
                         "Set entities_per_step=1.")
     for name in ('n_name_swaps', 'n_replay'):
         n = getattr(self, name)

@@ -69,7 +69,7 @@ def example_logits(lm:LM,
 @torch.no_grad()
 def add_teacher_logits(lm:LM, examples:list,
                        bfloat16:bool=False, # autocast to bfloat16
-                       contrast:float=0., # amplification of the effect of the definition
+                       context_amplification:float=0., # of the effect of the definition
                        n_once:int=0 # blocks whose states the examples have cached
                       ):
     "Sets the `teacher` of each example: float32 logits [P, V] of the model with the definition in context."
@@ -77,7 +77,8 @@ def add_teacher_logits(lm:LM, examples:list,
         ids, positions = [x.teacher_ids for x in part], [x.teacher_positions for x in part]
         with torch.autocast(lm.device.type, torch.bfloat16, enabled=bfloat16):
             logits = logits_at(lm, ids, positions, shared=True)
-            if contrast: logits += contrast*(logits - example_logits(lm, part, n_once))
+            if context_amplification:
+                logits += context_amplification*(logits - example_logits(lm, part, n_once))
         for x, t in zip(part, logits.split([len(x.positions) for x in part])): x.teacher = t
 
 # %% ../../nbs/05_methods/01_examples.ipynb #07471058
