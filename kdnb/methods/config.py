@@ -99,7 +99,7 @@ def check_combinations(self:TrainingConfig):
     if self.max_weight_change and lora:
         raise KdnbError(f"max_weight_change is {self.max_weight_change} and trainable 'lora': "
                         "an adapter's factors do not bound "
-                        "the change of the weights. Train the weights themselves, or set max_weight_change=0.")
+                        "the change of the weights. Train the weights, or set max_weight_change=0.")
     if self.entities_per_step > 1 and (self.early_stop_loss or self.batch == 'one_by_one'):
         raise KdnbError(f"entities_per_step is {self.entities_per_step}: with several entities per step, "
                         "neither early stopping (early_stop_loss) nor batch 'one_by_one' is possible. "

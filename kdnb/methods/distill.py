@@ -86,9 +86,11 @@ class Distill(TrainingConfig):
         if not self.temperature > 0:
             raise KdnbError(f"temperature is {self.temperature!r}: it must be above 0")
         if not isinstance(self.teacher_top_k, int) or self.teacher_top_k < 0:
-            raise KdnbError(f"teacher_top_k is {self.teacher_top_k!r}: it must be a whole number of at least 0")
+            raise KdnbError(f"teacher_top_k is {self.teacher_top_k!r}: "
+                            "it must be a whole number of at least 0")
         if not 0 <= self.context_amplification < math.inf:
-            raise KdnbError(f"context_amplification is {self.context_amplification!r}: it must be a number of at least 0")
+            raise KdnbError(f"context_amplification is {self.context_amplification!r}: "
+                            "it must be a number of at least 0")
 
     def loss(self, batch, student):
         "T² · KL(teacher ‖ student) over the positions of a batch."

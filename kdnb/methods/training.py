@@ -98,8 +98,8 @@ def gradient_checkpointing(model, on:bool):
         yield
         return
     if not getattr(model, 'supports_gradient_checkpointing', False):
-        raise KdnbError(f"gradient_checkpointing is True, and {type(model).__name__} does not support gradient "
-                        "checkpointing: set recompute=False")
+        raise KdnbError(f"gradient_checkpointing is True, and {type(model).__name__} does not support "
+                        "checkpointing: set gradient_checkpointing=False")
     model.gradient_checkpointing_enable({'use_reentrant': False})
     blocks = [m for m in model.modules() if getattr(m, 'gradient_checkpointing', False)]
     modes = [m.training for m in blocks]
