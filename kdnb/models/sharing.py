@@ -93,8 +93,8 @@ def _score_tails(lm, passed, tails, adapter_ids=None, keys=(), use=False):
     n = [len(tails[b][c])-1 for b, c in longer]
     layers = through_cache(lm, keys, ids, [(i, 0) for i in range(len(n))], use)
     at = [(i, p) for i, k in enumerate(n) for p in range(k)]
-    ids = adapter_ids and [adapter_ids[b] for b, _ in longer]
-    with layers, logits_only_at(lm.model, at), use_adapters(lm, ids):
+    adapters = adapter_ids and [adapter_ids[b] for b, _ in longer]
+    with layers, logits_only_at(lm.model, at), use_adapters(lm, adapters):
         out = forward_pass(lm.model, ids, torch.cat([before, mask], 1), positions, cache=passed.cache)
     targets = torch.tensor([t for b, c in longer for t in tails[b][c][1:]], device=lm.device)
     log_p = out.logits[0].float().log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu().double()
