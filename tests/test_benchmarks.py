@@ -312,10 +312,10 @@ def test_specificity_is_the_other_rows(tiny, ei, tmp_path):
 def test_protocols_are_settings_of_the_same_code(tiny, ei, tmp_path):
     from kdnb.experiments.runs import Experiment
     ds, sets = load_data(f'entity-inferences={ei}')
-    runs = {p: Experiment(tiny, ds, 'distill', transfer=sets, preset=p, folder=tmp_path, limit=1) for p in ('kdnb', 'paper')}
+    runs = {p: Experiment(tiny, ds, 'distill', transfer=sets, preset=p, folder=tmp_path, limit=1) for p in ('default', 'paper')}
     paper = runs['paper'].method
-    assert (paper.lr, paper.steps, paper.continuations, paper.temperature, paper.batch, paper.weight_decay, paper.trainable, paper.retain_weight, paper.context_amplification) == (1e-4, 5, 5, 2., 'one_by_one', .01, 'all', 0, 0)
-    assert type(paper) is type(runs['kdnb'].method) and runs['paper'].folder != runs['kdnb'].folder
+    assert (paper.lr, paper.steps, paper.n_continuations, paper.temperature, paper.batch, paper.weight_decay, paper.trainable, paper.retain_weight, paper.context_amplification) == (1e-4, 5, 5, 2., 'one_by_one', .01, 'all', 0, 0)
+    assert type(paper) is type(runs['default'].method) and runs['paper'].folder != runs['default'].folder
     runs['paper'].go(progress=False)
     case = json.loads(runs['paper'].done()[0].read_text())
     assert len(case['losses']) == 3*5 and case['texts'] == {'after_mention': 2, 'all_tokens': 1, 'skipped': 0}
@@ -329,7 +329,7 @@ def test_unplaced_texts_are_skipped_only_where_that_is_said(tiny, ei, tmp_path):
     texts = lambda **s: make_method('distill', steps=1, retain_weight=0., **s)(tiny, [e], sets).texts
     assert texts() == {'after_mention': 2, 'all_tokens': 1, 'skipped': 0} and texts(if_no_mention='skip') == {'after_mention': 2, 'skipped': 1}
     nameless = {e.key: replace(sets[e.key], continuations=sets[e.key].continuations[2:])}
-    with pytest.raises(KdnbError, match="none of its 1 texts names it"): make_method('distill', steps=1, if_no_mention='skip', with_definition=False)(tiny, [e], nameless)
+    with pytest.raises(KdnbError, match="none of its 1 texts mentions it"): make_method('distill', steps=1, if_no_mention='skip', with_definition=False)(tiny, [e], nameless)
     assert make_method('distill', steps=1, if_no_mention='skip')(tiny, [e], nameless).texts == {'skipped': 1} # the definition itself is left to learn from
     assert texts(if_no_mention='prefix_name') == {'after_mention': 3, 'skipped': 0}
 
@@ -346,7 +346,7 @@ def test_a_larger_limit_goes_on(tiny, ei, tmp_path):
     assert collect([second.folder], [e.key for e in first.taught]).cases[0] == 2
 
 
-@pytest.mark.parametrize('preset', ['kdnb', 'paper'])
+@pytest.mark.parametrize('preset', ['default', 'paper'])
 def test_run_command(kdnb, tiny_folder, ei, tmp_path, preset):
     code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--preset', preset, '--limit', 3, '--runs', tmp_path, '--json')
     assert code == 0, err
@@ -422,7 +422,7 @@ def test_three_cases_of_the_committed_report_come_out_again(name, model):
             assert np.allclose(bits, old, rtol=.02, atol=.6 if label == 'distill, kdnb' else .3), (label, k, bits, old)
 
 
-def test_neighbours_are_asked_after_the_edit_and_by_what_is_written(tiny):
+def test_neighbours_are_asked_after_the_edit_and_by_what_is_written(tiny, monkeypatch):
     "Neighbourhood+ puts the taught sentence in front, once; what is written counts where there are neighbours."
     from dataclasses import replace
     from kdnb.methods.registry import make_method
@@ -432,11 +432,11 @@ def test_neighbours_are_asked_after_the_edit_and_by_what_is_written(tiny):
     e = replace(ds.entities[0], near=ds.entities[0].near[:2])
     asked = []
     real = answer_probes
-    answer_probes = lambda lm, probes, *a, **k: asked.append([p.left for p in probes]) or real(lm, probes, *a, **k)
-    try:
-        base = evaluate(tiny, [e])
-        with make_method('prepend')(tiny, [e], {}).on(tiny): evaluate(tiny, [e], free=False)
-    finally: answer_probes = real
+    noted = lambda lm, probes, *a, **k: asked.append([p.left for p in probes]) or real(lm, probes, *a, **k)
+    monkeypatch.setattr('kdnb.evaluation.answers.answer_probes', noted)
+    base = evaluate(tiny, [e])
+    with make_method('prepend')(tiny, [e], {}).on(tiny): evaluate(tiny, [e], free=False)
+    monkeypatch.undo()
     near = [p.left for p in e.near]
     assert asked[2] == [f'{e.definition} {p}' for p in near] and asked[7] == near # a definition that stands in front already is not put there again
     t = base['target'][0]

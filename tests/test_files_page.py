@@ -71,8 +71,8 @@ def test_generate_edit_run(kdnb, tiny_folder, place):
             ('`kdnb edit', 'edit', ['edit', *lm, '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--transfer', 'sets.jsonl', '--set', 'steps', 2, '--save', 'edit']),
             ('`kdnb edit', 'edit2', ['edit', *lm, '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--method', 'ft', '--set', 'steps', 2, '--save', 'edit2']),
             ('`kdnb run', 'runs', ['run', *lm, '--data', 'mine.jsonl', '--n-specificity', 2, '--set', 'steps', 2, '--runs', 'runs']),
-            ('`kdnb run', 'runs', ['run', *lm, '--data', 'mine.jsonl', '--n-specificity', 2, '--set', 'steps', 2, '--runs', 'runs', '--regime', 'one-after-another', '--method', 'ft']),
-            ('`kdnb run', 'runs', ['run', *lm, '--data', 'mine.jsonl', '--n-specificity', 2, '--set', 'steps', 2, '--runs', 'runs', '--regime', 'all-together']),
+            ('`kdnb run', 'runs', ['run', *lm, '--data', 'mine.jsonl', '--n-specificity', 2, '--set', 'steps', 2, '--runs', 'runs', '--regime', 'sequential', '--method', 'ft']),
+            ('`kdnb run', 'runs', ['run', *lm, '--data', 'mine.jsonl', '--n-specificity', 2, '--set', 'steps', 2, '--runs', 'runs', '--regime', 'batch']),
             ('`kdnb mend-train', 'editor', ['mend-train', *lm, '--out', 'editor', '--composed', 6, '--set', 'steps', 2, '--set', 'blocks', 1])):
         before = files(place)
         code, _, err = kdnb(*argv)

@@ -547,7 +547,7 @@ def test_sets_and_replies_are_not_one_file(server, own, kdnb, tmp_path):
     for other in (tmp_path/'s.jsonl', tmp_path/'link'):
         code, _, err = kdnb('generate', *api_args(server, 'good', own, tmp_path/'s.jsonl'), '--replies',
                             other)
-        assert code == 2 and 'both the transfer sets and the replies' in err
+        assert code == 2 and 'is given both for the transfer sets and for the replies' in err
         assert not (tmp_path/'s.jsonl').exists()
     code, _, err = kdnb('generate', *api_args(server, 'good', own, own))
     assert code == 2 and own.read_text().startswith('{"name"')

@@ -131,7 +131,7 @@ class _Playground:
 
 # %% ../../nbs/09_apps/04_playground.ipynb #1dc92cdf
 @patch
-def check_choice(self:_Playground, *_):
+def choose(self:_Playground, *_):
     "Show another entity."
     e = self.entity
     self.definition.value, self.prompt.value = f'<p>{escape_html(e.definition)}</p>', f'{e.name} is a'
