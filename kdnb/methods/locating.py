@@ -183,8 +183,9 @@ def _write_texts(lm, most, seed):
 # %% ../../nbs/05_methods/08_locating.ipynb #870e063a
 def own_text(lm:LM, tokens:int, seed:int=0, progress:bool=False) -> list: # of str
     "Text of at least `tokens` tokens by the model itself, kept in the cache folder."
-    path, out = cache_folder()/'written'/f'{lm.sha256[:12]}-{seed}.json', []
     most = 64 if lm.max_tokens is None else min(64, lm.max_tokens//2)
+    name = f'{lm.sha256[:12]}-{seed}' + (f'-{most}' if most < 64 else '')
+    path, out = cache_folder()/'written'/f'{name}.json', []
     if path.exists(): out = read_json(path, list)
     n = sum(k for _, k in out)
     with tqdm(total=tokens, desc='self-generated text', unit='token', disable=not progress) as bar:
