@@ -211,7 +211,7 @@ def _stored_per_entity(lm, how):
 def _positions_at_once(lm, how, in_step):
     "Largest number of positions whose logits exist at the same time."
     most = max(LOGITS_AT_ONCE//len(lm.tokenizer), TEXT_TOKENS)
-    has_teacher = hasattr(how, 'top')
+    has_teacher = hasattr(how, 'teacher_top_k')
     teacher = min(2*most, _own_texts(how)*TEXT_POSITIONS) if has_teacher else 0
     return max(min(in_step*TEXT_POSITIONS, most), teacher)
 
