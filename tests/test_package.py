@@ -64,3 +64,12 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(EXTRAS, 'lab', ('papermill', 'no_such_package'))
     sentence = r"^reports need the extra 'lab' \(no_such_package not installed\): pip install 'kdnb\[lab\]'$"
     with pytest.raises(KdnbError, match=sentence): need_extra('lab', 'reports')
+
+
+def test_classes_are_whole_whatever_is_imported():
+    "Methods that notebooks explain one by one are there as soon as their class is."
+    for code in ('from kdnb.edits.edit import Edit; Edit.save, Edit.load, Edit.on',
+                 'from kdnb.models.model import LM; LM.packs, LM.shares, LM.writes, LM.tries',
+                 'from kdnb import Distill, Edit; Edit.save'):
+        got = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+        assert got.returncode == 0, got.stderr

@@ -1,0 +1,1 @@
+from . import storage # noqa: F401 (it gives Edit the methods save and load)
