@@ -7,8 +7,8 @@ __all__ = ['write_probes']
 
 # %% ../../nbs/09_apps/00_self_probes.ipynb #1461ce09
 import re
-from ..core.text import FUNCTION_WORDS
-from ..data.entities import Entity, Probe, says
+from ..core.text import FUNCTION_WORDS, contains_phrase
+from ..data.entities import Entity, Probe
 from ..methods.distill import token_kls
 from ..models.generation import generate
 from ..models.model import LM
@@ -59,6 +59,6 @@ def write_probes(lm:LM, entity:Entity, continuations, # held out from training
             repeated = any(left.startswith(p.left) or p.left.startswith(left) for p in out)
             if len(out) == n or repeated: continue
             untried[k] = []
-            kind = 'explicit' if says(entity.definition, right) else 'indirect'
+            kind = 'explicit' if contains_phrase(entity.definition, right) else 'indirect'
             out.append(Probe(left, right, (right, wrong), kind))
     return tuple(out)

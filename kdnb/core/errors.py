@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECRET_VARIABLES', 'extra_secrets', 'secret_forms', 'redact', 'redact_values', 'printable', 'KdnbError', 'notice',
-           'check_choice', 'check_whole', 'check_seed', 'check_text']
+           'check_choice', 'check_whole', 'check_seed', 'check_text', 'is_text', 'is_texts']
 
 # %% ../../nbs/00_core/00_errors.ipynb #d340a080
 import html, json, os, re, sys
@@ -124,3 +124,12 @@ def check_text(value:str, name:str) -> str: # the same value
     "Check that a text can be stored and shown: valid UTF-8 without control characters."
     if printable(value) == value and '\0' not in value: return value
     raise KdnbError(f"{name} holds a character that is not text ({value[:40]!r}): give it as UTF-8")
+
+# %% ../../nbs/00_core/00_errors.ipynb #0b3e31d6
+def is_text(value):
+    "Whether a JSON value is a text that is not empty."
+    return isinstance(value, str) and bool(value.strip())
+
+def is_texts(value):
+    "Whether a JSON value is a list of texts that are not empty."
+    return isinstance(value, list) and all(map(is_text, value))

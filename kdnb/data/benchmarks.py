@@ -15,22 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from ..core.downloads import fetch_file
-from ..core.errors import KdnbError, check_choice
+from ..core.errors import KdnbError, check_choice, is_text, is_texts
 from ..core.files import ASSETS, read_lines
-from .entities import Dataset, Entity, Probe, load_dataset, read_probes, says
+from .entities import Dataset, Entity, Probe, load_dataset, read_probes
 from .synthetic import compose
 from .transfer_sets import Continuation, RULES, TransferSet, mention, shipped_transfer_sets
+from ..core.text import contains_phrase
 
 # %% ../../nbs/01_data/04_benchmarks.ipynb #e06132f5
 _GAP = '<extra_id_0>'
-
-def _is_text(value):
-    "Whether a JSON value is a text that is not empty."
-    return isinstance(value, str) and bool(value.strip())
-
-def _is_texts(value):
-    "Whether a JSON value is a list of texts that are not empty."
-    return isinstance(value, list) and all(map(_is_text, value))
 
 def _filler(text, field):
     "The content of a gap."
@@ -61,7 +54,7 @@ def _around(text, field):
 def _text(row, field):
     "The text in a field of a row."
     if field not in row: raise ValueError(f'field {field}: is missing')
-    if not _is_text(row[field]): raise ValueError(f'field {field}: must be a text that is not empty')
+    if not is_text(row[field]): raise ValueError(f'field {field}: must be a text that is not empty')
     return row[field]
 
 def _template(row):
@@ -93,7 +86,7 @@ def _probe_of(row, entity, attribute):
         explicit = gold == attribute
     else:
         gold, candidates = _filler(template.get('label'), 'label'), ()
-        explicit = says(entity.definition, gold)
+        explicit = contains_phrase(entity.definition, gold)
     kind = 'explicit' if explicit else 'indirect'
     return Probe(context.left, gold, candidates, kind, right=context.right, glue=context.glue)
 
@@ -110,7 +103,7 @@ def _entity_of(row):
     attribute = _filler(_text(row, 'def_target'), 'def_target')
     if masked.count(_GAP) != 1: raise ValueError(f'field definition: must be a text with one {_GAP}')
     texts = row.get('augmented_probes', [])
-    if not _is_texts(texts): raise ValueError('field augmented_probes: must be a list of texts')
+    if not is_texts(texts): raise ValueError('field augmented_probes: must be a list of texts')
     start = masked.index(_GAP)
     entity = Entity(name, masked.replace(_GAP, attribute), kind=_kind_of(row.get('qid')), id=key,
                     span=(start, start + len(attribute)))
@@ -214,7 +207,7 @@ def read_ecbd(path:str|Path,
 def _prompts(record, field):
     "The stripped texts in a field of a record."
     texts = record.get(field, [])
-    if not _is_texts(texts): raise ValueError(f'field {field}: must be a list of texts')
+    if not is_texts(texts): raise ValueError(f'field {field}: must be a list of texts')
     return [t.strip() for t in texts]
 
 def _target(rewrite, field):

@@ -11,8 +11,8 @@ import math
 from dataclasses import replace
 import numpy as np
 from fastcore.basics import patch
-from ..core.text import spans
-from ..data.entities import Entity, says
+from ..core.text import contains_phrase, spans
+from ..data.entities import Entity
 from ..edits.context import context_of
 from ..edits.edit import n_unchanged_layers
 from ..edits.routing import AdapterRouter
@@ -91,7 +91,7 @@ def answer_question(lm:LM, entity:Entity, max_new_tokens:int=16) -> dict: # corr
     broken = [] # indices of prompts at which the logits were not finite
     replies = generate(lm, [prompt], max_new_tokens=max_new_tokens, temperature=0, broken=broken)[0]
     text = replies[0].strip().split('\n')[0]
-    correct = not broken and any(says(text, a) for a in question.answers)
+    correct = not broken and any(contains_phrase(text, a) for a in question.answers)
     return _marked(dict(correct=correct, text=text), not broken)
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #8d5fb0a5

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from sacrebleu.metrics import BLEU
 from ..core.errors import KdnbError, check_choice
-from ..core.text import words_of
-from ..data.entities import Entity, says
+from ..core.text import contains_phrase, words_of
+from ..data.entities import Entity
 from ..data.transfer_sets import TransferSet, mention
 from ..methods.distill import token_kls
 from ..models.model import LM
@@ -39,14 +39,14 @@ def self_bleu(texts:list) -> list: # for each text, from 0 to 100
 _COLUMNS = ['text', 'prompt', 'rule', 'at', 'words', 'copied', 'self_bleu', 'leaks']
 
 def _unstated_answers(entity): # gold answers that the definition does not contain
-    return [p.gold for p in entity.probes if not says(entity.definition, p.gold)]
+    return [p.gold for p in entity.probes if not contains_phrase(entity.definition, p.gold)]
 
 def _quality(entity, c): # of one continuation, by itself
     found = mention(c.text, entity)
     return dict(text=c.text, prompt=c.prompt, rule=c.rule or (found and found[1]) or 'none',
                 at=c.mention[1]/len(c.text) if c.mention else np.nan, words=len(words_of(c.text)),
                 copied=copied(c.text, entity.definition),
-                leaks=sum(says(c.text, answer) for answer in _unstated_answers(entity)))
+                leaks=sum(contains_phrase(c.text, answer) for answer in _unstated_answers(entity)))
 
 def qualities(entity:Entity, ts:TransferSet,
               lm:LM|None=None # model that gives the signal, as teacher and student; None: no column `kl`
@@ -65,7 +65,7 @@ def qualities(entity:Entity, ts:TransferSet,
 def _set_quality(entity, ts, lm): # one row of `quality`
     q, texts = qualities(entity, ts, lm), [c.text for c in ts.continuations]
     answers = _unstated_answers(entity)
-    leaked = [any(says(t, answer) for t in texts) for answer in answers]
+    leaked = [any(contains_phrase(t, answer) for t in texts) for answer in answers]
     row = dict(entity=entity.key, n=len(q), kept=len(q)/ts.tries if ts.tries else np.nan,
                named=(q['rule'] != 'none').mean(), at=q['at'].mean(), words=q.words.mean(),
                copied=q.copied.mean(), distinct_1=distinct(texts, 1), distinct_2=distinct(texts, 2),

@@ -9,7 +9,7 @@ __all__ = ['BUILTIN', 'Wheel', 'Builtin', 'fetch_wheel', 'assemble']
 import json, shutil, subprocess, sys, zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.downloads import digest
+from ..core.records import digest
 from ..core.errors import KdnbError
 from ..core.files import ASSETS
 from ..core.process import module_command, safe_environment
