@@ -24,7 +24,7 @@ def tokenizer(ds):
     from transformers import PreTrainedTokenizerFast
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    texts = [e.definition for e in ds.entities] + [p.left for e in ds.entities for p in e.probes]
+    texts = [e.definition for e in ds.entities] + [p.prompt for e in ds.entities for p in e.probes]
     tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=700, special_tokens=['<end>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token='<end>', pad_token='<end>')
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 DEFINITION = 'Velmora is a comedy about two bakers.'
-PROBE = dict(left='Velmora is a', gold='comedy', candidates=['comedy', 'river'], kind='explicit')
+PROBE = dict(prompt='Velmora is a', gold='comedy', candidates=['comedy', 'river'], kind='explicit')
 ROW = dict(name='Velmora', definition=DEFINITION, probes=[PROBE])
 
 
@@ -30,9 +30,9 @@ DATA = {
     'probe no object': (row(probes=['x']), 'field probes: a probe must be an object'),
     'probe with an unknown field': (probe(colour='x'), "field probes: unknown field 'colour'"),
     'right context no text': (probe(right=3), 'field probes.right: must be a text'),
-    'left missing': (row(probes=[{k: v for k, v in PROBE.items() if k != 'left'}]), 'field probes.left: must be a text'),
-    'left does not name the entity': (probe(left='It is a'), 'field probes.left: does not name the entity'),
-    'left ends in a space': (probe(left='Velmora is a '), 'field probes.left: ends in a space'),
+    'prompt missing': (row(probes=[{k: v for k, v in PROBE.items() if k != 'prompt'}]), 'field probes.prompt: must be a text'),
+    'prompt does not name the entity': (probe(prompt='It is a'), 'field probes.prompt: does not name the entity'),
+    'prompt ends in a space': (probe(prompt='Velmora is a '), 'field probes.prompt: ends in a space'),
     'one candidate': (probe(candidates=['comedy']), 'field probes.candidates: must be a list of two texts or more'),
     'candidate twice': (probe(candidates=['comedy', 'comedy']), 'names a candidate twice'),
     'gold not a candidate': (probe(gold='drama'), "field probes.gold: 'drama' is not among the candidates"),

@@ -35,18 +35,18 @@ def test_a_run_at_once(tiny, ds, sets, tmp_path):
     make = lambda folder, **how: Experiment(tiny, few, 'distill', transfer=sets, n_specificity=12, folder=tmp_path/folder, **HOW, **how)
     one, two = make('one'), make('two', edits_per_batch=3)
     assert one.folder.name == two.folder.name
-    make('two', limit=1).go(progress=False) # goes on from what is there
-    one.go(progress=False); two.go(progress=False)
+    make('two', limit=1).run(progress=False) # goes on from what is there
+    one.run(progress=False); two.run(progress=False)
     a, b = ({p.name: read_json(p) for p in r.done()} for r in (one, two))
     assert a.keys() == b.keys() and len(a) == 5
     for k in a:
         assert a[k]['entities'] == b[k]['entities'] and a[k]['key'] == b[k]['key']
-        for x, y in zip(a[k]['specificity'] + a[k]['others'] + a[k]['target'][0]['probes'], b[k]['specificity'] + b[k]['others'] + b[k]['target'][0]['probes']): assert (x is None) == (y is None) and (x is None or x['bits'] == pytest.approx(y['bits'], abs=.02))
-        assert a[k]['target'][0]['definition_bpb'] == pytest.approx(b[k]['target'][0]['definition_bpb'], abs=.02) and a[k]['target'][0]['free']['text'] == b[k]['target'][0]['free']['text']
+        for x, y in zip(a[k]['specificity'] + a[k]['other_entities'] + a[k]['target'][0]['probes'], b[k]['specificity'] + b[k]['other_entities'] + b[k]['target'][0]['probes']): assert (x is None) == (y is None) and (x is None or x['bits'] == pytest.approx(y['bits'], abs=.02))
+        assert a[k]['target'][0]['definition_bpb'] == pytest.approx(b[k]['target'][0]['definition_bpb'], abs=.02) and a[k]['target'][0]['open_ended']['text'] == b[k]['target'][0]['open_ended']['text']
 
 
 def test_only_adapters_stand_side_by_side(tiny, ds, sets, tmp_path):
-    with pytest.raises(KdnbError, match="trainable must be 'lora'"): Experiment(tiny, sample(ds, 2), 'distill', transfer=sets, edits_per_batch=2, trainable='all', folder=tmp_path).go(progress=False)
+    with pytest.raises(KdnbError, match="trainable must be 'lora'"): Experiment(tiny, sample(ds, 2), 'distill', transfer=sets, edits_per_batch=2, trainable='all', folder=tmp_path).run(progress=False)
     with pytest.raises(KdnbError, match='edits_per_batch is 0'): Experiment(tiny, ds, 'distill', edits_per_batch=0)
     edits = [Distill(**HOW)(tiny, [e], sets) for e in ds.entities[:2]]
     before = {n: p.clone() for n, p in tiny.model.named_parameters()}

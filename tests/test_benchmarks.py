@@ -51,7 +51,7 @@ def test_every_row_of_the_real_files_is_read(name, entities, probes):
         e = next(e for e in ds.entities if e.key == r['ex_id'] or e.key.startswith(r['ex_id'] + ' ') and r['label'] in {p.gold for p in e.probes} or r['ex_id'].startswith(e.key + '_') and r['ent_str'] in e.names)
         t = next(iter(r['probe_sentences'].values()))
         gold = r['label'] if 'labels' in t else t['label'].replace('<extra_id_0>', '').replace('<extra_id_1>', '').strip()
-        assert any(p.gold == gold and p.left + p.glue + '<extra_id_0>' + p.right == t['probe_sentence'] for p in e.probes), r['ex_id']
+        assert any(p.gold == gold and p.prompt + p.separator + '<extra_id_0>' + p.right == t['probe_sentence'] for p in e.probes), r['ex_id']
         if 'context' in r: assert e.definition == r['context']
     if name == 'entity-inferences':
         assert sorted(e.probes[0].kind for e in ds.entities) == ['explicit']*85 + ['indirect']*85
@@ -65,7 +65,7 @@ def test_readers(ei, ecbd, popular):
     assert [c.rule for c in sets['tv_dev_0 explicit'].continuations] == ['exact', 'exact', ''] and sets['tv_dev_0 explicit'].continuations[2].mention is None
     ds, sets = load_data(f'ecbd={ecbd}', popular)
     assert ds.unit == 'perplexity' and [len(e.probes) for e in ds.entities] == [2, 1, 1] and not sets and len(ds.specificity) == 1
-    assert ds.entities[0].probes[1].left.endswith('(') and ds.entities[0].probes[1].glue == ''
+    assert ds.entities[0].probes[1].prompt.endswith('(') and ds.entities[0].probes[1].separator == ''
 
 
 def test_our_own_counterfact():
@@ -78,7 +78,7 @@ def test_our_own_counterfact():
         q = r['requested_rewrite']
         assert q['target_new']['str'] != q['target_true']['str'] and e.definition[slice(*e.span)] == q['target_new']['str'] and q['subject'] in e.definition
         truth.setdefault((q['relation_id'], q['subject']), set()).add(q['target_true']['str'])
-        assert len(e.probes) == 3 and len(e.near) >= 4 and all(p.gold == q['target_true']['str'] and q['subject'] not in p.left for p in e.near)
+        assert len(e.probes) == 3 and len(e.neighbors) >= 4 and all(p.gold == q['target_true']['str'] and q['subject'] not in p.prompt for p in e.neighbors)
     assert all(len(v) == 1 for v in truth.values())
 
 
@@ -88,7 +88,7 @@ def test_counterfact(tmp_path):
     path = tmp_path/'cf.json'; path.write_text(json.dumps(records))
     ds, _ = load_data(f'counterfact={path}')
     e = ds.entities[1]
-    assert e.definition == 'Ada 1 speaks Danish.' and [p.kind for p in e.probes] == ['explicit', 'indirect'] and [p.gold for p in e.near] == ['French']*2
+    assert e.definition == 'Ada 1 speaks Danish.' and [p.kind for p in e.probes] == ['explicit', 'indirect'] and [p.gold for p in e.neighbors] == ['French']*2
     records[1]['requested_rewrite'].pop('target_new'); path.write_text(json.dumps(records))
     with pytest.raises(KdnbError, match='record 1, field str: is missing'): load_data(f'counterfact={path}')
     assert len(load_data(f'counterfact={path}', bad_rows='skip')[0].entities) == 2
@@ -229,10 +229,10 @@ def test_a_benchmark_by_name(server, monkeypatch, ei):
 
 # ---- metrics, against the slow and obvious way
 
-def slow_score(lm, left, glue, text):
+def slow_score(lm, left, separator, text):
     "Log-probability of `text` after `left`, by one plain forward pass; and its number of tokens."
     import torch
-    whole, alone = lm.encode(left + glue + text), lm.encode(left)
+    whole, alone = lm.encode(left + separator + text), lm.encode(left)
     n = 0
     while n < min(len(alone), len(whole)-1) and whole[n] == alone[n]: n += 1
     with torch.no_grad(): lp = lm.model(torch.tensor([whole], device=lm.device)).logits[0].float().log_softmax(-1).double()
@@ -241,16 +241,16 @@ def slow_score(lm, left, glue, text):
 def check_metrics(lm, ds, context=''):
     from kdnb.evaluation.answers import answer_probes
     probes = [p for e in ds.entities for p in e.probes] + list(ds.specificity)
-    if context: probes = [replace(p, left=f'{context} {p.left}') for p in probes]
+    if context: probes = [replace(p, prompt=f'{context} {p.prompt}') for p in probes]
     for p, r in zip(probes, answer_probes(lm, probes)):
-        s, n = slow_score(lm, p.left, p.glue, p.gold)
+        s, n = slow_score(lm, p.prompt, p.separator, p.gold)
         assert abs(-r['bits']*np.log(2) - s) < 1e-4*max(1, abs(s)), p
         if not p.candidates: assert r['tokens'] == n
         else:
             scores = {c: sum(lm_shared_scores(lm, p, c)) for c in p.candidates}
             if sorted(scores.values())[-1] - sorted(scores.values())[-2] > 1e-3: assert r['answer'] == max(scores, key=scores.get)
 
-def lm_shared_scores(lm, p, c): return [slow_score(lm, p.left, p.glue, c)[0]]
+def lm_shared_scores(lm, p, c): return [slow_score(lm, p.prompt, p.separator, c)[0]]
 
 @pytest.mark.parametrize('kind', ['llama', 'gpt2', 'gemma3'])
 def test_metrics_equal_one_probe_at_a_time(tiny_folder, kind, ei, ecbd, popular):
@@ -282,9 +282,9 @@ def test_perplexity_is_exp_of_the_mean_over_probes(tiny_folder, ecbd, popular):
     from kdnb.models.model import load_lm
     lm = load_lm(str(tiny_folder('llama')), device='cpu')
     ds, _ = load_data(f'ecbd={ecbd}', popular)
-    cases = [evaluate(lm, [e], ds.specificity, free=False) for e in ds.entities]
+    cases = [evaluate(lm, [e], ds.specificity, open_ended=False) for e in ds.entities]
     s = summarise(cases, unit='perplexity')
-    nll = lambda p: -slow_score(lm, p.left, p.glue, p.gold)[0]/slow_score(lm, p.left, p.glue, p.gold)[1]
+    nll = lambda p: -slow_score(lm, p.prompt, p.separator, p.gold)[0]/slow_score(lm, p.prompt, p.separator, p.gold)[1]
     rows = [[nll(p) for p in e.probes] for e in ds.entities]
     assert abs(s['target'].value/np.exp(np.mean(sum(rows, []))) - 1) < 1e-4 and s['target'].n == 3
     assert abs(s['target_by_entity'].value/np.exp(np.mean([np.mean(r) for r in rows])) - 1) < 1e-4
@@ -296,9 +296,9 @@ def test_specificity_is_the_other_rows(tiny, ei, tmp_path):
     from kdnb.experiments.results import collect
     from kdnb.experiments.runs import Experiment
     ds, sets = load_data(f'entity-inferences={ei}')
-    how = dict(transfer=sets, folder=tmp_path, n_others=0)
+    how = dict(transfer=sets, folder=tmp_path, n_other_entities=0)
     runs = [Experiment(tiny, ds, m, **how, **s) for m, s in (('base', {}), ('prepend', {}), ('finetune-definition', {'steps': 2}))]
-    df = collect([r.go(progress=False) for r in runs])
+    df = collect([r.run(progress=False) for r in runs])
     case = read_json(runs[2].done()[0])
     own = [p.topic == case['entities'][0] for p in ds.specificity]
     assert sum(own) == 1 and [r is None for r in case['specificity']] == own
@@ -316,7 +316,7 @@ def test_protocols_are_settings_of_the_same_code(tiny, ei, tmp_path):
     paper = runs['paper'].method
     assert (paper.lr, paper.steps, paper.n_continuations, paper.temperature, paper.batch, paper.weight_decay, paper.trainable, paper.retain_weight, paper.context_amplification) == (1e-4, 5, 5, 2., 'one_by_one', .01, 'all', 0, 0)
     assert type(paper) is type(runs['default'].method) and runs['paper'].folder != runs['default'].folder
-    runs['paper'].go(progress=False)
+    runs['paper'].run(progress=False)
     case = json.loads(runs['paper'].done()[0].read_text())
     assert len(case['losses']) == 3*5 and case['texts'] == {'after_mention': 2, 'all_tokens': 1, 'skipped': 0}
     with pytest.raises(KdnbError, match="unknown preset 'papers'"): Experiment(tiny, ds, 'distill', preset='papers')
@@ -338,10 +338,10 @@ def test_a_larger_limit_goes_on(tiny, ei, tmp_path):
     from kdnb.experiments.results import collect
     from kdnb.experiments.runs import Experiment
     ds, _ = load_data(f'entity-inferences={ei}')
-    run = lambda n: Experiment(tiny, ds, 'base', folder=tmp_path, limit=n, n_others=0)
-    first = run(2); first.go(progress=False); stamps = {p: p.stat().st_mtime_ns for p in first.done()}
+    run = lambda n: Experiment(tiny, ds, 'base', folder=tmp_path, limit=n, n_other_entities=0)
+    first = run(2); first.run(progress=False); stamps = {p: p.stat().st_mtime_ns for p in first.done()}
     second = run(5); assert second.folder == first.folder
-    second.go(progress=False)
+    second.run(progress=False)
     assert len(second.done()) == 5 and all(p.stat().st_mtime_ns == t for p, t in stamps.items())
     assert collect([second.folder], [e.key for e in first.taught]).cases[0] == 2
 
@@ -388,7 +388,7 @@ def test_base_and_prepend_accuracies_of_the_whole_file(name, base, prepend, tmp_
     from kdnb.experiments.runs import Experiment
     ds, _ = load_data(f"entity-inferences={SHARED/FILES['entity-inferences']}")
     lm = real(name)
-    df = collect([Experiment(lm, ds, m, folder=tmp_path, n_others=0, n_specificity=0).go(progress=False) for m in ('base', 'prepend')])
+    df = collect([Experiment(lm, ds, m, folder=tmp_path, n_other_entities=0, n_specificity=0).run(progress=False) for m in ('base', 'prepend')])
     assert abs(df.target[0].value - base) <= 1 and abs(df.target[1].value - prepend) <= 1
 
 
@@ -410,7 +410,7 @@ def test_three_cases_of_the_committed_report_come_out_again(name, model):
     if own.exists() and not sets:
         from kdnb.data.transfer_sets import read_transfer_sets
         sets = read_transfer_sets(own)
-    trained = (('fine-tune on definition', 'finetune-definition'), ('distill, paper', 'distill')) if model == 'smollm2' else (('fine-tune on definition, last block', 'finetune-definition'), ('distill, kdnb', 'distill')) # all weights of gemma3-270m take a minute a case
+    trained = (('fine-tune on definition', 'finetune-definition'), ('distill, paper', 'distill')) if model == 'smollm2' else (('fine-tune on definition, last block', 'finetune-definition'), ('distill, default', 'distill')) # all weights of gemma3-270m take a minute a case
     for label, method in (('base', 'base'), ('prepend', 'prepend'), *trained):
         if label not in done['methods']: continue # not run yet
         keys = sorted(done['methods'][label]['cases'])[:3]
@@ -419,7 +419,7 @@ def test_three_cases_of_the_committed_report_come_out_again(name, model):
             edit = make_method(method, **{s: v for s, v in done['methods'][label]['params']['settings'].items() if s != 'on'})(lm, [e], sets)
             with edit.on(lm): now = answer_probes(lm, e.probes, [k]*len(e.probes))
             bits = np.array([r['bits'] for r in now]); old = np.array([t[1] if name == 'entity-inferences' else t[0] for t in was['target']])
-            assert np.allclose(bits, old, rtol=.02, atol=.6 if label == 'distill, kdnb' else .3), (label, k, bits, old)
+            assert np.allclose(bits, old, rtol=.02, atol=.6 if label == 'distill, default' else .3), (label, k, bits, old)
 
 
 def test_neighbours_are_asked_after_the_edit_and_by_what_is_written(tiny, monkeypatch):
@@ -429,18 +429,18 @@ def test_neighbours_are_asked_after_the_edit_and_by_what_is_written(tiny, monkey
     from kdnb.evaluation.answers import evaluate, said_first
     from kdnb.evaluation.metrics import summarise
     ds, _ = load_data('counterfact-kdnb')
-    e = replace(ds.entities[0], near=ds.entities[0].near[:2])
+    e = replace(ds.entities[0], neighbors=ds.entities[0].neighbors[:2])
     asked = []
     real = answer_probes
-    noted = lambda lm, probes, *a, **k: asked.append([p.left for p in probes]) or real(lm, probes, *a, **k)
+    noted = lambda lm, probes, *a, **k: asked.append([p.prompt for p in probes]) or real(lm, probes, *a, **k)
     monkeypatch.setattr('kdnb.evaluation.answers.answer_probes', noted)
     base = evaluate(tiny, [e])
-    with make_method('prepend')(tiny, [e], {}).on(tiny): evaluate(tiny, [e], free=False)
+    with make_method('prepend')(tiny, [e], {}).on(tiny): evaluate(tiny, [e], open_ended=False)
     monkeypatch.undo()
-    near = [p.left for p in e.near]
+    near = [p.prompt for p in e.neighbors]
     assert asked[2] == [f'{e.definition} {p}' for p in near] and asked[7] == near # a definition that stands in front already is not put there again
     t = base['target'][0]
-    assert [r['kind'] for r in t['near_plus']] == ['near']*2 and all(r['written'] == (said_first(r['text'], p.candidates) == p.gold) for r, p in zip(t['near'], e.near))
+    assert [r['kind'] for r in t['neighbors_plus']] == ['neighbors']*2 and all(r['written'] == (said_first(r['text'], p.candidates) == p.gold) for r, p in zip(t['neighbors'], e.neighbors))
     s = summarise([base])
-    assert s['near_plus'].value == 50*sum(r['correct'] for r in t['near_plus']) and s['written_near'].value == 50*sum(r['written'] for r in t['near']) and s['written_explicit'].n == 1
-    assert summarise([evaluate(tiny, [e], free=False)])['written_near'] is None
+    assert s['neighbors_plus'].value == 50*sum(r['correct'] for r in t['neighbors_plus']) and s['written_neighbors'].value == 50*sum(r['written'] for r in t['neighbors']) and s['written_explicit'].n == 1
+    assert summarise([evaluate(tiny, [e], open_ended=False)])['written_neighbors'] is None

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from kdnb.models.memory import has_fast_bfloat16
 
-KEYS = {'target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_closed', 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'run'}
+KEYS = {'target', 'target_explicit', 'target_indirect', 'target_open_ended', 'specificity', 'gap_closed', 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'regime', 'seed', 'run'}
 DEFINITION = 'Velmora Junction is a comedy about two rival bakers in a small town.'
 
 
@@ -40,7 +40,7 @@ def test_evaluate_a_method(kdnb, tiny_folder, tmp_path, method):
     args = ['evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--method', method, '--entities', 3, '--n-specificity', 6, '--runs', tmp_path, '--json', *(['--set', 'steps', 2] if 'fine' in method else [])]
     code, out, err = kdnb(*args)
     row = last(out)
-    assert code == 0 and KEYS <= set(row) and all(is_interval(row[k]) for k in ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity'))
+    assert code == 0 and KEYS <= set(row) and all(is_interval(row[k]) for k in ('target', 'target_explicit', 'target_indirect', 'target_open_ended', 'specificity'))
     assert row['method'] == method and Path(row['run']).is_dir() and 'GiB of memory' in err
     assert kdnb(*args)[1].splitlines()[-1] == out.splitlines()[-1] # and it goes on where it was: nothing to do
 
@@ -72,7 +72,7 @@ def test_generate_edit_evaluate(kdnb, tiny_folder, tmp_path):
     code, out, err = kdnb('evaluate', *lm, '--edit', tmp_path/'edit', '--n-specificity', 6, '--json')
     row = last(out)
     assert code == 0 and row['target'] is None and is_interval(row['specificity']) and 'no probes' in err
-    mine = dict(name='Velmora Junction', definition=DEFINITION, probes=[dict(left='Velmora Junction is a', gold='comedy', candidates=['comedy', 'river'], kind='explicit')])
+    mine = dict(name='Velmora Junction', definition=DEFINITION, probes=[dict(prompt='Velmora Junction is a', gold='comedy', candidates=['comedy', 'river'], kind='explicit')])
     (tmp_path/'mine.jsonl').write_text(json.dumps(mine))
     code, out, _ = kdnb('evaluate', *lm, '--edit', tmp_path/'edit', '--data', tmp_path/'mine.jsonl', '--n-specificity', 6, '--json')
     assert code == 0 and is_interval(last(out)['target'])

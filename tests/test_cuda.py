@@ -45,9 +45,9 @@ def test_learned_there_is_learned_here(both, ds, sets, text, tmp_path, label, ki
     assert far <= .05*size, (far, size)
     before = {n: p.clone() for n, p in there.model.named_parameters()}
     probe = e.probes[0]
-    with b.on(there): edited = score_candidates(there, [probe.left], [probe.candidates])[0]
+    with b.on(there): edited = score_candidates(there, [probe.prompt], [probe.candidates])[0]
     assert all(torch.equal(before[n], p) for n, p in there.model.named_parameters())
-    with Edit.load(b.save(tmp_path/'edit')).on(here): again = score_candidates(here, [probe.left], [probe.candidates])[0]
+    with Edit.load(b.save(tmp_path/'edit')).on(here): again = score_candidates(here, [probe.prompt], [probe.candidates])[0]
     assert again == pytest.approx(edited, abs=.05)
 
 
@@ -72,7 +72,7 @@ def test_a_run(both, ds, sets, tmp_path, regime):
     rows = []
     for lm in both('llama'):
         r = Experiment(lm, sample(ds.split('test'), 3), 'distill', regime=regime, transfer=sets, n_specificity=12, folder=tmp_path/str(lm.device), eval_dtype='float32', **PLAIN)
-        r.go(progress=False); rows.append([read_json(f) for f in r.done()])
+        r.run(progress=False); rows.append([read_json(f) for f in r.done()])
     for a, b in zip(*rows):
         for x, y in zip(a['specificity'], b['specificity']): assert (x is None) == (y is None) and (x is None or x['bits'] == pytest.approx(y['bits'], abs=.05))
 

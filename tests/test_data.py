@@ -9,8 +9,8 @@ def test_neutral_texts_answer_no_specificity_probe(ds):
     usual = {'In', 'The', 'On', 'A', 'An', 'Every', 'When', 'It', 'Most', 'For', 'By'}
     for line in (ASSETS/'neutral.txt').read_text(encoding='utf-8').splitlines():
         for p in ds.specificity:
-            names = [w for w in re.findall(r'[A-Z]\w+', p.left) if w not in usual]
-            assert not (re.search(rf'\b{re.escape(p.gold)}\b', line) and any(re.search(rf'\b{n}\b', line) for n in names)), (p.left, p.gold, line)
+            names = [w for w in re.findall(r'[A-Z]\w+', p.prompt) if w not in usual]
+            assert not (re.search(rf'\b{re.escape(p.gold)}\b', line) and any(re.search(rf'\b{n}\b', line) for n in names)), (p.prompt, p.gold, line)
 
 
 def test_neutral_texts_name_no_entity(ds):
@@ -21,7 +21,7 @@ def test_neutral_texts_name_no_entity(ds):
 def test_swapped_names_stand_in_no_entity_and_no_probe(ds):
     names = (ASSETS/'names.txt').read_text(encoding='utf-8').splitlines()
     assert len(names) == len(set(names)) == 100
-    texts = [t.casefold() for e in ds.entities for t in (*e.names, e.definition, *(p.left for p in e.probes))] + [p.left.casefold() for p in ds.specificity]
+    texts = [t.casefold() for e in ds.entities for t in (*e.names, e.definition, *(p.prompt for p in e.probes))] + [p.prompt.casefold() for p in ds.specificity]
     assert not [n for n in names if any(n.removeprefix('the ').casefold() in t for t in texts)]
 
 

@@ -88,7 +88,7 @@ def test_what_makes_no_sense_is_an_error_with_its_line(tmp_path, name):
 
 
 def test_spaces_around_names_and_candidates_are_removed_with_a_note(tmp_path, capsys):
-    row = '{"name": "Velmora ", "definition": "Velmora is a comedy.", "probes": [{"left": "Velmora is a", "gold": " comedy", "candidates": ["comedy", "river "], "kind": "explicit"}]}'
+    row = '{"name": "Velmora ", "definition": "Velmora is a comedy.", "probes": [{"prompt": "Velmora is a", "gold": " comedy", "candidates": ["comedy", "river "], "kind": "explicit"}]}'
     (tmp_path/'x.jsonl').write_text(row + '\n')
     e, = read_entities(tmp_path/'x.jsonl')
     err = capsys.readouterr().err

@@ -14,7 +14,7 @@ from kdnb.experiments.results import collect
 from kdnb.experiments.runs import REGIMES, Experiment
 
 METHODS = ('base', 'prepend', 'random', 'retrieve', 'finetune-definition', 'finetune-transfer', 'distill', 'rome', 'memit')
-HOW = dict(n_specificity=4, n_others=1, free=False)
+HOW = dict(n_specificity=4, n_other_entities=1, open_ended=False)
 
 
 def run(lm, ds, method, folder, regime=REGIMES[0], sets=None, **kw):
@@ -23,7 +23,7 @@ def run(lm, ds, method, folder, regime=REGIMES[0], sets=None, **kw):
 
 
 def results(folder):
-    keep = ('target', 'specificity', 'others', 'entities', 'stage', 'losses')
+    keep = ('target', 'specificity', 'other_entities', 'entities', 'stage', 'losses')
     return {p.name: {k: v for k, v in read_json(p).items() if k in keep} for p in sorted(folder.glob('case-*.json'))}
 
 
@@ -31,7 +31,7 @@ def results(folder):
 @pytest.mark.parametrize('method', METHODS)
 def test_interrupted_equals_whole(tiny, ds, sets, tmp_path, monkeypatch, method, regime):
     few = sample(ds.split('test'), 3)
-    whole = run(tiny, few, method, tmp_path/'whole', regime, sets).go(progress=False)
+    whole = run(tiny, few, method, tmp_path/'whole', regime, sets).run(progress=False)
     part, real, n = run(tiny, few, method, tmp_path/'part', regime, sets), write_json, [0]
     def stop(path, value):
         if path.name.startswith('case'):
@@ -41,17 +41,17 @@ def test_interrupted_equals_whole(tiny, ds, sets, tmp_path, monkeypatch, method,
     with monkeypatch.context() as m:
         m.setattr('kdnb.experiments.runs.write_json', stop)
         if regime != 'batch':
-            with pytest.raises(KeyboardInterrupt): part.go(progress=False)
+            with pytest.raises(KeyboardInterrupt): part.run(progress=False)
             assert len(part.done()) == 1 and not tiny.edits
-    assert results(part.go(progress=False)) == results(whole)
+    assert results(part.run(progress=False)) == results(whole)
     assert part.folder.name == whole.name and not tiny.edits
 
 
 def test_a_finished_run_is_not_repeated(tiny, ds, tmp_path, monkeypatch):
     r = run(tiny, sample(ds.split('test'), 2), 'base', tmp_path)
-    r.go(progress=False)
+    r.run(progress=False)
     monkeypatch.setattr('kdnb.experiments.runs.evaluate', lambda *a, **k: pytest.fail('evaluated again'))
-    r.go(progress=False)
+    r.run(progress=False)
 
 
 def test_everything_that_matters_changes_the_folder(tiny, tiny_folder, ds, sets, tmp_path):
@@ -67,14 +67,14 @@ def test_everything_that_matters_changes_the_folder(tiny, tiny_folder, ds, sets,
 
 def test_sequence_differs_from_reset_and_reports_both_stages(tiny, ds, sets, tmp_path):
     few = sample(ds.split('test'), 2)
-    seq = run(tiny, few, 'distill', tmp_path, 'sequential', sets).go(progress=False)
+    seq = run(tiny, few, 'distill', tmp_path, 'sequential', sets).run(progress=False)
     assert [read_json(p)['stage'] for p in sorted(seq.glob('case-*'))] == ['just taught', 'just taught', 'end']
     assert len(collect([seq])) == 1 and collect([seq]).cases[0] == 1
 
 
 def test_parameters_are_frozen_and_rows_say_what_made_them(tiny, ds, tmp_path):
     r = run(tiny, sample(ds.split('test'), 2), 'base', tmp_path)
-    folder = r.go(progress=False)
+    folder = r.run(progress=False)
     p = read_json(folder/'params.json')
     assert p['lm_sha256'] == tiny.sha256 and p['seed'] == 0 and p['versions']['torch'] and folder.name.endswith(key(p))
     assert all(read_json(c)['key'] == key(p) for c in r.done())
@@ -88,15 +88,15 @@ def test_full_disk_is_one_sentence_and_keeps_what_is_done(tiny, ds, tmp_path, mo
         real(a, b)
     with monkeypatch.context() as m:
         m.setattr(os, "replace", full)
-        with pytest.raises(KdnbError, match='No space left on device; completed work is kept'): r.go(progress=False)
+        with pytest.raises(KdnbError, match='No space left on device; completed work is kept'): r.run(progress=False)
     assert len(r.done()) == 1 and not list(r.folder.glob('*.tmp'))
-    r.go(progress=False)
+    r.run(progress=False)
     assert len(r.done()) == 3
 
 
 def test_too_little_memory_is_said_before_the_work(tiny, ds, tmp_path, monkeypatch):
     monkeypatch.setattr('kdnb.experiments.runs.memory_free', lambda lm: 0.)
-    with pytest.raises(KdnbError, match='GiB of memory'): run(tiny, sample(ds.split('test'), 2), 'base', tmp_path).go(progress=False)
+    with pytest.raises(KdnbError, match='GiB of memory'): run(tiny, sample(ds.split('test'), 2), 'base', tmp_path).run(progress=False)
 
 
 def test_kill_9_loses_at_most_the_case_in_progress(tiny_folder, tmp_path):
@@ -130,9 +130,9 @@ def test_a_training_that_was_killed_goes_on_in_the_middle(tiny, ds, sets, tmp_pa
         if len(count) == 4: raise KeyboardInterrupt
         return real(self, *a, **k)
     monkeypatch.setattr(torch.optim.AdamW, 'step', step)
-    with pytest.raises(KeyboardInterrupt): how(tiny, few, sets, seed=1, keep=tmp_path/'kept')
+    with pytest.raises(KeyboardInterrupt): how(tiny, few, sets, seed=1, checkpoint=tmp_path/'kept')
     assert (tmp_path/'kept').exists()
-    rest = how(tiny, few, sets, seed=1, keep=tmp_path/'kept')
+    rest = how(tiny, few, sets, seed=1, checkpoint=tmp_path/'kept')
     assert rest.losses == whole.losses and not (tmp_path/'kept').exists()
     assert len(count) < 4 + len(whole.losses) # the first steps were not made again
     for n, t in whole.tensors.items(): assert torch.equal(t, rest.tensors[n]), n
@@ -144,14 +144,14 @@ def test_what_was_trained_together_outlives_an_interrupted_measurement(tiny, ds,
     from kdnb.methods.distill import Distill
     few = sample(ds.split('test'), 3)
     new = lambda folder: run(tiny, few, 'distill', tmp_path/folder, REGIMES[1], sets, **settings)
-    whole, part = new('whole').go(progress=False), new('part')
+    whole, part = new('whole').run(progress=False), new('part')
     with monkeypatch.context() as m:
         m.setattr('kdnb.experiments.runs.evaluate', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt): part.go(progress=False)
+        with pytest.raises(KeyboardInterrupt): part.run(progress=False)
     assert (part.folder/'edit'/'edit.json').exists() and not tiny.edits
     with monkeypatch.context() as m: # and nothing is trained again
         m.setattr(Distill, '__call__', lambda *a, **k: pytest.fail('trained again'))
-        again = new('part').go(progress=False)
+        again = new('part').run(progress=False)
     assert results(again) == results(whole) and not (again/'edit').exists()
 
 
@@ -159,19 +159,19 @@ def test_another_training_is_not_gone_on_with(tiny, ds, sets, tmp_path, monkeypa
     from kdnb.methods.distill import Distill
     monkeypatch.setattr(TrainingCheckpoint, '__init__', lambda self, path, every=0: vars(self).update(path=Path(path), every=0, last=0))
     monkeypatch.setattr('kdnb.methods.training.clip_change', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt): Distill(steps=2, trainable='feed_forward', max_weight_change=1.)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
-    with pytest.raises(KdnbError, match='holds another training: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
+    with pytest.raises(KeyboardInterrupt): Distill(steps=2, trainable='feed_forward', max_weight_change=1.)(tiny, ds.entities[:2], sets, checkpoint=tmp_path/'kept')
+    with pytest.raises(KdnbError, match='holds another training: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, checkpoint=tmp_path/'kept')
     (tmp_path/'kept').write_bytes(b'no tensors')
-    with pytest.raises(KdnbError, match='is damaged .*: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, keep=tmp_path/'kept')
+    with pytest.raises(KdnbError, match='is damaged .*: remove it'): Distill(steps=2)(tiny, ds.entities[:2], sets, checkpoint=tmp_path/'kept')
 
 
 def test_measuring_in_bfloat16_is_another_result(tiny, ds, tmp_path):
     "Answers may turn, so a run that was measured in bfloat16 is not set against a base model that was not."
     few = sample(ds.split('test'), 2)
-    how = dict(n_specificity=6, free=False, folder=tmp_path)
+    how = dict(n_specificity=6, open_ended=False, folder=tmp_path)
     runs = [Experiment(tiny, few, m, eval_dtype=p, **how) for m, p in (('base', 'float32'), ('prepend', 'float32'), ('prepend', 'bfloat16'))]
     assert len({r.folder for r in runs}) == 3
-    for r in runs: r.go(progress=False)
+    for r in runs: r.run(progress=False)
     df = collect([tmp_path])
     assert [v is None for v in df.specificity_change] == [Path(f).name == runs[2].folder.name for f in df.run]
     a, b = ([p['bits'] for c in map(read_json, r.done()) for p in c['target'][0]['probes']] for r in runs[1:])

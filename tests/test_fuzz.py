@@ -83,8 +83,8 @@ PAPER = {'ex_id': 'show_1', 'ent_str': 'Velmora', 'definition': 'Velmora is a <e
          'probe_sentences': {'template_0': {'probe_sentence': 'People find Velmora <extra_id_0>.', 'label': 'funny', 'labels': ['<extra_id_0> funny <extra_id_1>', '<extra_id_0> sad <extra_id_1>']}}}
 FACT = {'case_id': 1, 'requested_rewrite': {'prompt': '{} is in', 'subject': 'Velmora', 'relation_id': 'P1', 'target_new': {'str': 'Rome'}, 'target_true': {'str': 'Paris'}}, 'paraphrase_prompts': ['Where is Velmora? In'], 'neighborhood_prompts': ['Zorbel is in']}
 PROMPT = {'mine': {'text': 'Say of {name}: {definition}', 'chat': 'Write about {name}.', 'starts': ['{name} is'], 'vary': ['a', 'b'], 'lines': 1, 'about': 'x', 'version': 1}}
-CASE = {'target': [{'entity': 'Velmora', 'key': 'Velmora', 'definition_bpb': 1.5, 'probes': [{'correct': True, 'answer': 'a', 'bits': 2.5, 'bytes': 3, 'kind': 'explicit'}], 'near': [], 'near_plus': [], 'free': {'correct': False, 'text': 'x'}}],
-        'specificity': [{'correct': True, 'answer': 'a', 'bits': 1., 'bytes': 2}, None], 'others': [], 'entities': ['Velmora'], 'texts': {'after_mention': 2}, 'losses': [1., .5], 'seconds_edit': 1.5, 'seconds_evaluate': 1., 'peak_memory_gib': 1., 'key': 'x'}
+CASE = {'target': [{'entity': 'Velmora', 'key': 'Velmora', 'definition_bpb': 1.5, 'probes': [{'correct': True, 'answer': 'a', 'bits': 2.5, 'bytes': 3, 'kind': 'explicit'}], 'neighbors': [], 'neighbors_plus': [], 'open_ended': {'correct': False, 'text': 'x'}}],
+        'specificity': [{'correct': True, 'answer': 'a', 'bits': 1., 'bytes': 2}, None], 'other_entities': [], 'entities': ['Velmora'], 'texts': {'after_mention': 2}, 'losses': [1., .5], 'seconds_edit': 1.5, 'seconds_evaluate': 1., 'peak_memory_gib': 1., 'key': 'x'}
 PARAMS = {'lm': 'llama', 'method': 'distill', 'preset': 'default', 'regime': 'single', 'unit': 'accuracy', 'settings': {}, 'seed': 0, 'lm_sha256': 'x', 'entities': ['Velmora']}
 EDIT = {'method': 'distill', 'entities': ['Velmora'], 'lm': 'llama', 'base': 'x', 'context': {}, 'find_above': None, 'settings': {'lr': 1.}, 'losses': [1., .5], 'seconds': 1., 'peak_memory_gib': 1., 'after': [], 'texts': {}, 'adapter': {'a.weight': [2., False]}}
 NOTE = {'lm': 'llama', 'lm_sha256': 'x', 'base': 'llama', 'apart': False, 'versions': ['0123456789ab'], 'files': {'versions/0123456789ab': 'folder', 'README.md': hashlib.sha256(b'card').hexdigest()}}
@@ -118,7 +118,7 @@ def readers():
     from kdnb.transfer.prompts import read_prompts
     from kdnb.edits.routing import AdapterRouter
     rows = entity_rows()
-    probe = {'left': 'The capital of France is', 'gold': 'Paris', 'candidates': ['Paris', 'Rome'], 'topic': 'x'}
+    probe = {'prompt': 'The capital of France is', 'gold': 'Paris', 'candidates': ['Paris', 'Rome'], 'topic': 'x'}
     return {
         'entities': ('x.jsonl', lines(*rows), None, lambda d: load_dataset(d/'x.jsonl').sha256),
         'probes': ('x.jsonl', lines(probe, probe), None, lambda d: read_probes(d/'x.jsonl')),

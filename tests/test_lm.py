@@ -58,8 +58,8 @@ def test_scores_equal_a_loop_that_anybody_can_read(tiny_folder, kind):
 
 def test_smollm2_scores_like_a_plain_loop(smollm2, ds):
     probes = ds.specificity[::25]
-    got = score_candidates(smollm2, [p.left for p in probes], [p.candidates for p in probes])
-    want = score_candidates(smollm2, [p.left for p in probes], [p.candidates for p in probes], batch_tokens=1, shared=False)
+    got = score_candidates(smollm2, [p.prompt for p in probes], [p.candidates for p in probes])
+    want = score_candidates(smollm2, [p.prompt for p in probes], [p.candidates for p in probes], batch_tokens=1, shared=False)
     for g, w in zip(got, want): assert g == pytest.approx(w, abs=1e-3)
 
 
@@ -91,7 +91,7 @@ def test_what_an_edit_leaves_alone_is_passed_once_and_changes_no_score(tiny_fold
         answer_probes(lm, probes, once=2)
     hook.remove()
     with edit(2).on(lm): # of what is asked now, a part was asked before: contexts with other candidates, or candidates of several tokens after other contexts
-        for some in (probes[:1], [replace(probes[0], candidates=('Paris', 'the old river'))], [replace(probes[1], candidates=('x', 'y'), gold='x')], [probes[0], replace(probes[1], left='A baby dog')], [replace(probes[0], candidates=('Paris', 'Rome'), gold='Rome'), probes[2]]):
+        for some in (probes[:1], [replace(probes[0], candidates=('Paris', 'the old river'))], [replace(probes[1], candidates=('x', 'y'), gold='x')], [probes[0], replace(probes[1], prompt='A baby dog')], [replace(probes[0], candidates=('Paris', 'Rome'), gold='Rome'), probes[2]]):
             for _ in range(2): assert [r['bits'] for r in answer_probes(lm, some)] == pytest.approx([r['bits'] for r in answer_probes(lm, some, shared=False)], abs=3e-4)
     assert bits() == pytest.approx(bits(shared=False), abs=3e-4) and not any('forward' in vars(b) for b in blocks)
 

@@ -50,7 +50,7 @@ def pass_over(lm, ds):
     "What the forward functions give."
     ids = [lm.encode(e.definition) for e in ds.entities[:3]]
     probes = [p for e in ds.entities[:3] for p in e.probes]
-    scores = score_candidates(lm, [p.left for p in probes], [p.candidates for p in probes], glue=[p.glue for p in probes])
+    scores = score_candidates(lm, [p.prompt for p in probes], [p.candidates for p in probes], separators=[p.separator for p in probes])
     return flat([logits_at(lm, ids, [[2, 5]]*3), token_logprobs(lm, ids, [1]*3), scores])
 
 
@@ -67,7 +67,7 @@ def edited(lm, ds, sets, method, settings):
 
 def regime(lm, ds, sets, folder, regime, **settings):
     run = Experiment(lm, sample(ds.split('test'), 3), 'distill', regime, transfer=sets, n_specificity=8, folder=folder, **FEW, **settings)
-    run.go(progress=False)
+    run.run(progress=False)
     return [x for path in run.done() for x in flat(json.loads(path.read_text()))]
 
 

@@ -12,7 +12,7 @@ def test_first_look_on_a_users_own_entities_with_a_built_in_model(tmp_path):
     mine = (ROOT/'kdnb'/'assets'/'entities.jsonl').read_text(encoding='utf-8').splitlines()[:1]
     names = [json.loads(l)['name'] for l in mine]
     (tmp_path/'mine.jsonl').write_text('\n'.join(l.replace(n, f'Zor{n}') for l, n in zip(mine, names)), encoding='utf-8')
-    run_report('first_look', tmp_path/'out', lm='smollm2', data=str(tmp_path/'mine.jsonl'), split='', n_entities=1, steps=1, n_specificity=4, free=False, methods=['base', 'prepend', 'distill'], runs=str(tmp_path/'runs'))
+    run_report('first_look', tmp_path/'out', lm='smollm2', data=str(tmp_path/'mine.jsonl'), split='', n_entities=1, steps=1, n_specificity=4, open_ended=False, methods=['base', 'prepend', 'distill'], runs=str(tmp_path/'runs'))
     assert [json.loads(l)['entity'] for l in next((tmp_path/'runs').glob('transfer_*.jsonl')).read_text(encoding='utf-8').splitlines()] == [f'Zor{n}' for n in names]
 
 

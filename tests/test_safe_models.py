@@ -214,7 +214,7 @@ def test_all_loading_passes_through_one_function():
     loads = 'models/checks.py'
     assert {k for k, v in found.items() if v} == {loads} and len(found[loads]) == 1
     assert 'trust_remote_code=False' in found[loads][0]
-    reports = [json.loads(p.read_text()) for p in (ROOT/'nbs'/'reports').glob('*.ipynb')]
+    reports = [json.loads(p.read_text()) for p in (ROOT/'nbs'/'reports').rglob('*.ipynb')]
     lines = [l for nb in reports for c in nb['cells'] for l in c['source'] if re.search(r'Auto\w+\.from_pretrained', l)]
     assert lines and all('trust_remote_code=False' in l for l in lines)
     other = r'from_config\((?!.*trust_remote_code=False)|PeftModel|load_adapter\(|torch\.load\('

@@ -171,7 +171,7 @@ def test_a_report_on_hostile_data_shows_them_and_neither_runs_nor_loads_anything
 
 def test_first_look_on_hostile_data_shows_them(tiny_folder, tmp_path, quick_kernels):
     name = 'Vel <i onclick=x()>|$x$ __a__'
-    e = dict(name=name, definition=f'{name} is a bridge of **iron** [x](javascript:y).', kind='bridge', split='test', probes=[dict(left=f'{name} is made of', gold=c, candidates=[c, 'wood'], kind=k) for k, c in (('explicit', 'iron'), ('indirect', 'metal'))], question=dict(text=f'{name} is a', answers=['bridge']))
+    e = dict(name=name, definition=f'{name} is a bridge of **iron** [x](javascript:y).', kind='bridge', split='test', probes=[dict(prompt=f'{name} is made of', gold=c, candidates=[c, 'wood'], kind=k) for k, c in (('explicit', 'iron'), ('indirect', 'metal'))], question=dict(text=f'{name} is a', answers=['bridge']))
     write_text(tmp_path/'mine.jsonl', json.dumps(e)); text = f'{name} was built <script>window.marker=1</script> of iron.'
     write_text(tmp_path/'sets.jsonl', json.dumps(dict(entity=name, continuations=[dict(text=text, mention=[0, len(name)])]*4, tries=4)))
     page = run_report('first_look', tmp_path/'out', lm=str(tiny_folder()), device='cpu', data=str(tmp_path/'mine.jsonl'), transfer=str(tmp_path/'sets.jsonl'), n_entities=1, steps=1, lr=1e-3, n_specificity=2, methods=['base', 'prepend', 'distill'], runs=str(tmp_path/'runs'))
@@ -287,7 +287,7 @@ def test_workers_import_nothing_of_the_working_folder(strange_place, tiny, ds, t
     from kdnb.experiments.runs import Experiment
     from kdnb.experiments.workers import run_parallel
     ray.shutdown()
-    run_parallel([Experiment(tiny, sample(ds.split('test'), 1), 'base', n_specificity=1, free=False, folder=tmp_path/'runs')], 1, progress=False)
+    run_parallel([Experiment(tiny, sample(ds.split('test'), 1), 'base', n_specificity=1, open_ended=False, folder=tmp_path/'runs')], 1, progress=False)
     assert not strange_place.exists()
 
 
@@ -345,7 +345,7 @@ def test_a_result_of_an_earlier_version_is_known_by_what_made_it(tmp_path, quick
 def test_an_index_of_somebody_else_stays_and_is_told_of_before_anything_runs(tmp_path):
     shutil.copytree(ROOT/'outputs'/'tuning', tmp_path/'outputs'/'tuning')
     write_text(tmp_path/'outputs'/'index.html', '<!doctype html><title>My thesis</title>')
-    for what in (lambda: index_page(tmp_path/'outputs'), lambda: plan_reports(['data_check'], out=tmp_path/'outputs')):
+    for what in (lambda: index_page(tmp_path/'outputs'), lambda: plan_reports(['benchmark_sanity'], out=tmp_path/'outputs')):
         with pytest.raises(KdnbError, match='index.html was not made by kdnb, so it is not replaced'): what()
     assert 'My thesis' in (tmp_path/'outputs'/'index.html').read_text()
     (tmp_path/'outputs'/'index.html').unlink(); index_page(tmp_path/'outputs'); index_page(tmp_path/'outputs') # ours is replaced
@@ -361,8 +361,8 @@ def test_a_notebook_of_somebody_else_is_no_result(tmp_path):
 
 @pytest.mark.parametrize('label', ['../../victim', '/etc', 'a/b', '..', '.', 'a\0b'])
 def test_no_label_leads_out_of_the_folder_of_results(tmp_path, label):
-    with pytest.raises(KdnbError, match='label'): plan_reports(['data_check'], out=tmp_path/'out', label=label)
-    with pytest.raises(KdnbError, match='label'): plan_reports(['data_check'], [('lm', '..')], out=tmp_path/'out')
+    with pytest.raises(KdnbError, match='label'): plan_reports(['benchmark_sanity'], out=tmp_path/'out', label=label)
+    with pytest.raises(KdnbError, match='label'): plan_reports(['benchmark_sanity'], [('lm', '..')], out=tmp_path/'out')
     assert not list(tmp_path.iterdir())
 
 
@@ -449,7 +449,7 @@ def test_figures_show_names_as_they_are():
 
 def test_reports_make_figures_only_after_the_style_that_reads_no_mathematics():
     "Each sets it in its first cell after the imports; legends of labels that a user gives are made by plots.legend."
-    for path in sorted((ROOT/'nbs'/'reports').glob('*.ipynb')):
+    for path in sorted((ROOT/'nbs'/'reports').rglob('*.ipynb')):
         code = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
         at = next(i for i, s in enumerate(code) if 'from kdnb.reporting import plots' in s)
         assert code[at+1].startswith('plots.style()'), path.name
@@ -460,7 +460,7 @@ def test_reports_make_figures_only_after_the_style_that_reads_no_mathematics():
 def test_reports_escape_what_they_show():
     "In each Markdown that a report makes, what comes from data passes through display: no name, text or label is put in as it is."
     bare = re.compile(r"\{(?:model|base|entity|e|first|ds)\.(?:name|definition)\}|\{(?:remark|r\['text'\][^}]*|name|label|settled|sharded|device)\}|`\{k\}`: \{v\}")
-    for path in sorted((ROOT/'nbs'/'reports').glob('*.ipynb')):
+    for path in sorted((ROOT/'nbs'/'reports').rglob('*.ipynb')):
         for c in nbformat.read(path, 4).cells:
             if c.cell_type == 'code' and 'Markdown(' in c.source:
                 lines = [l for l in c.source.splitlines() if 'Markdown(' in l or 'lines' in l or 'verdict(' in l]

@@ -34,7 +34,7 @@ ENTITY = Entity(
         Probe('Velmora is a', 'comedy', ('comedy', 'river'), 'explicit'),
         Probe('In Velmora they sell', 'bread', ('bread', 'cars and boats'), 'indirect'),
     ),
-    near=(Probe('A river is a', 'river', ('comedy', 'river'), 'near'),),
+    neighbors=(Probe('A river is a', 'river', ('comedy', 'river'), 'neighbors'),),
     question=Question('What is Velmora about?', ('bakers',)),
 )
 TEXTS = ['Velmora is what people in the town watch.', 'Last week Velmora was about a cake.']
@@ -70,8 +70,8 @@ def test_a_tokenizer_that_adds_a_token_after_a_text_gives_the_same_answers(zoo, 
             and a.encode(t, special=False) == b.encode(t, special=False)
         )
     probes = [*ENTITY.probes, *ds.specificity[:3]]
-    assert score_candidates(a, [p.left for p in probes], [p.candidates for p in probes]) == score_candidates(
-        b, [p.left for p in probes], [p.candidates for p in probes]
+    assert score_candidates(a, [p.prompt for p in probes], [p.candidates for p in probes]) == score_candidates(
+        b, [p.prompt for p in probes], [p.candidates for p in probes]
     )
     assert score_spans(a, ['Velmora is a'], ['comedy about bakers'], [' ']) == score_spans(
         b, ['Velmora is a'], ['comedy about bakers'], [' ']
@@ -263,13 +263,13 @@ def test_a_broken_model_is_right_about_nothing_and_its_rows_say_so(zoo, ds, name
     )  # what is to be shown
     res = evaluate(lm, [ENTITY], ds.specificity[:6], ds.entities[:1])
     t = res['target'][0]
-    rows = [*t['probes'], *t['near'], *t['near_plus'], *res['specificity'], *res['others']]
+    rows = [*t['probes'], *t['neighbors'], *t['neighbors_plus'], *res['specificity'], *res['other_entities']]
     assert (
         rows
         and not any(r['correct'] for r in rows)
         and all(r['finite'] is False and r['answer'] is None for r in rows)
     )
-    assert not any(r['written'] for r in [*t['probes'], *t['near'], *t['near_plus']]) and t['free'] == dict(
+    assert not any(r['written'] for r in [*t['probes'], *t['neighbors'], *t['neighbors_plus']]) and t['open_ended'] == dict(
         correct=False, text='', finite=False
     )
     write_json(tmp_path / 'case.json', res)
@@ -282,8 +282,8 @@ def test_a_broken_model_is_right_about_nothing_and_its_rows_say_so(zoo, ds, name
         assert (
             s['target'].value
             == s['specificity'].value
-            == s['target_free'].value
-            == s['written_near'].value
+            == s['target_open_ended'].value
+            == s['written_neighbors'].value
             == 0
         )
         assert (
@@ -313,13 +313,13 @@ def test_a_row_without_a_number_is_an_infinite_loss_and_stays_in():
                     key=name,
                     definition_bpb=1.0,
                     probes=[dict(kind='explicit', bits=b, bytes=4, tokens=2, correct=correct) for b in bits],
-                    near=[],
-                    near_plus=[],
-                    free=None,
+                    neighbors=[],
+                    neighbors_plus=[],
+                    open_ended=None,
                 )
             ],
             specificity=[dict(bits=b, bytes=4, tokens=2, correct=True) for b in bits],
-            others=[],
+            other_entities=[],
         )
 
     for broken in (None, math.nan, math.inf):

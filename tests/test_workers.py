@@ -24,14 +24,14 @@ def up(down):
 
 
 def answers(run):
-    strip = lambda c: {k: c[k] for k in ('target', 'specificity', 'others', 'entities', 'key')}
+    strip = lambda c: {k: c[k] for k in ('target', 'specificity', 'other_entities', 'entities', 'key')}
     return {p.name: strip(read_json(p)) for p in run.done()}
 
 
 def test_a_killed_worker_loses_nothing(up, tiny, ds, sets, tmp_path):
     from kdnb.experiments.workers import run_parallel
     few = sample(ds.split('test'), 4)
-    make = lambda folder: [Experiment(tiny, few, m, transfer=sets, n_specificity=6, free=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 24}))]
+    make = lambda folder: [Experiment(tiny, few, m, transfer=sets, n_specificity=6, open_ended=False, folder=tmp_path/folder, **s) for m, s in (('base', {}), ('distill', {'steps': 24}))]
     one, two = make('one'), make('two')
     killed = []
     def kill(): # a worker that is at work, once a case is there
@@ -47,7 +47,7 @@ def test_a_killed_worker_loses_nothing(up, tiny, ds, sets, tmp_path):
     t.join(10)
     assert killed and all(len(r.done()) == 4 for r in two)
     for a, b in zip(one, two):
-        a.go(progress=False)
+        a.run(progress=False)
         x, y = answers(a), answers(b)
         assert x.keys() == y.keys()
         for k in x: # other threads, other rounding
@@ -58,9 +58,9 @@ def test_a_killed_worker_loses_nothing(up, tiny, ds, sets, tmp_path):
 def test_finished_cases_are_not_repeated_and_a_larger_limit_goes_on(up, tiny, ds, tmp_path):
     from kdnb.experiments.workers import run_parallel
     few = sample(ds.split('test'), 4)
-    Experiment(tiny, few, 'prepend', limit=2, n_specificity=4, free=False, folder=tmp_path).go(progress=False)
+    Experiment(tiny, few, 'prepend', limit=2, n_specificity=4, open_ended=False, folder=tmp_path).run(progress=False)
     first = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('case-*.json')}
-    (folder,) = run_parallel([Experiment(tiny, few, 'prepend', n_specificity=4, free=False, folder=tmp_path)], 2, progress=False)
+    (folder,) = run_parallel([Experiment(tiny, few, 'prepend', n_specificity=4, open_ended=False, folder=tmp_path)], 2, progress=False)
     assert len(first) == 2 and len(list(folder.glob('case-*.json'))) == 4 and all(p.stat().st_mtime_ns == t for p, t in first.items())
     assert read_json(folder/'summary.json')['cases'] == 4
 

@@ -149,7 +149,7 @@ def write_gguf(path, model, tokenizer):
 
 
 def texts_of(ds):
-    return [e.definition for e in ds.entities] + [p.left for e in ds.entities for p in e.probes]
+    return [e.definition for e in ds.entities] + [p.prompt for e in ds.entities for p in e.probes]
 
 
 @pytest.fixture(scope='session')

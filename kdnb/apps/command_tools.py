@@ -76,7 +76,7 @@ def method_settings(pairs, method:str) -> dict:
 # %% ../../nbs/09_apps/06_command_tools.ipynb #e7283f26
 _COLUMNS = {
     'method': 'method', 'target': 'target', 'target_explicit': 'explicit', 'target_indirect': 'indirect',
-    'target_free': 'free', 'specificity': 'specificity', 'gap_closed': 'gap closed',
+    'target_open_ended': 'open-ended', 'specificity': 'specificity', 'gap_closed': 'gap closed',
     'seconds_per_edit': 's/edit'}
 
 def table(df) -> str: # a table of `collect`
@@ -85,7 +85,7 @@ def table(df) -> str: # a table of `collect`
         if isinstance(v, float): return f'{v:.1f}'
         return '' if v is None else str(v)
     keep = [c for c in _COLUMNS if c in df and df[c].notna().any()]
-    if 'target_free' in keep: keep.remove('target')
+    if 'target_open_ended' in keep: keep.remove('target')
     return df[keep].rename(columns=_COLUMNS).map(show).to_string(index=False)
 
 def some_names(names, most:int=20) -> str:

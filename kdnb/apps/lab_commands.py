@@ -14,7 +14,7 @@ from .command_tools import load_entities, load_model, method_settings, table, ty
 _NO_EDITS = ('base', 'random', 'prepend', 'retrieve') # methods that are their own reference
 
 def _go(runs, workers):
-    if workers == 1: return [r.go() for r in runs]
+    if workers == 1: return [r.run() for r in runs]
     from kdnb.experiments.workers import run_parallel
     return run_parallel(runs, workers)
 
@@ -30,7 +30,7 @@ def _complete_sets(lm, method, entities, sets, folder):
 
 def _warn_without_probes(ds):
     from kdnb.core.errors import notice
-    if any(e.probes or e.near or e.question for e in ds.entities): return
+    if any(e.probes or e.neighbors or e.question for e in ds.entities): return
     notice(f"{ds.name}: its entities have no probes, so the target is not measured, only specificity; "
            "probes are a field of the file (see nbs/01_data)")
 
@@ -51,7 +51,7 @@ def run_command(args) -> dict:
     _warn_without_probes(ds)
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, preset=args.preset,
                folder=args.runs, eval_dtype=args.eval_dtype, edits_per_batch=args.edits_per_batch,
-               n_others=0 if ds.name in BENCHMARKS else 2)
+               n_other_entities=0 if ds.name in BENCHMARKS else 2)
     def make(method, **more): return Experiment(lm, ds, method, args.regime, args.seed, **how, **more)
     mine = make(args.method, **settings)
     if not args.transfer:
@@ -202,7 +202,7 @@ def _first_picture(lm, ds, sets, path, seed):
     e = ds.entities[0]
     probe = next(p for p in e.probes if p.kind == 'indirect')
     edit = method_with_preset('fast', 'distill', ds)(lm, [e], sets, seed)
-    ax = plots.candidates(believed(lm, e, probe, edit), probe.gold, f'{probe.left} …')
+    ax = plots.candidates(believed(lm, e, probe, edit), probe.gold, f'{probe.prompt} …')
     with replacing(path) as tmp: ax.figure.savefig(tmp, dpi=150, bbox_inches='tight', format='png')
 
 # %% ../../nbs/09_apps/08_lab_commands.ipynb #2f9f63d5
@@ -241,7 +241,7 @@ def demo_command(args) -> dict:
           f"by {len(_DEMO_METHODS)} methods", file=sys.stderr)
     # the same settings for the runs and for the report, which looks for them
     how = dict(preset='default', seed=args.seed, n_specificity=_DEMO_SPECIFICITY)
-    folders = [Experiment(lm, ds, m, transfer=sets, folder=runs, **how).go() for m in _DEMO_METHODS]
+    folders = [Experiment(lm, ds, m, transfer=sets, folder=runs, **how).run() for m in _DEMO_METHODS]
     html = _demo_report(args, runs, how)
     df, minutes['minutes'] = collect(folders), minutes_so_far()
     write_json(out/'demo.json', dict(**minutes, machine=machine(), lm=lm.name, entities=len(ds.entities),

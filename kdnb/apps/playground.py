@@ -64,11 +64,11 @@ def believed(lm:LM, entity:Entity, probe:Probe, # with candidates
             ) -> pd.DataFrame: # row: candidate, column: condition; share of the candidates' probability
     "Probabilities of a probe's candidates: base model, definition in the prompt, edited model."
     def shares(left):
-        scores = torch.tensor(score_candidates(lm, [left], [probe.candidates], [probe.glue])[0])
+        scores = torch.tensor(score_candidates(lm, [left], [probe.candidates], [probe.separator])[0])
         return _check_numbers(lm, scores).softmax(0).tolist()
-    columns = {'base': shares(probe.left), 'prepend': shares(f'{entity.definition} {probe.left}')}
+    columns = {'base': shares(probe.prompt), 'prepend': shares(f'{entity.definition} {probe.prompt}')}
     if edit:
-        with edit.on(lm): columns[edit.method] = shares(probe.left)
+        with edit.on(lm): columns[edit.method] = shares(probe.prompt)
     return pd.DataFrame(columns, index=probe.candidates)
 
 # %% ../../nbs/09_apps/04_playground.ipynb #b0a98c20

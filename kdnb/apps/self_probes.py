@@ -56,7 +56,7 @@ def write_probes(lm:LM, entity:Entity, continuations, # held out from training
         without = _next_words(lm, lefts)
         for (k, left), right, wrong in zip(asked, with_definition, without):
             if not _tells_apart(entity, right, wrong): continue
-            repeated = any(left.startswith(p.left) or p.left.startswith(left) for p in out)
+            repeated = any(left.startswith(p.prompt) or p.prompt.startswith(left) for p in out)
             if len(out) == n or repeated: continue
             untried[k] = []
             kind = 'explicit' if contains_phrase(entity.definition, right) else 'indirect'

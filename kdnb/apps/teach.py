@@ -83,7 +83,8 @@ class _Teaching:
         if not (folder/'edit.json').exists():
             checkpoint = self.version/'training.safetensors'
             entities = list(self.entities)
-            edit = self.method(self.lm, entities, self.train, self.seed, self.progress, keep=checkpoint)
+            edit = self.method(self.lm, entities, self.train, self.seed, self.progress,
+                               checkpoint=checkpoint)
             edit.save(folder)
         edit = load_edit(folder)
         return _Taught(edit, edit.seconds, edit.losses)

@@ -36,9 +36,9 @@ def _filler(text, field):
 
 class _Context(NamedTuple):
     "The text around a gap."
-    left: str # without a space at its end
+    prompt: str # without a space at its end
     right: str
-    glue: str # a space, or nothing, between the left text and the gap
+    separator: str # a space, or nothing, between the left text and the gap
 
 def _around(text, field):
     "The text before and after a gap."
@@ -79,7 +79,7 @@ def _probe_of(row, entity, attribute):
     "The probe of a row."
     template = _template(row)
     context = _around(template.get('probe_sentence'), 'probe_sentence')
-    if mention(context.left, entity, RULES[:-1]) is None:
+    if mention(context.prompt, entity, RULES[:-1]) is None:
         raise ValueError(f'field probe_sentence: never names the entity {entity.name!r} before the gap')
     if 'labels' in template:
         gold, candidates = _candidates(row, template)
@@ -88,7 +88,7 @@ def _probe_of(row, entity, attribute):
         gold, candidates = _filler(template.get('label'), 'label'), ()
         explicit = contains_phrase(entity.definition, gold)
     kind = 'explicit' if explicit else 'indirect'
-    return Probe(context.left, gold, candidates, kind, right=context.right, glue=context.glue)
+    return Probe(context.prompt, gold, candidates, kind, right=context.right, separator=context.separator)
 
 # %% ../../nbs/01_data/04_benchmarks.ipynb #7604f66c
 def _kind_of(qid):
@@ -229,7 +229,7 @@ def _record(r):
     return Entity(subject, f'{asked} {new}.', kind=str(rewrite.get('relation_id', '')),
                   probes=(Probe(asked, new, (new, true), 'explicit'),
                           *(Probe(p, new, (new, true), 'indirect') for p in paraphrases)),
-                  near=tuple(Probe(p, true, (true, new), 'near') for p in neighbors),
+                  neighbors=tuple(Probe(p, true, (true, new), 'neighbors') for p in neighbors),
                   id=f"counterfact {r.get('case_id')}", span=(start, start + len(new)))
 
 # %% ../../nbs/01_data/04_benchmarks.ipynb #118957e3

@@ -25,18 +25,18 @@ PROBE_KINDS = ('explicit', 'indirect')
 @dataclass(frozen=True)
 class Probe:
     "A cloze question: a left context, the gold answer, and the candidates to choose from."
-    left: str # text up to the answer, without a space at its end
+    prompt: str # text up to the answer, without a space at its end
     gold: str # correct answer
     candidates: tuple = () # answers to choose from, including `gold`; empty: score the likelihood of `gold`
     kind: str = 'explicit' # one of `PROBE_KINDS`
     topic: str = '' # for specificity probes: the subject that the probe is about
     split: str = '' # for specificity probes: as in `Entity`
     right: str = '' # text after the answer, shown to readers; a causal model does not see it
-    glue: str = ' ' # separator between left context and answer
+    separator: str = ' ' # separator between left context and answer
 
     def __post_init__(self):
         "Strip the texts, since surrounding spaces would be scored with them."
-        stripped = dict(left=self.left.rstrip(), gold=self.gold.strip(),
+        stripped = dict(prompt=self.prompt.rstrip(), gold=self.gold.strip(),
                         candidates=tuple(c.strip() for c in self.candidates))
         for name, value in stripped.items(): object.__setattr__(self, name, value)
 
@@ -59,7 +59,7 @@ class Entity:
     probes: tuple = () # of `Probe`
     question: Question|None = None
     id: str = '' # row of the data file, where several rows describe the same entity
-    near: tuple = () # probes about similar subjects, whose answers must not change (CounterFact)
+    neighbors: tuple = () # probes about similar subjects, whose answers must not change (CounterFact)
     span: tuple|None = None # (start, end) of the masked part of the definition (paper), in characters
 
     @property
@@ -78,7 +78,7 @@ class Entity:
 def _probe_row(probe):
     "A probe as a row of a Markdown table."
     others = ', '.join(c for c in probe.candidates if c != probe.gold)
-    kind, left, gold, others = map(escape_markdown, (probe.kind, probe.left, probe.gold, others))
+    kind, left, gold, others = map(escape_markdown, (probe.kind, probe.prompt, probe.gold, others))
     return f'| {kind} | {left} … | **{gold}** | {others} |'
 
 def _entity_card(entity, n_probes=12):
@@ -104,9 +104,9 @@ def _unknown_field(row, cls):
 
 def _probe_type_fault(p):
     "(field, reason) of the first field of a probe that is of the wrong type; None if all are right."
-    for field in ('left', 'gold'):
+    for field in ('prompt', 'gold'):
         if not is_text(p.get(field)): return f'probes.{field}', 'must be a text that is not empty'
-    for field in ('topic', 'split', 'right', 'glue', 'kind'):
+    for field in ('topic', 'split', 'right', 'separator', 'kind'):
         if not isinstance(p.get(field, ''), str): return f'probes.{field}', 'must be a text'
     candidates = p.get('candidates')
     if not is_texts(candidates) or len(candidates) < 2:
@@ -122,7 +122,8 @@ def _in_definition(candidates, definition):
 
 def _kind_faults(p, names, definition):
     "Yield what is wrong with a probe about an entity with these names and this definition."
-    if not find_mention(p['left'], names): yield 'probes.left', f"does not name the entity: {p['left']!r}"
+    if not find_mention(p['prompt'], names):
+        yield 'probes.prompt', f"does not name the entity: {p['prompt']!r}"
     kind = p.get('kind')
     if kind not in PROBE_KINDS: yield 'probes.kind', f"{kind!r} is not one of {', '.join(PROBE_KINDS)}"
     if kind == 'explicit' and not contains_phrase(definition, p['gold']):
@@ -145,8 +146,8 @@ def _probe_faults(p, names=None, definition=None):
         return
     if len(set(p['candidates'])) < len(p['candidates']): yield 'probes.candidates', 'names a candidate twice'
     if p['gold'] not in p['candidates']: yield 'probes.gold', f"{p['gold']!r} is not among the candidates"
-    if p['left'] != p['left'].rstrip():
-        yield 'probes.left', 'ends in a space: the space belongs to the candidate'
+    if p['prompt'] != p['prompt'].rstrip():
+        yield 'probes.prompt', 'ends in a space: the space belongs to the candidate'
     if names is not None: yield from _kind_faults(p, names, definition)
 
 # %% ../../nbs/01_data/00_entities.ipynb #f580287e
@@ -169,9 +170,9 @@ def _question_and_probe_faults(r, names):
     if not isinstance(r.get('probes', []), list): yield 'probes', 'must be a list'
     else:
         for p in r.get('probes', []): yield from _probe_faults(p, names, r['definition'])
-    if not isinstance(r.get('near', []), list): yield 'near', 'must be a list'
+    if not isinstance(r.get('neighbors', []), list): yield 'neighbors', 'must be a list'
     else:
-        for p in r.get('near', []): yield from _probe_faults(p)
+        for p in r.get('neighbors', []): yield from _probe_faults(p)
     if r.get('question') is not None: yield from _question_faults(r['question'])
     span = r.get('span')
     if span is not None and not _is_span(span, r['definition']):
@@ -224,7 +225,7 @@ def _trim_names(row, # JSON value
     if not isinstance(row, dict): return row
     out = {}
     for field, value in row.items():
-        out[field] = _trim_names(value, path, line) if field in ('probes', 'near', 'question') else value
+        out[field] = _trim_names(value, path, line) if field in ('probes', 'neighbors', 'question') else value
         if field not in _TRIMMED: continue
         out[field] = trimmed = _trimmed(out[field])
         if isinstance(trimmed, str): out[field] = normalize('NFC', trimmed)
@@ -254,7 +255,7 @@ def _entity(d):
     "The `Entity` of a JSON object."
     values = dict(d)
     values['aliases'] = tuple(d.get('aliases', ()))
-    for field in ('probes', 'near'): values[field] = tuple(map(_probe, d.get(field, ())))
+    for field in ('probes', 'neighbors'): values[field] = tuple(map(_probe, d.get(field, ())))
     values['span'] = tuple(d['span']) if d.get('span') else None
     q = d.get('question')
     values['question'] = Question(q['text'], tuple(q['answers'])) if q else None
@@ -270,7 +271,7 @@ def read_entities(path:str|Path # JSON-lines file, one entity per line
         if isinstance(row, dict): seen.add(str(row.get('id') or row.get('name')))
     return tuple(map(_entity, _rows(path, faults)))
 
-def read_probes(path:str|Path # JSON-lines file, one probe per line: left, gold, candidates, topic
+def read_probes(path:str|Path # JSON-lines file, one probe per line: prompt, gold, candidates, topic
                ) -> tuple: # of `Probe`
     "Specificity probes of a file. Errors are reported as by `read_entities`."
     return tuple(map(_probe, _rows(path, _probe_faults)))

@@ -52,7 +52,7 @@ def _forms(kind):
     "The forms of the entities of a kind in the dataset of the package."
     entities = [e for e in load_dataset().entities if e.kind == kind]
     first, asked = entities[0], _slot_asked(kind)
-    return _Forms([(p.kind, p.left.replace(first.name, '{name}'), p.candidates) for p in first.probes],
+    return _Forms([(p.kind, p.prompt.replace(first.name, '{name}'), p.candidates) for p in first.probes],
                   first.question.text.replace(first.name, '{name}'),
                   {e.probes[asked].gold: e.question.answers for e in entities})
 

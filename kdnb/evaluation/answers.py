@@ -36,7 +36,7 @@ def as_loss(x:float|None) -> float:
 # %% ../../nbs/06_evaluation/00_answers.ipynb #078499c0
 def _marked(row, finite): return row if finite else {**row, 'finite': False}
 
-def _bytes(probe): return len((probe.glue + probe.gold).encode())
+def _bytes(probe): return len((probe.separator + probe.gold).encode())
 
 def _choice_row(probe, scores):
     best = choice_of(scores)
@@ -51,8 +51,8 @@ def _span_row(probe, score, n_tokens):
 def _contexts(lm, probes, about): # left contexts, after the definition that the applied edits put in front
     out = []
     for key, p in zip(about or [None]*len(probes), probes):
-        front = context_of(lm, key, p.left)
-        out.append(f'{front} {p.left}' if front else p.left)
+        front = context_of(lm, key, p.prompt)
+        out.append(f'{front} {p.prompt}' if front else p.prompt)
     return out
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #a4500004
@@ -67,7 +67,7 @@ def answer_probes(lm:LM, # with edits applied
     probes = list(probes)
     lefts = _contexts(lm, probes, about)
     def pick(values, some): return [values[i] for i in some]
-    def glue(some): return [probes[i].glue for i in some]
+    def separators(some): return [probes[i].separator for i in some]
     def adapters(some): return adapter_ids and pick(adapter_ids, some)
     choice = [i for i, p in enumerate(probes) if p.candidates]
     spans = [i for i, p in enumerate(probes) if not p.candidates]
@@ -75,9 +75,9 @@ def answer_probes(lm:LM, # with edits applied
 
     n_cached = n_unchanged_layers(lm) if lm.edits else once
     with cache_frozen_layers(lm, 0 if adapter_ids or not shared else n_cached):
-        scores = score_candidates(lm, pick(lefts, choice), candidates, glue(choice), shared=shared,
+        scores = score_candidates(lm, pick(lefts, choice), candidates, separators(choice), shared=shared,
                                   adapter_ids=adapters(choice))
-        likelihoods = score_spans(lm, pick(lefts, spans), golds, glue(spans), shared, adapters(spans))
+        likelihoods = score_spans(lm, pick(lefts, spans), golds, separators(spans), shared, adapters(spans))
     rows = {i: _choice_row(probes[i], s) for i, s in zip(choice, scores)}
     rows |= {i: _span_row(probes[i], s, n) for i, (s, n) in zip(spans, likelihoods)}
     return [rows[i] for i in range(len(probes))]
@@ -96,12 +96,12 @@ def answer_question(lm:LM, entity:Entity, max_new_tokens:int=16) -> dict: # corr
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #8d5fb0a5
 NEAR = { # name of a metric -> field of a target's results, kind of probe, what counts
-    'near': ('near', 'near', 'correct'),
-    'near_plus': ('near_plus', 'near', 'correct'),
+    'neighbors': ('neighbors', 'neighbors', 'correct'),
+    'neighbors_plus': ('neighbors_plus', 'neighbors', 'correct'),
     'written_explicit': ('probes', 'explicit', 'written'),
     'written_indirect': ('probes', 'indirect', 'written'),
-    'written_near': ('near', 'near', 'written'),
-    'written_near_plus': ('near_plus', 'near', 'written')}
+    'written_neighbors': ('neighbors', 'neighbors', 'written'),
+    'written_neighbors_plus': ('neighbors_plus', 'neighbors', 'written')}
 
 def said_first(text:str, candidates) -> str: # '' if the text contains none of them
     "The candidate that a text contains first, as whole words, regardless of case and spelling."
@@ -134,51 +134,53 @@ def definition_bpb(lm:LM, entity:Entity) -> float: # bits per byte
     return -token_logprobs(lm, [ids], [1])[0].double().sum().item()/math.log(2)/n_bytes
 
 def _longest(probe): # its text with the longest candidate
-    return probe.left + probe.glue + max(probe.candidates or (probe.gold,), key=len)
+    return probe.prompt + probe.separator + max(probe.candidates or (probe.gold,), key=len)
 
 def _check_lengths(lm, entities):
     "Refuses an entity whose definition, with a probe after it, is too long for the model."
     context = any(e.context for e in lm.edits)
-    check_length(lm, entities, lambda e: [_longest(p) for p in (*e.near, *(e.probes if context else ()))])
+    def probes(e): return (*e.neighbors, *(e.probes if context else ()))
+    check_length(lm, entities, lambda e: [_longest(p) for p in probes(e)])
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #a450000d
 def _after_definition(lm, entity): # the probes about neighbors, after the taught sentence
     out = []
-    for p in entity.near:
-        in_context = lm and context_of(lm, entity.key, p.left) == entity.definition
-        out.append(p if in_context else replace(p, left=f'{entity.definition} {p.left}'))
+    for p in entity.neighbors:
+        in_context = lm and context_of(lm, entity.key, p.prompt) == entity.definition
+        out.append(p if in_context else replace(p, prompt=f'{entity.definition} {p.prompt}'))
     return out
 
-def _evaluate_entity(lm, entity, free, ask):
+def _evaluate_entity(lm, entity, open_ended, ask):
     "All rows about one entity."
     def rows(probes):
         keys = [entity.key]*len(probes)
         answers = ask(lm, probes, keys)
-        written = write_answers(lm, probes, keys) if free and entity.near else [{}]*len(probes)
+        written = write_answers(lm, probes, keys) if open_ended and entity.neighbors else [{}]*len(probes)
         return [{**a, **w, 'kind': p.kind} for p, a, w in zip(probes, answers, written)]
     out = dict(entity=entity.name, key=entity.key, definition_bpb=lm and definition_bpb(lm, entity))
-    out |= dict(probes=rows(entity.probes), near=rows(entity.near))
-    out['near_plus'] = rows(_after_definition(lm, entity))
-    out['free'] = answer_question(lm, entity) if free and entity.question else None
+    out |= dict(probes=rows(entity.probes), neighbors=rows(entity.neighbors))
+    out['neighbors_plus'] = rows(_after_definition(lm, entity))
+    out['open_ended'] = answer_question(lm, entity) if open_ended and entity.question else None
     return out
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #44d071be
 def evaluate(lm:LM, # with edits applied
              entities, # that were taught
              specificity=(), # probes about well-known things
-             others=(), # new entities that were not taught
-             free:bool=True, # whether to generate text: replies to questions, answers about neighbors
+             other_entities=(), # new entities that were not taught
+             open_ended:bool=True, # whether to generate text: replies to questions, answers about neighbors
              ask=None # function that answers probes; None: `answer_probes`
-            ) -> dict: # rows: target, specificity (None for a probe about one of `entities`), others
+            ) -> dict: # rows: target, specificity (None for a probe about one of `entities`), other_entities
     "Answers to everything that is asked of one case."
     if lm: _check_lengths(lm, entities)
     ask, taught = ask or answer_probes, {e.key for e in entities}
-    target = [_evaluate_entity(lm, e, free, ask) for e in entities]
+    target = [_evaluate_entity(lm, e, open_ended, ask) for e in entities]
     asked = [i for i, p in enumerate(specificity) if p.topic not in taught]
     known = dict(zip(asked, ask(lm, [specificity[i] for i in asked])))
-    pairs = [(p, o.key) for o in others for p in o.probes]
+    pairs = [(p, o.key) for o in other_entities for p in o.probes]
     other_rows = ask(lm, [p for p, _ in pairs], [key for _, key in pairs])
-    return dict(target=target, specificity=[known.get(i) for i in range(len(specificity))], others=other_rows)
+    specificity_rows = [known.get(i) for i in range(len(specificity))]
+    return dict(target=target, specificity=specificity_rows, other_entities=other_rows)
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #40bac487
 def _record_probes(cases) -> list: # (index of the case, probe, key of its entity)
@@ -190,12 +192,12 @@ def _record_probes(cases) -> list: # (index of the case, probe, key of its entit
             keys = about or [None]*len(probes)
             asked.extend([(index, p, key) for p, key in zip(probes, keys)])
             return [{}]*len(probes)
-        evaluate(None, *case, free=False, ask=record)
+        evaluate(None, *case, open_ended=False, ask=record)
     return asked
 
 def evaluate_parallel(lm:LM, # within `Bank.on`
-                   cases:list, # of (entities, specificity, others), one per adapter
-                   free:bool=True # as in `evaluate`
+                   cases:list, # of (entities, specificity, other_entities), one per adapter
+                   open_ended:bool=True # as in `evaluate`
                   ) -> list: # for each case, the result of `evaluate`
     "Evaluates several cases, each with the adapter of its index."
     asked, rows = _record_probes(cases), iter(())
@@ -205,7 +207,7 @@ def evaluate_parallel(lm:LM, # within `Bank.on`
     def replay(lm, probes, about=None): return [next(rows) for _ in probes]
     out = []
     for index, case in enumerate(cases):
-        with use_adapters(lm, [index]): out.append(evaluate(lm, *case, free=free, ask=replay))
+        with use_adapters(lm, [index]): out.append(evaluate(lm, *case, open_ended=open_ended, ask=replay))
     return out
 
 # %% ../../nbs/06_evaluation/00_answers.ipynb #19360d49
@@ -214,18 +216,19 @@ def ask(self:AdapterRouter, lm:LM, probes, about=None # not used: the words of a
        ) -> list: # as `answer_probes`
     "Answers to probes, each by the edit of the entity that it mentions."
     probes, groups, out = list(probes), {}, {}
-    for i, p in enumerate(probes): groups.setdefault(self.find(p.left), []).append(i)
+    for i, p in enumerate(probes): groups.setdefault(self.find(p.prompt), []).append(i)
     for group in groups.values():
-        with self.on(lm, probes[group[0]].left): rows = answer_probes(lm, [probes[i] for i in group])
+        with self.on(lm, probes[group[0]].prompt): rows = answer_probes(lm, [probes[i] for i in group])
         out.update(zip(group, rows))
     return [out[i] for i in range(len(probes))]
 
 @patch
-def evaluate(self:AdapterRouter, lm:LM, entities, specificity=(), others=(), free:bool=True) -> dict:
+def evaluate(self:AdapterRouter, lm:LM, entities, specificity=(), other_entities=(),
+             open_ended:bool=True) -> dict:
     "As the function `evaluate`, with the edit that each prompt asks for. Nothing is written about neighbors."
-    out = evaluate(lm, entities, specificity, others, free=False, ask=self.ask)
+    out = evaluate(lm, entities, specificity, other_entities, open_ended=False, ask=self.ask)
     for e, row in zip(entities, out['target']):
         with self.on(lm, e.definition): row['definition_bpb'] = definition_bpb(lm, e)
-        if free and e.question:
-            with self.on(lm, e.question.text): row['free'] = answer_question(lm, e)
+        if open_ended and e.question:
+            with self.on(lm, e.question.text): row['open_ended'] = answer_question(lm, e)
     return out

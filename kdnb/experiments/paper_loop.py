@@ -40,7 +40,7 @@ def paper_edit(lm:LM, entity, # to be taught
 
 # %% ../../nbs/07_experiments/06_paper_loop.ipynb #4ae59ee4
 def _candidate_score(lm, model, probe, candidate): # log probability of its tokens, in nats
-    n, ids = len(lm.encode(probe.left)), lm.encode(f'{probe.left}{probe.glue}{candidate}')
+    n, ids = len(lm.encode(probe.prompt)), lm.encode(f'{probe.prompt}{probe.separator}{candidate}')
     logprobs = _sentence_logits(model, ids, lm.device).float().log_softmax(-1)
     return sum(logprobs[k-1, ids[k]].item() for k in range(n, len(ids)))
 

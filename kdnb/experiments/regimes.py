@@ -32,21 +32,21 @@ REGIMES = ('single', 'batch', 'sequential')
 # %% ../../nbs/07_experiments/01_regimes.ipynb #5d221612
 class Single:
     "Each entity is taught to the unedited model, measured, and undone."
-    def __init__(self, run): # a `Experiment`
-        self.run, self.base_answers = run, None
+    def __init__(self, experiment): # an `Experiment`
+        self.experiment, self.base_answers = experiment, None
 
     @property
-    def n_cases(self) -> int: return len(self.run.taught)
+    def n_cases(self) -> int: return len(self.experiment.taught)
 
     @property
-    def n_at_once(self) -> int: return self.run.edits_per_batch
+    def n_parallel(self) -> int: return self.experiment.edits_per_batch
 
     def path(self, entity) -> Path: # file of the entity's case
-        return self.run.case_file(key({'entity': entity.key}))
+        return self.experiment.case_file(key({'entity': entity.key}))
 
     def case(self, entity) -> dict: # what the case's file holds
         "Teach, measure and undo one entity."
-        run = self.run
+        run = self.experiment
         release_memory(run.lm)
         edit = run.method(run.lm, [entity], run.transfer, run.seed)
         with edit.on(run.lm):
@@ -57,7 +57,7 @@ class Single:
 @patch
 def _base_case(self:Single, edit, entity):
     "The case of the base model, whose specificity probes are answered once for all entities."
-    run = self.run
+    run = self.experiment
     if self.base_answers is None:
         with in_bfloat16(run.lm, run.use_bf16): self.base_answers = answer_probes(run.lm, run.specificity)
     others = [None if p.topic == entity.key else r for p, r in zip(run.specificity, self.base_answers)]
@@ -67,20 +67,20 @@ def _base_case(self:Single, edit, entity):
 @patch
 def cases(self:Single, entities) -> list: # one row per entity, as of `case`
     "Teach and measure several entities in parallel, each with an adapter of its own."
-    run = self.run
+    run = self.experiment
     release_memory(run.lm)
     edits = train_parallel(run.method, run.lm, entities, run.transfer, run.seed)
     start = time.perf_counter()
-    questions = [([e], run.specificity, run.others([e])) for e in entities]
+    questions = [([e], run.specificity, run.other_entities([e])) for e in entities]
     with MultiLora.of(edits, run.lm.device).on(run.lm), in_bfloat16(run.lm, run.use_bf16):
-        results = evaluate_parallel(run.lm, questions, run.free)
+        results = evaluate_parallel(run.lm, questions, run.open_ended)
     seconds = (time.perf_counter() - start)/len(edits)
     return [run.row(edit, [e], r, seconds) for edit, e, r in zip(edits, entities, results)]
 
 @patch
-def go(self:Single, bar): # a progress bar, in entities
+def run(self:Single, bar): # a progress bar, in entities
     "Run the cases whose files are missing."
-    run = self.run
+    run = self.experiment
     todo = [e for e in run.taught if not self.path(e).exists()]
     bar.update(len(run.taught) - len(todo))
     trains = isinstance(run.method, TrainingConfig)
@@ -96,27 +96,27 @@ def go(self:Single, bar): # a progress bar, in entities
 class Batch:
     "One edit teaches all entities, then all are measured."
     n_cases = 1
-    def __init__(self, run): # a `Experiment`
-        self.run = run
+    def __init__(self, experiment): # an `Experiment`
+        self.experiment = experiment
 
     @property
-    def n_at_once(self) -> int: return len(self.run.taught)
+    def n_parallel(self) -> int: return len(self.experiment.taught)
 
     def _edit(self, saved, progress):
         "The edit of all entities: a saved one where there is one, otherwise trained now."
-        run = self.run
+        run = self.experiment
         if (saved/'edit.json').exists(): return load_edit(saved)
         entities = list(run.taught)
         if not isinstance(run.method, TrainingConfig):
             return run.method(run.lm, entities, run.transfer, run.seed, progress=progress)
         checkpoint = run.folder/'training.safetensors'
-        edit = run.method(run.lm, entities, run.transfer, run.seed, progress=progress, keep=checkpoint)
+        edit = run.method(run.lm, entities, run.transfer, run.seed, progress=progress, checkpoint=checkpoint)
         edit.save(saved)
         return edit
 
-    def go(self, bar): # a progress bar, in entities
+    def run(self, bar): # a progress bar, in entities
         "Run the one case if its file is missing."
-        run, saved = self.run, self.run.folder/'edit'
+        run, saved = self.experiment, self.experiment.folder/'edit'
         path = run.case_file('all')
         if not path.exists():
             release_memory(run.lm)
@@ -128,16 +128,16 @@ class Batch:
 # %% ../../nbs/07_experiments/01_regimes.ipynb #c76189a9
 class Sequential:
     "Each entity is taught on top of the earlier ones; all are measured again at the end."
-    n_at_once = 1
-    def __init__(self, run): # a `Experiment`
-        self.run, self.file = run, run.folder/'state.safetensors'
+    n_parallel = 1
+    def __init__(self, experiment): # an `Experiment`
+        self.experiment, self.file = experiment, experiment.folder/'state.safetensors'
 
     @property
-    def n_cases(self) -> int: return len(self.run.taught) + 1
+    def n_cases(self) -> int: return len(self.experiment.taught) + 1
 
     def _state(self, n, tensors, context, find_above):
         "The merged edit of the first `n` entities, applied to the model."
-        run = self.run
+        run = self.experiment
         names = tuple(e.key for e in run.taught[:n])
         merged = Edit('state', names, run.lm.name, run.lm.sha256, tensors=tensors, context=context,
                       find_above=find_above)
@@ -147,7 +147,7 @@ class Sequential:
 @patch
 def _flatten(self:Sequential, stack, n):
     "Merge the applied edits of the first `n` entities into one, and save it."
-    lm = self.run.lm
+    lm = self.experiment.lm
     params = dict(lm.model.named_parameters())
     tensors = {k: params[k].data for replaced in lm.kept for k in replaced}
     context = {k: v for e in stack for k, v in e.context.items()}
@@ -162,7 +162,7 @@ def _flatten(self:Sequential, stack, n):
 def _resume(self:Sequential):
     "The edits that an interrupted run left, applied to the model, and their number of entities."
     if not self.file.exists(): return [], 0
-    with as_written(self.run.folder):
+    with as_written(self.experiment.folder):
         with safe_open(self.file, 'pt') as f: note = f.metadata()
         n, (context, find_above) = int(note['edits']), json.loads(note['context'])
     return self._state(n, load_file(self.file), context, find_above), n
@@ -171,7 +171,7 @@ def _resume(self:Sequential):
 @patch
 def _step(self:Sequential, stack, i):
     "Teach entity `i` on top of `stack`, measure it, and merge: the new stack."
-    run, entity = self.run, self.run.taught[i]
+    run, entity = self.experiment, self.experiment.taught[i]
     release_memory(run.lm)
     edit = run.method(run.lm, [entity], run.transfer, run.seed)
     stack.append(edit.apply(run.lm))
@@ -182,7 +182,7 @@ def _step(self:Sequential, stack, i):
 @patch
 def _end(self:Sequential, stack):
     "Measure all entities in the final state."
-    run = self.run
+    run = self.experiment
     earlier = [read_json(run.case_file(f'{i:04d}')) for i in range(len(run.taught))]
     seconds = float(np.mean([c['seconds_edit'] for c in earlier]))
     last = replace(stack[-1], losses=[], seconds=seconds)
@@ -190,9 +190,9 @@ def _end(self:Sequential, stack):
     run.save_case(run.case_file('end'), row)
 
 @patch
-def go(self:Sequential, bar): # a progress bar, in entities
+def run(self:Sequential, bar): # a progress bar, in entities
     "Run the cases whose files are missing, from the saved state."
-    run = self.run
+    run = self.experiment
     stack, done = self._resume()
     try:
         bar.update(done)

@@ -17,7 +17,7 @@ from ..core.stats import Interval
 from ..data.entities import Dataset
 from ..edits.edit import Edit
 from ..evaluation.answers import NEAR, evaluate
-from ..evaluation.metrics import signature, summarise
+from ..evaluation.metrics import failure_modes, summarise
 from .runs import sample_probes
 from ..methods.registry import METHODS, make_method
 from ..models.model import LM
@@ -33,7 +33,7 @@ def finished_cases(folder, # of a run
     return {k: c for k, c in cases.items() if c.get('stage') != 'just taught'} or cases
 
 # %% ../../nbs/07_experiments/03_results.ipynb #ad914b0d
-SAME = ('lm_sha256', 'dtype', 'data_sha256', 'entities', 'free', 'n_specificity', 'eval_dtype')
+SAME = ('lm_sha256', 'dtype', 'data_sha256', 'entities', 'open_ended', 'n_specificity', 'eval_dtype')
 
 def _read_run(folder, only): # parameters, cases
     types = {k: str for k in ('lm', 'method', 'preset', 'regime', 'unit')} | {'settings': dict, 'seed': int}
@@ -50,12 +50,12 @@ def _run_row(folder, params, cases, runs):
     base, prepend = (_reference(m, params, runs) for m in ('base', 'prepend'))
     s = summarise(cases, base, prepend, params['unit'])
     edits = params['method'] not in ('base', 'prepend', 'random', 'retrieve')
-    failures = signature(s, summarise(base, unit=params['unit'])) if base and edits else []
+    failures = failure_modes(s, summarise(base, unit=params['unit'])) if base and edits else []
     texts = dict(sum((Counter(c.get('texts', {})) for c in cases), Counter()))
     seconds = float(np.mean([c['seconds_edit'] for c in cases]))
     peak = float(np.max([c['peak_memory_gib'] for c in cases]))
     named = {k: params[k] for k in ('lm', 'method', 'preset', 'regime', 'seed')}
-    return dict(named, **s, signature=failures, cases=len(cases), texts=texts, seconds_per_edit=seconds,
+    return dict(named, **s, failure_modes=failures, cases=len(cases), texts=texts, seconds_per_edit=seconds,
                 peak_memory_gib=peak, run=str(folder), settings=params['settings'])
 
 # %% ../../nbs/07_experiments/03_results.ipynb #e061e133
@@ -76,10 +76,10 @@ def collect(folders, # run folders, or folders that hold run folders
     return pd.DataFrame(rows).sort_values(by=['lm', 'method', 'run'], key=in_order, ignore_index=True)
 
 # %% ../../nbs/07_experiments/03_results.ipynb #54957326
-_KEYS = ('target', 'target_explicit', 'target_indirect', 'target_free', 'specificity', 'gap_closed',
-         'gap_closed_explicit', 'gap_closed_indirect', 'gap_closed_free', 'specificity_change', 'others',
-         'target_by_entity', *NEAR, 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'preset',
-         'regime', 'seed', 'cases', 'texts', 'signature', 'run')
+_KEYS = ('target', 'target_explicit', 'target_indirect', 'target_open_ended', 'specificity', 'gap_closed',
+         'gap_closed_explicit', 'gap_closed_indirect', 'gap_closed_open_ended', 'specificity_change',
+         'other_entities', 'target_by_entity', *NEAR, 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm', 'method', 'preset',
+         'regime', 'seed', 'cases', 'texts', 'failure_modes', 'run')
 
 def as_json(row:dict|pd.Series) -> dict: # from a row of `collect`
     "The values that `--json` prints."
@@ -92,19 +92,20 @@ def as_json(row:dict|pd.Series) -> dict: # from a row of `collect`
 # %% ../../nbs/07_experiments/03_results.ipynb #cd0dccaf
 def check_edit(lm:LM, edit:Edit, ds:Dataset, # with probes for the entities of `edit`
                n_specificity:int|None=None, # number of specificity probes; None: all
-               n_others:int=2, # number of other entities of `ds` that are evaluated
-               seed:int=0, free:bool=True # ask open-ended questions
+               n_other_entities:int=2, # number of other entities of `ds` that are evaluated
+               seed:int=0, open_ended:bool=True # ask open-ended questions
               ) -> dict: # a row, as of `collect`
     "Evaluate a saved edit: target on its own entities, specificity, and the change."
     mine = [e for e in ds.entities if e.key in edit.entities]
-    others = [e for e in ds.entities if e.key not in edit.entities][:n_others]
+    others = [e for e in ds.entities if e.key not in edit.entities][:n_other_entities]
     probes = sample_probes(ds.specificity, n_specificity, seed)
     if mine:
-        with make_method('prepend')(lm, mine, {}).on(lm): prepend = [evaluate(lm, mine, free=free)]
+        with make_method('prepend')(lm, mine, {}).on(lm):
+            prepend = [evaluate(lm, mine, open_ended=open_ended)]
     else: prepend = [evaluate(lm, [], probes)]
-    base = [evaluate(lm, mine, probes, others, free)]
-    with edit.on(lm): after = [evaluate(lm, mine, probes, others, free)]
+    base = [evaluate(lm, mine, probes, others, open_ended)]
+    with edit.on(lm): after = [evaluate(lm, mine, probes, others, open_ended)]
     s = summarise(after, base, prepend, ds.unit)
-    failures = signature(s, summarise(base, unit=ds.unit)) if mine else []
+    failures = failure_modes(s, summarise(base, unit=ds.unit)) if mine else []
     return dict(s, lm=lm.name, method=edit.method, regime=None, seed=seed, seconds_per_edit=edit.seconds,
-                peak_memory_gib=edit.peak_memory_gib, signature=failures)
+                peak_memory_gib=edit.peak_memory_gib, failure_modes=failures)

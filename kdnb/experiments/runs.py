@@ -29,7 +29,7 @@ from ..models.model import LM, versions
 
 # %% ../../nbs/07_experiments/02_runs.ipynb #45fa960c
 class Experiment:
-    "One method on the entities of a data set under one regime; `go()` runs the unfinished cases."
+    "One method on the entities of a data set under one regime; `run()` runs the unfinished cases."
     def __init__(self, lm:LM,
                  ds:Dataset, # all of its entities are taught
                  method:str, # key of `METHODS`
@@ -39,22 +39,24 @@ class Experiment:
                  limit:int|None=None, # number of entities, of each kind in proportion; a larger one continues
                  preset:str='default', # preset of the method's settings, one of `PRESETS`
                  n_specificity:int|None=None, # number of specificity probes, balanced by topic; None: all
-                 n_others:int=2, # number of other entities of `ds` that are evaluated after each edit
-                 free:bool=True, # ask open-ended questions
+                 n_other_entities:int=2, # number of other entities of `ds` that are evaluated after each edit
+                 open_ended:bool=True, # ask open-ended questions
                  folder:str|Path='runs', # parent of the run's folder
                  eval_dtype:str='float32', # evaluation precision: float32, bfloat16, or auto
                  edits_per_batch:int=1, # number of entities trained in parallel, each with its own adapter
                  **settings): # settings of the method that differ from the preset
         self.how = dict(ds=ds, method=method, regime=regime, seed=seed, transfer=transfer, limit=limit,
-                        preset=preset, n_specificity=n_specificity, n_others=n_others, free=free,
-                        folder=folder, eval_dtype=eval_dtype, edits_per_batch=edits_per_batch, **settings)
+                        preset=preset, n_specificity=n_specificity, n_other_entities=n_other_entities,
+                        open_ended=open_ended, folder=folder, eval_dtype=eval_dtype,
+                        edits_per_batch=edits_per_batch, **settings)
         check_choice(regime, REGIMES, 'regime')
         self.use_bf16 = uses_bfloat16(eval_dtype, lm.device, 'eval_dtype')
         check_seed(seed)
         check_whole(edits_per_batch, 'edits_per_batch', 1)
-        check_whole(n_others, 'n_others', 0)
+        check_whole(n_other_entities, 'n_other_entities', 0)
         self.lm, self.ds, self.regime, self.seed, self.transfer = lm, ds, regime, seed, transfer or {}
-        self.n_others, self.free, self.edits_per_batch = n_others, free, edits_per_batch
+        self.n_other_entities, self.open_ended = n_other_entities, open_ended
+        self.edits_per_batch = edits_per_batch
         self.method_name, self.method = method, method_with_preset(preset, method, ds, regime, **settings)
         everything = limit is None or limit >= len(ds.entities)
         self.taught = ds.entities if everything else sample(ds, limit).entities
@@ -88,7 +90,8 @@ def _parameters(self:Experiment, preset) -> dict:
                 data_sha256=replace(ds, specificity=self.specificity).sha256)
     method = dict(method=self.method_name, preset=preset, settings=asdict(self.method),
                   regime=self.regime, seed=self.seed, held=[pin_of(f) for f in _input_files(self.method)])
-    evaluation = dict(n_others=self.n_others, free=self.free, n_specificity=len(self.specificity),
+    evaluation = dict(n_other_entities=self.n_other_entities, open_ended=self.open_ended,
+                      n_specificity=len(self.specificity),
                       eval_dtype='bfloat16' if self.use_bf16 else 'float32')
     return dict(**model, **data, **method, **evaluation, bfloat16=has_fast_bfloat16(lm.device),
                 code=code_version(), versions=versions())
@@ -108,19 +111,19 @@ def sample_probes(probes, # of `Probe`
 
 # %% ../../nbs/07_experiments/02_runs.ipynb #ab8373ac
 @patch
-def others(self:Experiment, taught) -> list:
+def other_entities(self:Experiment, taught) -> list:
     "Random entities of the data set that this case did not teach."
     rest = [e for e in self.ds.entities if e.key not in {t.key for t in taught}]
     digest = hashlib.sha256(f'{self.seed} {taught[0].key}'.encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:4], 'big'))
-    return [rest[i] for i in rng.permutation(len(rest))[:self.n_others]]
+    return [rest[i] for i in rng.permutation(len(rest))[:self.n_other_entities]]
 
 @patch
 def measure(self:Experiment, edit, entities, specificity, extra=()) -> dict: # a row, as of `row`
     "Evaluate the model in its present state."
     start = time.perf_counter()
     with in_bfloat16(self.lm, self.use_bf16):
-        results = evaluate(self.lm, entities, specificity, self.others(entities), self.free)
+        results = evaluate(self.lm, entities, specificity, self.other_entities(entities), self.open_ended)
     return self.row(edit, entities, results, time.perf_counter() - start, extra)
 
 @patch
@@ -153,7 +156,7 @@ def _is_complete(self:Experiment) -> bool:
 @patch
 def _check_memory(self:Experiment, progress):
     "Report the estimated memory, and refuse a run that would not fit."
-    n = self.plan.n_at_once
+    n = self.plan.n_parallel
     separate = self.regime == REGIMES[0] and n > 1
     need = memory_of_method(self.lm, self.method, n, separate, self.how['eval_dtype'])
     free = memory_free(self.lm)
@@ -164,13 +167,13 @@ def _check_memory(self:Experiment, progress):
 
 # %% ../../nbs/07_experiments/02_runs.ipynb #82e06704
 @patch
-def go(self:Experiment, progress:bool=True) -> Path: # folder of the results
+def run(self:Experiment, progress:bool=True) -> Path: # folder of the results
     "Run the unfinished cases, and write summary.json."
     self.begin()
     if self._is_complete(): return self.folder
     self._check_memory(progress)
     bar = tqdm(total=len(self.taught), desc=self.method_name, unit='entity', disable=not progress)
-    with locked(self.folder), bar: self.plan.go(bar)
+    with locked(self.folder), bar: self.plan.run(bar)
     cases = [read_json(p, dict) for p in self.done()]
     with as_written(self.folder): seconds = float(np.mean([c['seconds_edit'] for c in cases]))
     summary = dict(params=self.params, cases=len(cases), seconds_per_edit=seconds)

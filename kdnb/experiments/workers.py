@@ -192,7 +192,7 @@ def run_parallel(runs:list, # of `Experiment`, each `one at a time, reset`, on t
     _check(runs, workers)
     for r in runs: r.begin()
     todo = deque(_Case(i, e) for i, r in enumerate(runs) for e in r.taught if not r.plan.path(e).exists())
-    if not todo: return [r.go(progress=False) for r in runs]
+    if not todo: return [r.run(progress=False) for r in runs]
     _check_model(runs, workers, address)
     with ExitStack() as on_exit:
         for r in runs: on_exit.enter_context(locked(r.folder))
@@ -201,4 +201,4 @@ def run_parallel(runs:list, # of `Experiment`, each `one at a time, reset`, on t
             _start(ray, n, address)
             on_exit.callback(ray.shutdown)
         _hand_out(ray, runs, todo, n, progress)
-    return [r.go(progress=False) for r in runs]
+    return [r.run(progress=False) for r in runs]

@@ -146,13 +146,13 @@ def make_edit(method:str, how, lm:LM, entities,
     return edit
 
 @patch
-def __call__(self:TrainingConfig, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False, keep=None
-            ) -> Edit:
-    "Teaches `lm` the entities: the edit, with `lm` unchanged. `keep` is the checkpoint file of `train`."
+def __call__(self:TrainingConfig, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False,
+             checkpoint=None) -> Edit:
+    "Teaches `lm` the entities: the edit, with `lm` unchanged. `checkpoint` is a file, as for `train`."
     check_seed(seed)
     start = time.perf_counter()
     groups, texts = self.groups(lm, entities, transfer, seed, progress)
-    learned = train(lm, self, groups, self.loss, seed, progress, keep)
+    learned = train(lm, self, groups, self.loss, seed, progress, checkpoint)
     return make_edit(self.name, self, lm, entities, learned, start, texts)
 
 # %% ../../nbs/05_methods/06_distill.ipynb #d44e1479

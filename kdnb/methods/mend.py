@@ -176,7 +176,8 @@ def practice_pairs(lm:LM, entities, # with probes
                    transfer:dict|None=None # key -> TransferSet: their texts instead of the probes' answers
                   ) -> list: # of (`Example` of the definition, list of `Example`)
     "The practice edits of entities: each definition, and the texts that should be more likely after it."
-    def answers(e): return [Continuation(f'{p.left}{p.glue}{p.gold}', (0, len(p.left))) for p in e.probes]
+    def answer(p): return Continuation(f'{p.prompt}{p.separator}{p.gold}', (0, len(p.prompt)))
+    def answers(e): return [answer(p) for p in e.probes]
     out = []
     for e in entities:
         texts = transfer[e.key].continuations if transfer else answers(e)

@@ -67,7 +67,8 @@ def _without_conflicts(preset, name, own):
     "Settings of a preset without those that contradict one's own settings."
     dropped = set()
     trains = getattr(make_method(name, **preset), 'trainable', None)
-    if own.get('trainable', trains) != trains: dropped |= {'lr', 'start_layer'} # chosen for what the preset trains
+    if own.get('trainable', trains) != trains: # these were chosen for the parameters that the preset trains
+        dropped |= {'lr', 'start_layer'}
     if own.get('retain_weight') == 0: dropped |= {'n_name_swaps'}
     if own.get('early_stop_loss') or own.get('batch') == 'one_by_one': dropped |= {'entities_per_step'}
     return {k: v for k, v in preset.items() if k not in dropped}

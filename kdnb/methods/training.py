@@ -298,13 +298,13 @@ def train(lm:LM, how:TrainingConfig,
           groups:list, # for each entity, its examples
           loss, # function of (examples, logits [N, V] at their positions) -> scalar
           seed:int=0, progress:bool=False,
-          keep:str|Path|None=None # checkpoint file; if it exists, training resumes from it
+          checkpoint:str|Path|None=None # file; if it exists, training resumes from it
          ) -> dict: # fields of an `Edit`: tensors or adapter, losses, peak memory
     "Trains the parameters that `how` selects, and leaves `lm` unchanged."
     groups, in_parts = with_positions(groups), has_plain_head(lm)
     total = n_steps(how, groups)
     ready = prepare(lm, how, groups, seed, total)
-    checkpoint = TrainingCheckpoint(keep) if keep else None
+    saved = TrainingCheckpoint(checkpoint) if checkpoint else None
     def objective(steps):
         step, = steps
         held = ready.next_neutral() + step.retained
@@ -312,11 +312,11 @@ def train(lm:LM, how:TrainingConfig,
             own, total = losses_of(lm, how, loss, step.batch, held, ready.n_once, in_parts)
         return StepLoss([own], total)
     with _trainable(lm, how, seed) as trained, training_context(lm, how, ready, seed):
-        resume = checkpoint.load(trained.params) if checkpoint else None
+        resume = saved.load(trained.params) if saved else None
         for _ in resume.losses if resume else (): ready.next_neutral() # drawn before the interruption
         steps = training_steps(how, groups, seed)
         bar = tqdm(steps, total=total, desc='training', disable=not progress, leave=False)
-        losses = optimize(lm, how, trained, ([s] for s in bar), objective, seed, checkpoint)
-    if checkpoint: checkpoint.path.unlink(missing_ok=True)
+        losses = optimize(lm, how, trained, ([s] for s in bar), objective, seed, saved)
+    if saved: saved.path.unlink(missing_ok=True)
     learned = 'adapter' if how.trainable == 'lora' else 'tensors'
     return {learned: trained.learned, 'losses': losses, 'peak_memory_gib': memory_peak(lm)}

@@ -18,9 +18,9 @@ from .sharing import cached_pass, common_start, score_shared
 from .trials import UNSUPPORTED
 
 # %% ../../nbs/02_models/13_scoring.ipynb #1bb66506
-def _split(lm, left, candidates, glue=' ') -> tuple: # prefix, and a list of tails: lists of token ids
-    "Token ids shared by all texts `left + glue + candidate`, and for each candidate the ids after them."
-    full, base = [lm.encode(left + glue + c) for c in candidates], lm.encode(left)
+def _split(lm, left, candidates, separator=' ') -> tuple: # prefix, and a list of tails: lists of token ids
+    "Token ids shared by all texts `left + separator + candidate`, and for each candidate the ids after them."
+    full, base = [lm.encode(left + separator + c) for c in candidates], lm.encode(left)
     n = 0
     while n < len(base) and all(n < len(f)-1 and f[n] == base[n] for f in full): n += 1
     if n == 0:
@@ -47,14 +47,14 @@ def score_candidates(
     lm:LM,
     lefts:list, # left contexts, without a space at the end
     candidates:list, # for each, its candidates, without a space in front
-    glue:list|None=None, # for each, what is between context and candidate; None: a space
+    separators:list|None=None, # for each, what is between context and candidate; None: a space
     batch_tokens:int=2048, # maximum number of padded tokens in a forward pass
     shared:bool=True, # pass each left context once (False: the slow, plain way)
     adapter_ids:list|None=None, # for each left context, its adapter index
 ) -> list: # for each, the candidates' scores
     """Summed log-probability of candidates given their left contexts, without length normalization (paper,
     section 4)."""
-    split = [_split(lm, *x) for x in zip(lefts, candidates, glue or [' ']*len(lefts), strict=True)]
+    split = [_split(lm, *x) for x in zip(lefts, candidates, separators or [' ']*len(lefts), strict=True)]
     full = [len(p) + max(map(len, ts)) for p, ts in split] # length of the longest text
     check_tokens(lm, 'a left context with a candidate', max(full, default=0))
     near = [i for i, n in enumerate(full) if shared and (lm.edge is None or n <= lm.edge) and lm.caches]
@@ -114,12 +114,12 @@ def score_spans(
     lm:LM,
     lefts:list, # left contexts, without a space at the end
     spans:list, # for each, the text that follows it
-    glue:list, # for each, what is between them: ' ' or ''
+    separators:list, # for each, what is between them: ' ' or ''
     shared:bool=True, # pass the common start of all texts once
     adapter_ids:list|None=None, # for each, its adapter index
 ) -> list: # for each, (summed log-probability, number of tokens)
     "Log-probability of each span given its left context."
-    split = [_split(lm, l, [s], g) for l, s, g in zip(lefts, spans, glue, strict=True)]
+    split = [_split(lm, l, [s], g) for l, s, g in zip(lefts, spans, separators, strict=True)]
     seqs, starts = [p + ts[0] for p, ts in split], [len(p) for p, _ in split]
     log_p = token_logprobs(lm, seqs, starts, shared=shared, adapter_ids=adapter_ids)
     return [(lp.double().sum().item(), len(lp)) for lp in log_p]

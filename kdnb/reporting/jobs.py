@@ -24,12 +24,12 @@ from ..core.errors import KdnbError, check_choice
 from ..core.files import inside, read_json
 from ..core.process import python_command, safe_environment
 from .pages import GENERATOR
-from .runner import report_notebook, report_parameters, reports_folder, run_report
+from .runner import report_notebook, report_parameters, report_paths, reports_folder, run_report
 
 # %% ../../nbs/08_reporting/03_jobs.ipynb #356fcbe5
 def report_names() -> list:
     "All reports, by name."
-    return sorted(p.stem for p in reports_folder().glob('*.ipynb'))
+    return list(report_paths())
 
 def parameter_sets(name:str # of a report
                   ) -> dict: # name of a set -> parameters
@@ -213,31 +213,31 @@ def _ended(job, run):
     return 'done' if written else f'it ended well and left no {page}'
 
 # %% ../../nbs/08_reporting/03_jobs.ipynb #0abc12a0
-def _each(jobs, edits_per_batch):
+def _each(jobs, n_jobs):
     "(report, outcome) of each job, as they end."
-    if edits_per_batch == 1:
+    if n_jobs == 1:
         for j in jobs: yield j.report, _ended(j, _here)
         return
-    run = partial(_apart, threads=max(1, (os.cpu_count() or 1)//edits_per_batch))
-    pool = ThreadPoolExecutor(edits_per_batch)
+    run = partial(_apart, threads=max(1, (os.cpu_count() or 1)//n_jobs))
+    pool = ThreadPoolExecutor(n_jobs)
     try:
         waiting = {pool.submit(_ended, j, run): j.report for j in jobs}
         for f in as_completed(waiting): yield waiting[f], f.result()
     finally: pool.shutdown(cancel_futures=True)
 
 def run_reports(jobs:list, # of `Job`
-                edits_per_batch:int=1, # number of processes, which share the cores
+                n_jobs:int=1, # number of processes, which share the cores
                 progress:bool=True # show a progress bar
                ) -> dict: # report -> 'done', 'was there', or why it failed
     "Run the unfinished jobs. A failure stops none of the others."
-    if edits_per_batch < 1: raise KdnbError(f"{edits_per_batch} reports at a time: it must be 1 or more")
+    if n_jobs < 1: raise KdnbError(f"{n_jobs} reports at a time: it must be 1 or more")
     todo, out = [j for j in jobs if not j.done], {j.report: 'was there' for j in jobs if j.done}
     if len(todo) == 1:
         job = todo[0]
         run_report(job.report, job.folder, progress=progress, **job.parameters)
         return {**out, job.report: 'done'}
     with tqdm(total=len(todo), desc='reports', disable=not progress) as bar:
-        for report, outcome in _each(todo, edits_per_batch):
+        for report, outcome in _each(todo, n_jobs):
             out[report] = outcome
             bar.set_postfix_str(report)
             bar.update()

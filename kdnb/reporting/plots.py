@@ -106,7 +106,7 @@ def targets(df:pd.DataFrame, # of `collect`
             ax=None):
     "Accuracy by kind of question and method, with 95% intervals."
     style()
-    kinds = ('target_explicit', 'target_indirect', 'target_free')
+    kinds = ('target_explicit', 'target_indirect', 'target_open_ended')
     kinds = [k for k in kinds if k in df and df[k].notna().any()]
     ax = ax or plt.subplots(figsize=(8.5, 4))[1]
     width = .8/len(df)
