@@ -1,7 +1,7 @@
 """README.md is nbs/index.ipynb as Markdown. `python tests/readme.py --write` writes it; the tests compare.
 
-Numbers are filled in: `{{REPORT/LABEL: CLAIM}}` becomes the figures of the verdict whose claim begins so,
-from the committed run of that report, and `{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json,
+Numbers are filled in: `{{REPORT/LABEL: NAME}}` becomes the figures of the claim REPORT.NAME of the committed run of that
+report, `{{REPORT/LABEL: NAME method=distill}}` those of the one with this value, and `{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json,
 `{{FILE.json: KEY|.1f}}` with a format."""
 import json, re, sys
 from pathlib import Path
@@ -16,7 +16,13 @@ def figures(place:str, claim:str) -> str:
         path, _, spec = claim.partition('|')
         for key in path.split('.'): value = value[int(key) if isinstance(value, list) else key]
         return format(value, spec)
+    from kdnb.reporting.claims import read_claims
     from kdnb.reporting.gallery import results, verdicts
+    name, _, asked = claim.partition(' ')
+    report, (key, _, value) = place.partition('/')[0], asked.partition('=')
+    ours = [c for c in read_claims(ROOT/'outputs'/place/'results.json') if c.id == f'{report}.{name}']
+    ours = [c for c in ours if not key or str(c.values.get(key)) == value]
+    if len(ours) == 1: return ours[0].figures
     result = next((r for r in results(ROOT/'outputs') if f"{r['report']}/{r['label']}" == place), None)
     found = [f for c, _, f in verdicts(result) if c.startswith(claim)] if result else []
     if len(found) == 1: return found[0]
