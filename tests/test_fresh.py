@@ -64,12 +64,10 @@ def test_ruff():
 
 
 def test_outputs_are_small():
+    def size(folder): return sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
     for run in (ROOT/'outputs').glob('*/*'):
-        pages = [p for p in run.rglob('*') if p.is_file() and p.suffix != '.safetensors']
-        editors = run.rglob('*.safetensors') # a trained editor is larger than a page
-        for most, files in ((2, pages), (10, editors)):
-            size = sum(p.stat().st_size for p in files)
-            assert size < most*2**20, f'{run} has {size/2**20:.1f} MiB'
+        assert size(run) < 2*2**20, f'{run} has {size(run)/2**20:.1f} MiB'
+    assert size(ROOT/'outputs') < 20*2**20, f"outputs has {size(ROOT/'outputs')/2**20:.1f} MiB"
 
 
 def test_examples_in_the_readme_are_commands_that_exist():
