@@ -1,5 +1,5 @@
 """What is derived is up to date: modules, README.md, clean notebooks; and outputs are small."""
-import re, shutil, subprocess, sys
+import json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat
@@ -48,7 +48,11 @@ def test_readme_is_made_from_the_index():
 def test_notebook_form(path):
     nb = nbformat.read(path, 4)
     assert nb.cells[0].cell_type == 'markdown' or 'skip_exec' in nb.cells[0].source
-    assert not any(c.get('outputs') for c in nb.cells), 'notebooks are committed without outputs'
+    outputs = [o for c in nb.cells for o in c.get('outputs', [])]
+    if 'reports' in path.parts: assert not outputs, 'the runs of reports are in outputs/'
+    assert len(json.dumps(outputs)) < 300_000, 'its outputs are large: draw smaller figures'
+    messages = [o for o in outputs if o.output_type == 'error' or o.get('name') == 'stderr']
+    assert not messages, 'run make book: it stores results only'
 
 
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if 'reports' in p.parts], ids=name)
