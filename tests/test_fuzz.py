@@ -113,7 +113,7 @@ def make_taught(folder):
 def readers():
     from kdnb.transfer.api_costs import Replies
     from kdnb.edits.storage import load_edit
-    from kdnb.core.files import repair_jsonl
+    from kdnb.core.jsonl import repair_jsonl
     from kdnb.core.records import FolderRecord
     from kdnb.transfer.prompts import read_prompts
     from kdnb.edits.routing import AdapterRouter

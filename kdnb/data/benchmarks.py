@@ -16,7 +16,8 @@ from typing import NamedTuple
 import pandas as pd
 from ..core.downloads import fetch_file
 from ..core.errors import KdnbError, check_choice, is_text, is_texts
-from ..core.files import ASSETS, read_lines
+from ..core.files import ASSETS
+from ..core.jsonl import read_lines
 from .entities import Dataset, Entity, Probe, load_dataset, read_probes
 from .synthetic import compose
 from .transfer_sets import Continuation, RULES, TransferSet, mention, shipped_transfer_sets

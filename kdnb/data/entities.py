@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from ..core.display import escape_markdown
 from ..core.errors import KdnbError, check_choice, check_seed, is_text, is_texts, notice
-from ..core.files import ASSETS, read_lines
+from ..core.files import ASSETS
+from ..core.jsonl import read_lines
 from ..core.text import FUNCTION_WORDS, contains_phrase, find_mention, words_of
 
 # %% ../../nbs/01_data/00_entities.ipynb #f70445c7

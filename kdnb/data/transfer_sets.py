@@ -13,7 +13,8 @@ from pathlib import Path
 from unicodedata import normalize
 from ..core.display import escape_markdown
 from ..core.errors import KdnbError, check_choice
-from ..core.files import ASSETS, read_lines
+from ..core.files import ASSETS
+from ..core.jsonl import read_lines
 from ..core.text import find_mention, same_text
 from .entities import Entity
 
