@@ -8,7 +8,8 @@ __version__ = "0.1.0"
 
 _NAMES = {'core.errors': 'KdnbError',
           'core.stats': 'interval',
-          'data.entities': 'Entity Probe load_dataset',
+          'data.entities': 'Entity Probe',
+          'data.dataset': 'load_dataset',
           'data.synthetic': 'compose',
           'data.definitions': 'read_definitions',
           'data.transfer_sets': 'TransferSet read_transfer_sets',

@@ -5,7 +5,7 @@ from kdnb.methods.examples import example
 from kdnb.edits.edit import Edit
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity
-from kdnb.data.benchmarks import placed
+from kdnb.data.transfer_sets import placed
 from kdnb.methods.losses import nll_loss
 from kdnb.models.forward import logits_at
 from kdnb.models.model import load_lm

@@ -13,9 +13,8 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from ..core.errors import KdnbError, check_seed
-from ..data.benchmarks import placed
 from ..data.entities import Entity
-from ..data.transfer_sets import Continuation, check_sets
+from ..data.transfer_sets import placed, Continuation, check_sets
 from ..edits.edit import Edit
 from .config import TrainingConfig
 from .examples import add_teacher_logits, cache_lower_states, example

@@ -8,7 +8,7 @@ __all__ = ['ON', 'FineTune']
 # %% ../../nbs/05_methods/07_finetune.ipynb #84396f80
 from dataclasses import dataclass
 from ..core.errors import check_choice
-from ..data.benchmarks import placed
+from ..data.transfer_sets import placed
 from .config import TrainingConfig
 from .distill import sets_of
 from .examples import example

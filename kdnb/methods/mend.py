@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from ..core.errors import KdnbError
 from ..core.files import ASSETS, make_folder, replacing
-from ..data.benchmarks import placed
-from ..data.transfer_sets import Continuation
+from ..data.transfer_sets import placed, Continuation
 from ..edits.edit import Adapter, Edit
 from .config import TEXT_POSITIONS, TEXT_TOKENS
 from .distill import make_edit

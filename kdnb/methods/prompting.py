@@ -8,7 +8,7 @@ __all__ = ['Base', 'Prepend', 'PrependRandom', 'Retrieve']
 # %% ../../nbs/05_methods/11_prompting.ipynb #249383b5
 from dataclasses import dataclass
 from ..data.benchmarks import load_data
-from ..data.entities import Dataset, random_definitions
+from ..data.dataset import Dataset, random_definitions
 from ..edits.edit import Edit
 from .distill import make_edit
 from ..models.model import LM

@@ -9,7 +9,7 @@ __all__ = ['METHODS', 'PRESETS', 'needs_texts', 'make_method', 'preset_settings'
 import json
 from ..core.errors import check_choice
 from ..core.files import ASSETS
-from ..data.entities import Dataset
+from ..data.dataset import Dataset
 from .config import TrainingConfig, memory_of_training
 from .distill import Distill
 from .finetune import FineTune
