@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from kdnb.core.files import write_json, read_json
 from kdnb.experiments.runs import key, REGIMES, Experiment
-from kdnb.methods.training import TrainingCheckpoint
+from kdnb.methods.checkpoint import TrainingCheckpoint
 from kdnb.core.errors import KdnbError
 from kdnb.data.dataset import sample
 from kdnb.experiments.results import collect
