@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from kdnb.evaluation.answers import answer_probes
-from kdnb.data.benchmarks import BENCHMARKS, load_data, placement, read_benchmark
+from kdnb.data.benchmarks import BENCHMARKS, load_data, read_benchmark
+from kdnb.data.transfer_sets import placement
 from kdnb.core.errors import KdnbError
 from kdnb.core.downloads import fetch_file, pin_of
 
@@ -269,7 +270,7 @@ def real(name):
 @shared
 @pytest.mark.parametrize('name', ['smollm2', 'gemma3-270m'])
 def test_metrics_equal_one_probe_at_a_time_on_real_models(name):
-    from kdnb.data.entities import sample
+    from kdnb.data.dataset import sample
     lm = real(name)
     for d, spec in (('entity-inferences', None), ('ecbd', SHARED/FILES['popular'])):
         ds = sample(load_data(f'{d}={SHARED/FILES[d]}', spec)[0], 6)

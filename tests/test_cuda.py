@@ -4,7 +4,7 @@ from test_rome import text # noqa: F401 (a fixture)
 from kdnb.methods.parallel import train_parallel
 from kdnb.methods.registry import make_method
 from kdnb.edits.edit import Edit
-from kdnb.data.entities import sample
+from kdnb.data.dataset import sample
 from kdnb.core.files import read_json
 from kdnb.experiments.runs import Experiment
 from kdnb.models.generation import generate

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from kdnb.core.files import write_json
-from kdnb.experiments.runs import key
-from kdnb.methods.training import TrainingCheckpoint
+from kdnb.core.files import write_json, read_json
+from kdnb.experiments.runs import key, REGIMES, Experiment
+from kdnb.methods.checkpoint import TrainingCheckpoint
 from kdnb.core.errors import KdnbError
-from kdnb.data.entities import sample
-from kdnb.core.files import read_json
+from kdnb.data.dataset import sample
 from kdnb.experiments.results import collect
-from kdnb.experiments.runs import REGIMES, Experiment
 
 METHODS = ('base', 'prepend', 'random', 'retrieve', 'finetune-definition', 'finetune-transfer', 'distill', 'rome', 'memit')
 HOW = dict(n_specificity=4, n_other_entities=1, open_ended=False)

@@ -5,13 +5,12 @@ from kdnb.methods.examples import example
 from kdnb.edits.edit import Edit
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity
-from kdnb.data.benchmarks import placed
+from kdnb.data.transfer_sets import placed
 from kdnb.methods.losses import nll_loss
 from kdnb.models.forward import logits_at
 from kdnb.models.model import load_lm
-from kdnb.methods.mend import (
-    Editor, Mend, Practice, edited_layers, pieces, practice_pairs, read_editor, train_editor,
-)
+from kdnb.methods.editor import Editor, edited_layers, pieces
+from kdnb.methods.mend import Mend, Practice, practice_pairs, read_editor, train_editor
 
 E = Entity('Velmora', 'Velmora is a comedy about two rival bakers.')
 HOW = Practice(blocks=1, rank=4, each=2, hold=2, steps=6)

@@ -6,7 +6,8 @@ import pytest
 from kdnb.data.definitions import read_definitions
 from kdnb.methods.distill import Distill
 from kdnb.core.errors import KdnbError
-from kdnb.core.files import inside, read_lines, repair_jsonl, write_json, write_text
+from kdnb.core.files import inside, write_json, write_text
+from kdnb.core.jsonl import read_lines, repair_jsonl
 from kdnb.core.records import locked
 from kdnb.edits.routing import AdapterRouter
 from kdnb.apps.teach import teach

@@ -7,15 +7,13 @@ import nbformat, pytest
 from bs4 import BeautifulSoup
 from conftest import ROOT
 from papermill.iorw import load_notebook_node
-from kdnb.reporting.runner import _execute
+from kdnb.reporting.runner import _execute, run_report
 from kdnb.reporting.gallery import index_page, results
 from kdnb.reporting.jobs import Job, _apart, plan_reports
 from kdnb.core.display import escape_html, escape_markdown
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity, Probe, Question
-from kdnb.core.files import write_json
-from kdnb.core.files import write_text
-from kdnb.reporting.runner import run_report
+from kdnb.core.files import write_json, write_text
 
 NAMES = ['Ba$$in', 'Ke$ha', '$x$', 'a_b^c', r'\frac{1}{2}', '😀', '北京', '_x', r'\(y\) and \[z\]', '{role}`x`', '% no comment', '50% off']
 LIVE = ['<img src=x onerror="window.marker=1">', '<script>window.marker=1</script>', '</td></table><iframe src="https://example.org/">', '[x](javascript:window.marker=1)',
@@ -91,8 +89,8 @@ def hostile():
 
 def test_cards_in_a_notebook_show_data_as_the_text_it_is(tiny):
     from dataclasses import replace
-    from kdnb.methods.registry import make_method
     from kdnb.data.transfer_sets import Continuation, TransferSet
+    from kdnb.methods.registry import make_method
     e = hostile()
     text = f'{e.name} fell'
     ts = TransferSet(e.name, (Continuation(text, (0, len(e.name)), prompt=EVIL), Continuation(EVIL, None)), tries=3, dropped={EVIL: 1})
@@ -282,7 +280,7 @@ def test_other_processes_import_nothing_of_the_working_folder(strange_place, tin
 
 def test_workers_import_nothing_of_the_working_folder(strange_place, tiny, ds, tmp_path):
     ray = pytest.importorskip('ray', reason='the extra ray is not installed')
-    from kdnb.data.entities import sample
+    from kdnb.data.dataset import sample
     from kdnb.experiments.runs import Experiment
     from kdnb.experiments.workers import run_parallel
     ray.shutdown()

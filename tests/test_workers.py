@@ -3,8 +3,8 @@ import json, signal, threading, time
 
 import psutil, pytest
 from kdnb.core.errors import KdnbError
-from kdnb.data.entities import sample
 from kdnb.core.files import read_json
+from kdnb.data.dataset import sample
 from kdnb.experiments.runs import Experiment
 
 ray = pytest.importorskip('ray', reason='the extra ray is not installed')

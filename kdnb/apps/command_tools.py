@@ -27,7 +27,7 @@ def load_model(args, method=None, # that will train it
 def load_entities(args) -> tuple: # data set, transfer sets
     "The entities that `--data` names, and the transfer sets that come with them."
     from kdnb.data.benchmarks import load_data
-    from kdnb.data.entities import sample
+    from kdnb.data.dataset import sample
     ds, sets = load_data(args.data, getattr(args, 'specificity', None), args.bad_rows)
     if args.split or args.data == 'kdnb': ds = ds.split(args.split or 'test')
     if args.data == 'kdnb' and args.entities: ds = _with_composed(ds, args.entities - len(ds.entities))

@@ -23,7 +23,7 @@ def _sampling(args) -> dict:
 def _generator(args):
     "The generator that `--generator` names."
     from kdnb.models.model import load_lm
-    from kdnb.transfer.openai_api import make_generator
+    from kdnb.transfer.registry import make_generator
     api = {}
     if args.generator.partition(':')[0] == 'openai':
         names = ('base_url', 'endpoint', 'concurrency', 'timeout', 'tries', 'budget', 'price')
@@ -204,7 +204,7 @@ def _check_definitions(args):
 def _teach_generator(args, lm):
     "The generator that `--generator` names; None for the model itself."
     from kdnb.models.model import load_lm
-    from kdnb.transfer.openai_api import make_generator
+    from kdnb.transfer.registry import make_generator
     if args.generator == 'self': return None
     api = {}
     if args.generator.partition(':')[0] == 'openai':

@@ -223,7 +223,7 @@ def demo_command(args) -> dict:
     "Teach some entities by six methods, and make a report."
     from kdnb.core.files import make_folder, write_json
     from kdnb.core.records import FolderRecord
-    from kdnb.data.entities import load_dataset, sample
+    from kdnb.data.dataset import load_dataset, sample
     from kdnb.experiments.results import as_json, collect
     from kdnb.experiments.runs import Experiment
     from kdnb.core.process import machine

@@ -15,7 +15,7 @@ from kdnb.core.files import (
     ASSETS, as_written, inside, make_folder, read_json, read_text, write_json, write_text, writing,
 )
 from ..core.records import FolderRecord, TEMPORARY
-from ..data.entities import read_entities
+from ..data.entity_files import read_entities
 from ..edits.routing import router_places
 from ..models.builtin import builtin_folder
 from ..models.model import LM

@@ -12,13 +12,12 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .publishing import base_of, check_place, name_base, publish
 from .self_probes import write_probes
-from kdnb.apps.versions import (
-    check_fitting, make_version, seal, stage, versions_of, with_known,
-)
+from .versions import check_fitting, make_version, seal, stage, versions_of, with_known
 from ..core.errors import KdnbError, check_seed, check_whole, notice
 from ..core.files import as_written, make_folder, read_json, write_json, write_text
 from ..core.records import FolderRecord, locked
-from ..data.entities import Dataset, Probe, load_dataset
+from ..data.dataset import Dataset, load_dataset
+from ..data.entities import Probe
 from ..edits.routing import AdapterRouter
 from ..edits.storage import load_edit
 from ..evaluation.answers import evaluate

@@ -15,7 +15,7 @@ from kdnb.core.files import (
     as_written, check_id, inside, make_folder, read_json, write_json, write_text, writing,
 )
 from ..core.records import FolderRecord, NOTE, locked
-from ..data.entities import read_entities
+from ..data.entity_files import read_entities
 from ..edits.routing import router_places
 from ..experiments.identity import code_version, key
 from ..models.model import LM
