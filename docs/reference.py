@@ -36,7 +36,7 @@ def api():
 
 def commands():
     "The table of the commands, and the help of each."
-    from kdnb.apps.options import make_parser
+    from kdnb.apps.parser import make_parser
     lines = ['# The commands', '',
              'An unknown option, name or setting is an error that lists the known ones.', '',
              (HERE/'pages'/'commands_head.txt').read_text(encoding='utf-8'), '']

@@ -89,5 +89,5 @@ def test_memory_writing_tracing(both, ds):
 def test_a_process_for_a_gpu(tiny_folder, ds, tmp_path):
     import json
     (tmp_path/'sets.jsonl').write_text(json.dumps({'entity': 'Velmora', 'continuations': [{'text': 'Velmora is what people watch.', 'mention': [0, 7]}]}))
-    command = ['edit', '--lm', str(tiny_folder('llama', 4)), '--name', 'Velmora', '--definition', 'Velmora is a comedy about two rival bakers.', '--transfer', str(tmp_path/'sets.jsonl'), '--set', 'steps', '3', '--save', str(tmp_path/'edit'), '--shards', '1']
+    command = ['edit', '--lm', str(tiny_folder('llama', 4)), '--name', 'Velmora', '--definition', 'Velmora is a comedy about two rival bakers.', '--transfer', str(tmp_path/'sets.jsonl'), '-s', 'steps=3', '--out', str(tmp_path/'edit'), '--shards', '1']
     assert launch(1, command) == 0 and len(Edit.load(tmp_path/'edit').losses) == 3

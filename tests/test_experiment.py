@@ -98,8 +98,8 @@ def test_too_little_memory_is_said_before_the_work(tiny, ds, tmp_path, monkeypat
 
 
 def test_kill_9_loses_at_most_the_case_in_progress(tiny_folder, tmp_path):
-    cmd = [str(Path(sys.executable).parent/'kdnb'), 'evaluate', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--method', 'finetune-definition', '--entities', '4', '--n-specificity', '4',
-           '--set', 'steps', '40', '--runs', str(tmp_path/'killed'), '--json']
+    cmd = [str(Path(sys.executable).parent/'kdnb'), 'evaluate', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--method', 'finetune-definition', '--limit', '4', '--n-specificity', '4',
+           '-s', 'steps=40', '--out', str(tmp_path/'killed'), '--json']
     p = subprocess.Popen(cmd, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while time.time() < deadline and len(list((tmp_path/'killed').glob('*finetune*/case-*.json'))) < 2: time.sleep(.05)

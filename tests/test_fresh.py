@@ -75,7 +75,7 @@ def test_outputs_are_small():
 
 
 def test_examples_in_the_readme_are_commands_that_exist():
-    from kdnb.apps.options import make_parser
+    from kdnb.apps.parser import make_parser
     known = make_parser()._subparsers._group_actions[0].choices
     prose = ('COMMAND', 'is', 'moves', 'cd', 'through', 'import', 'reads')
     for c in re.findall(r'kdnb (\w+) ', (ROOT/'README.md').read_text()): assert c in known or c in prose, c

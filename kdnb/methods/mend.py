@@ -226,7 +226,7 @@ class Mend:
         "Edits by the definitions of entities: the edit, with `lm` unchanged."
         if not self.editor:
             raise KdnbError(f"MEND needs an editor that was trained for {lm.name}: kdnb mend-train --lm "
-                            f"{lm.name} --out FILE, and then the setting editor FILE")
+                            f"{lm.name} --out FILE, and then -s editor=FILE")
         check_length(lm, entities)
         start, saved = time.perf_counter(), read_editor(self.editor, lm)
         layers, losses, factors = edited_layers(lm, saved.practice.blocks), [], []
