@@ -14,7 +14,7 @@ from kdnb.core.files import read_json
 FIGURES = {'first_look': ['belief-before', 'token-kl', 'loss', 'belief-after', 'targets', 'tradeoff'], 'tuning': ['tuning'], 'entity_inferences': ['tradeoff'], 'ecbd': ['tradeoff', 'spans'], 'frontier': ['frontier'],
            'inspect_transfer_set': ['signal', 'best', 'worst'], 'generator_prompts': ['prompts', 'how-many-how-hot'], 'causal_trace': ['known', 'known-by-block', 'brought', 'brought-by-block'], 'counterfact': ['counterfact'],
            'methods': ['methods', 'regimes'], 'mend_training': ['training', 'scales'], 'scalability': ['scalability'], 'performance': ['bench'], 'benchmark_sanity': [], 'teach_your_own': ['exam'], 'teach': ['taught'],
-           'text_ablation': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'known_entities': ['popular'], 'model_scaling': ['ladder'], 'instruction_tuning': ['instruct'], 'hardware_costs': ['sizes']}
+           'text_ablation': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'known_entities': ['known-entities'], 'model_scaling': ['ladder'], 'instruction_tuning': ['instruct'], 'hardware_costs': ['sizes']}
 
 
 def test_all_reports(tiny_folder, tmp_path, quick_kernels):
