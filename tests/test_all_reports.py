@@ -76,7 +76,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert main(asked('methods', tmp_path/'again', again)) == 0 # with all but one method from the file of the run above
     a, b = kept('methods'), read_json(tmp_path/'again'/'methods'/'tiny'/'results.json')
     assert b['chosen'] == a['chosen'] and {r: list(v) for r, v in b['runs'].items()} == {r: list(v) for r, v in a['runs'].items()}
-    assert 'against *MEMIT* distillation' in (tmp_path/'again'/'methods'/'tiny'/'methods.ipynb').read_text()
+    assert 'Distillation against *MEMIT*: ' in (tmp_path/'again'/'methods'/'tiny'/'methods.ipynb').read_text()
 
     before = found['tuning']['page'].stat().st_mtime_ns
     assert main(command) == 0 and found['tuning']['page'].stat().st_mtime_ns == before # what is there is not run again
