@@ -14,7 +14,7 @@ from kdnb.core.files import read_json
 FIGURES = {'first_look': ['belief-before', 'token-kl', 'loss', 'belief-after', 'targets', 'tradeoff'], 'tuning': ['tuning'], 'entity_inferences': ['tradeoff'], 'ecbd': ['tradeoff', 'spans'], 'frontier': ['frontier'],
            'inspect_transfer_set': ['signal', 'best', 'worst'], 'generator_prompts': ['prompts', 'how-many-how-hot'], 'causal_trace': ['known', 'known-by-block', 'brought', 'brought-by-block'], 'counterfact': ['counterfact'],
            'methods': ['methods', 'regimes'], 'mend_training': ['training', 'scales'], 'scalability': ['scalability'], 'performance': ['bench'], 'benchmark_sanity': [], 'teach_your_own': ['exam'], 'teach': ['taught'],
-           'text_ablation': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'known_entities': ['popular'], 'model_scaling': ['ladder'], 'instruction_tuning': ['instruct'], 'hardware_costs': ['sizes']}
+           'text_ablation': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'known_entities': ['known-entities'], 'model_scaling': ['ladder'], 'instruction_tuning': ['instruct'], 'hardware_costs': ['sizes']}
 
 
 def test_all_reports(tiny_folder, tmp_path, quick_kernels):
@@ -76,7 +76,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert main(asked('methods', tmp_path/'again', again)) == 0 # with all but one method from the file of the run above
     a, b = kept('methods'), read_json(tmp_path/'again'/'methods'/'tiny'/'results.json')
     assert b['chosen'] == a['chosen'] and {r: list(v) for r, v in b['runs'].items()} == {r: list(v) for r, v in a['runs'].items()}
-    assert 'against *MEMIT* distillation' in (tmp_path/'again'/'methods'/'tiny'/'methods.ipynb').read_text()
+    assert 'Distillation against *MEMIT*: ' in (tmp_path/'again'/'methods'/'tiny'/'methods.ipynb').read_text()
 
     before = found['tuning']['page'].stat().st_mtime_ns
     assert main(command) == 0 and found['tuning']['page'].stat().st_mtime_ns == before # what is there is not run again
