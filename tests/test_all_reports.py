@@ -70,7 +70,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     r = kept('hardware_costs')
     assert {(x['way'], x['edits_per_batch']) for x in r['rows']} == {('adapter', 1), ('adapter', 2), ('all weights', 1)} and all(x['share'] > 0 for x in r['rows']) and r['one_part']['peak_gib'] > 0 and len(r['plan']) == 3
     r = kept('teach_your_own')
-    assert r['summary']['entities'] == 1 and set(r['exam']) == {'explicit, before', 'explicit, after', 'indirect, before', 'indirect, after'} and (tmp_path/'taught'/'adapter_model.safetensors').exists()
+    assert r['summary']['entities'] == 1 and set(r['exam']) == {'explicit, before', 'explicit, after', 'indirect, before', 'indirect, after'} and (tmp_path/'taught'/'adapter_model.safetensors').exists() and [c['id'].split('.')[1] for c in r['claims']] == ['explicit_learned', 'minutes', 'known_lost'][-len(r['claims']):]
 
     again = dict({k: v for k, v in given.items() if k.split('.')[0] in ('methods', 'lm', 'device', 'runs')}, skip='["FT definition", "MEMIT", "distill, default"]', other_runs=json.dumps([str(found['methods']['folder']/'results.json')]))
     assert main(asked('methods', tmp_path/'again', again)) == 0 # with all but one method from the file of the run above
