@@ -19,6 +19,7 @@ from kdnb._modidx import d as modidx
 from kdnb.core.display import escape_markdown as md
 from kdnb.core.errors import KdnbError
 from kdnb.core.process import module_command, safe_environment
+from kdnb.reporting.claims import read_claims
 from kdnb.reporting.gallery import results, verdicts
 from kdnb.reporting.jobs import about
 from kdnb.reporting.pages import safe_outputs
@@ -211,6 +212,11 @@ def verdict_of(lines):
     check_claim = said[0] if len({*said}) == 1 else 'unclear'
     return f"{check_claim} ({said.count('confirmed')} of {len(said)} confirmed)"
 
+def tested(c, found):
+    "The outcomes of a claim's tests in all runs, as (run, claim, outcome, figures)."
+    runs = [(r, t) for r in found if r['report'] == c['report'] for t in read_claims(r['folder']/'results.json')]
+    return [(r, t.sentence, t.outcome, t.figures) for r, t in runs if t.id in c['tests']]
+
 def claim_row(c, lines, found):
     "A claim as a line of the first tables; `lines` are (run, claim, verdict, figures)."
     first = {}
@@ -232,7 +238,9 @@ def claims(found):
     "The claims and open questions with what the reports found: first tables, then claim by claim."
     asked = json.loads((HERE/'claims.json').read_text(encoding='utf-8'))
     said = [(r, *v) for r in found for v in verdicts(r)]
-    def lines(c): return [l for l in said if l[0]['report'] == c['report'] and re.search(c['verdict'], l[1])]
+    def lines(c):
+        if 'tests' in c: return tested(c, found)
+        return [l for l in said if l[0]['report'] == c['report'] and re.search(c['verdict'], l[1])]
     def table(is_open, what):
         columns = [what, 'tested by', 'found', 'figures, of the first line of each run']
         head = [f"| {' | '.join(columns)} |", '|---|---|---|---|']
