@@ -66,7 +66,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     r = kept('performance')
     assert set(r['clock']) == {'current', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'memory is told beforehand' in text('performance')
 
-    assert 'both right' in kept('text_ablation')['target'] and len(kept('sensitivity')) == 8 and len(kept('forgetting')) == 6 and len(kept('model_scaling')) == 2 and set(kept('known_entities')['target']) == {'popular', 'new'} and set(kept('instruction_tuning')['known']) == set(kept('instruction_tuning')['held_nats']) == {'before', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*/model.safetensors'))) == 1
+    assert 'both right' in kept('text_ablation')['target'] and len(kept('sensitivity')) == 9 and len(kept('forgetting')) == 6 and len(kept('model_scaling')) == 2 and set(kept('known_entities')['target']) == {'popular', 'new'} and set(kept('instruction_tuning')['known']) == set(kept('instruction_tuning')['held_nats']) == {'before', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*/model.safetensors'))) == 1
     r = kept('hardware_costs')
     assert {(x['way'], x['edits_per_batch']) for x in r['rows']} == {('adapter', 1), ('adapter', 2), ('all weights', 1)} and all(x['share'] > 0 for x in r['rows']) and r['one_part']['peak_gib'] > 0 and len(r['plan']) == 3
     r = kept('teach_your_own')
