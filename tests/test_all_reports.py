@@ -52,7 +52,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert '- *LoRA*: ' in text('frontier') and 'lr 0.01, 2 steps' in text('frontier')
     assert len(json.loads((tmp_path/'sets.jsonl').read_text())['continuations']) == 6 == len(server.delivered)
     r = kept('generator_prompts')
-    assert len(r['sets']) == 7 and set(r['numbers']['counts']) == {'base', 'prepend', '1', '2'} and 'the set of GPT-3.5 that comes with the data' in text('generator_prompts')
+    assert len(r['sets']) == 7 and set(r['numbers']['counts']) == {'base', 'prepend', '1', '2'} and [c['id'] for c in r['claims']] == ['generator_prompts.self_vs_gpt35'] and 'the GPT-3.5 set of the data' in text('generator_prompts')
     assert len(kept('causal_trace')['known']['last token of the name']) == 30
     assert cases('counterfact') == dict.fromkeys(['base', 'fine-tune', 'ROME', 'distill, default'], 2) # there is no editor, so MEND is left out
     assert '*distill, default* against *ROME*: ' in text('counterfact') and '900 tokens' in text('counterfact')
