@@ -52,7 +52,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert '- *LoRA*: ' in text('frontier') and 'lr 0.01, 2 steps' in text('frontier')
     assert len(json.loads((tmp_path/'sets.jsonl').read_text())['continuations']) == 6 == len(server.delivered)
     r = kept('generator_prompts')
-    assert len(r['sets']) == 7 and set(r['numbers']['counts']) == {'base', 'prepend', '1', '2'} and 'the set of GPT-3.5 that comes with the data' in text('generator_prompts')
+    assert len(r['sets']) == 7 and set(r['numbers']['counts']) == {'base', 'prepend', '1', '2'} and [c['id'] for c in r['claims']] == ['generator_prompts.self_vs_gpt35'] and 'the GPT-3.5 set of the data' in text('generator_prompts')
     assert len(kept('causal_trace')['known']['last token of the name']) == 30
     assert cases('counterfact') == dict.fromkeys(['base', 'fine-tune', 'ROME', 'distill, default'], 2) # there is no editor, so MEND is left out
     assert '*distill, default* against *ROME*: ' in text('counterfact') and '900 tokens' in text('counterfact')
@@ -66,11 +66,11 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     r = kept('performance')
     assert set(r['clock']) == {'current', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'peak memory is estimated before the run within 20% of the measured peak (' in text('performance')
 
-    assert 'both right' in kept('text_ablation')['target'] and len(kept('sensitivity')) == 8 and len(kept('forgetting')['ages']) == 6 and len(set(kept('model_scaling')) - {'claims'}) == 2 and set(kept('known_entities')['target']) == {'popular', 'new'} and set(kept('instruction_tuning')['known']) == set(kept('instruction_tuning')['held_nats']) == {'before', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*/model.safetensors'))) == 1
+    assert 'both right' in kept('text_ablation')['target'] and len(kept('sensitivity')) == 9 and len(kept('forgetting')['ages']) == 6 and len(set(kept('model_scaling')) - {'claims'}) == 2 and set(kept('known_entities')['target']) == {'popular', 'new'} and set(kept('instruction_tuning')['known']) == set(kept('instruction_tuning')['held_nats']) == {'before', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*/model.safetensors'))) == 1
     r = kept('hardware_costs')
     assert {(x['way'], x['edits_per_batch']) for x in r['rows']} == {('adapter', 1), ('adapter', 2), ('all weights', 1)} and all(x['share'] > 0 for x in r['rows']) and r['one_part']['peak_gib'] > 0 and len(r['plan']) == 3
     r = kept('teach_your_own')
-    assert r['summary']['entities'] == 1 and set(r['exam']) == {'explicit, before', 'explicit, after', 'indirect, before', 'indirect, after'} and (tmp_path/'taught'/'adapter_model.safetensors').exists()
+    assert r['summary']['entities'] == 1 and set(r['exam']) == {'explicit, before', 'explicit, after', 'indirect, before', 'indirect, after'} and (tmp_path/'taught'/'adapter_model.safetensors').exists() and [c['id'].split('.')[1] for c in r['claims']] == ['explicit_learned', 'minutes', 'known_lost'][-len(r['claims']):]
 
     again = dict({k: v for k, v in given.items() if k.split('.')[0] in ('methods', 'lm', 'device', 'runs')}, skip='["FT definition", "MEMIT", "distill, default"]', other_runs=json.dumps([str(found['methods']['folder']/'results.json')]))
     assert main(asked('methods', tmp_path/'again', again)) == 0 # with all but one method from the file of the run above
