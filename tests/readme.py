@@ -1,8 +1,8 @@
 """README.md is nbs/index.ipynb as Markdown. `python tests/readme.py --write` writes it; the tests compare.
 
-Numbers are filled in: `{{REPORT/LABEL: NAME}}` becomes the figures of the claim REPORT.NAME of the committed run of that
-report, `{{REPORT/LABEL: NAME method=distill}}` those of the one with this value, and `{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json,
-`{{FILE.json: KEY|.1f}}` with a format."""
+Numbers are filled in: `{{REPORT/LABEL: NAME}}` becomes the figures of the claim REPORT.NAME of the
+committed run of that report, `{{REPORT/LABEL: NAME method=distill}}` those of the one with this value,
+`{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json, `{{FILE.json: KEY|.1f}}` with a format."""
 import json, re, sys
 from pathlib import Path
 
