@@ -214,8 +214,9 @@ def verdict_of(lines):
 
 def tested(c, found):
     "The outcomes of a claim's tests in all runs, as (run, claim, outcome, figures)."
-    runs = [(r, t) for r in found if r['report'] == c['report'] for t in read_claims(r['folder']/'results.json')]
-    return [(r, t.sentence, t.outcome, t.figures) for r, t in runs if t.id in c['tests']]
+    runs = [r for r in found if r['report'] == c['report']]
+    claims = [(r, t) for r in runs for t in read_claims(r['folder']/'results.json')]
+    return [(r, t.sentence, t.outcome, t.figures) for r, t in claims if t.id in c['tests']]
 
 def claim_row(c, lines, found):
     "A claim as a line of the first tables; `lines` are (run, claim, verdict, figures)."
