@@ -83,7 +83,7 @@ def _check_parallel(how):
                         f"trainable must be 'lora' and batch 'entity', and they are {how.trainable!r} "
                         f"and {how.batch!r}")
     if how.compile:
-        raise KdnbError("compiled is True, and adapters in parallel cannot be compiled: set compiled=False, "
+        raise KdnbError("compile is True, and adapters in parallel cannot be compiled: set compile=False, "
                         "or train one entity at a time")
 
 def train_separate_adapters(lm:LM, how:TrainingConfig,

@@ -77,8 +77,8 @@ def _check_sharded(how, lm):
                         "without dropout: trainable must be 'lora' and batch 'entity', and they are "
                         f"{how.trainable!r} and {how.batch!r}")
     if how.gradient_checkpointing or how.compile or how.weight_decay and how.weight_decay_target == 'base':
-        raise KdnbError("recompute, compiled and decay_to='base' cannot be used with a sharded model: "
-                        "leave them at their defaults")
+        raise KdnbError("gradient_checkpointing, compile and weight_decay_target='base' cannot be used with "
+                        "a sharded model: use their defaults")
     if how.teacher == 'base' and lm.edits:
         raise KdnbError("teacher is 'base', and the edits of a sharded model cannot be removed: "
                         "set teacher='current'")
