@@ -8,6 +8,7 @@ __all__ = ['TRAINABLE', 'middle_block', 'trainable_parameters', 'n_frozen_layers
 
 # %% ../../nbs/05_methods/02_parameters.ipynb #28220f2f
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
@@ -77,6 +78,7 @@ class Trainable:
     params: list # that train
     initial: list # their values before training
     learned: dict # at the end of the context: name -> tensor, or name -> `Adapter`
+    on_stop: Callable = lambda entity: None # called when an entity stops early, before the update
 
 @contextmanager
 def training_weights(lm:LM,

@@ -183,8 +183,7 @@ def optimize(lm:LM, how:TrainingConfig, trained:Trainable,
              rounds:Iterable, # of lists of `Step`
              objective:Callable, # list of `Step` -> `StepLoss`
              seed:int=0,
-             checkpoint:TrainingCheckpoint|None=None,
-             on_stop:Callable=lambda entity: None # called when an entity stops early, before the update
+             checkpoint:TrainingCheckpoint|None=None
             ) -> list: # losses of all steps
     "Trains parameters in place."
     losses, finished, opt = [], set(), None
@@ -203,7 +202,7 @@ def optimize(lm:LM, how:TrainingConfig, trained:Trainable,
         for value in loss.values: check_finite(how, value, i + 1)
         losses += loss.values
         stopped = [s.entity for s, value in zip(active, loss.values) if value < how.early_stop_loss]
-        for entity in stopped: on_stop(entity)
+        for entity in stopped: trained.on_stop(entity)
         finished.update(stopped)
         opt.zero_grad()
         loss.total.backward()
