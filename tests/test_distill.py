@@ -6,7 +6,7 @@ from kdnb.methods.config import memory_of_training
 from kdnb.methods.distill import spread_over_prompts
 from kdnb.methods.losses import LossInParts, retention_loss, soften
 from kdnb.methods.parameters import TRAINABLE, trainable_parameters, upper
-from kdnb.methods.retention import cache_teacher_topk, prepare, replay_texts, retention_batches
+from kdnb.methods.retention import cache_teacher_topk, prepare, retention_batches
 from kdnb.methods.training import train
 from kdnb.models.layer_cache import blocks_of, states_below
 from kdnb.methods.config import TrainingConfig
@@ -126,19 +126,17 @@ def test_base_is_untouched_edit_works_and_undo_is_bit_for_bit(tiny, how, tmp_pat
     assert edit.losses[-1] < edit.losses[0] or how.batch == 'one_by_one'
 
 
-@pytest.mark.parametrize('norm, limit', (('Linf', 1e-3), ('L2', .05)))
-def test_weights_stay_within_their_limit(tiny, norm, limit):
-    before = weights(tiny)
-    free, held = (FineTune(**{**FAST, 'lr': 1e-2, 'retain_weight': 0}, **k)(tiny, [ENTITY], SETS) for k in ({}, dict(max_weight_change=limit, weight_change_norm=norm)))
-    far = lambda edit: torch.cat([(t - before[n]).flatten() for n, t in edit.tensors.items()]).norm(p=float('inf') if norm == 'Linf' else 2).item()
-    assert far(held) <= limit*1.001 < far(free)
+def test_weights_stay_within_their_limit(tiny):
+    before, limited = weights(tiny), dict(max_weight_change=1e-3)
+    free, held = (FineTune(**{**FAST, 'lr': 1e-2, 'retain_weight': 0}, **k)(tiny, [ENTITY], SETS) for k in ({}, limited))
+    far = lambda edit: max((t - before[n]).abs().max().item() for n, t in edit.tensors.items())
+    assert far(held) <= 1e-3*1.001 < far(free)
     with pytest.raises(KdnbError, match="max_weight_change is 1.0 and trainable 'lora'"): FineTune(max_weight_change=1., trainable='lora')
 
 
 def test_one_feed_forward_is_one(tiny):
-    names = set(FineTune(**FAST, trainable='one_feed_forward', block=1)(tiny, [ENTITY], SETS).tensors)
-    assert names and all('layers.1.mlp' in n for n in names)
-    with pytest.raises(KdnbError, match='block is 7: the model has the blocks 0 to 1'): FineTune(**FAST, trainable='one_feed_forward', block=7)(tiny, [ENTITY], SETS)
+    names = set(FineTune(**FAST, trainable='one_feed_forward')(tiny, [ENTITY], SETS).tensors)
+    assert names and all('layers.0.mlp' in n for n in names) # the block at a third of the depth
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
@@ -221,23 +219,6 @@ def test_a_teacher_that_is_the_base_model_says_what_it_said_before_all_edits(tin
     moved = seen[-1][0][0]
     assert not all(torch.allclose(x.teacher[0], y.teacher[0], **close) for x, y in zip(alone[0], moved))
     with pytest.raises(KdnbError, match="unknown teacher 'student'"): Distill(teacher='student')
-
-
-def test_what_was_taught_before_is_rehearsed(tiny):
-    "A second edit changes less of what the first one brought, if that is read again."
-    hold = dict(lr=2e-2, steps=30, rank=4, retain_weight=20., retain_batch_size=1, precision='float32')
-    first = Distill(lr=2e-2, steps=10, rank=4, retain_weight=0.)(tiny, [ENTITY], BOTH)
-    assert replay_texts(tiny, BOTH, Distill(n_replay=2)) == []
-    read = [example(tiny, c, '', separator='') for c in CONTS]
-    says = lambda: logits_at(tiny, [x.ids for x in read], [x.positions for x in read]).log_softmax(-1).detach()
-    with first.on(tiny):
-        texts = replay_texts(tiny, BOTH, Distill(n_replay=2, steps=1))
-        assert len(texts) == min(2, len(CONTS)) and {x.role for x in texts} == {'replay'} and replay_texts(tiny, {}, Distill(n_replay=2)) == []
-        had, far = says(), []
-        for n in (0, 3):
-            with Distill(**hold, n_replay=n)(tiny, [OTHER], BOTH).on(tiny): far.append(kl_loss(had, says(), 1.).item())
-    assert far[1] < .7*far[0]
-    with pytest.raises(KdnbError, match='n_replay is 2 and retain_weight 0'): Distill(n_replay=2, retain_weight=0)
 
 
 def test_of_the_neutral_texts_only_those_are_asked_that_a_training_reads(tiny, monkeypatch):

@@ -107,11 +107,13 @@ def _replace_each(lm, question, new, tokens, window, samples=1): # [T, L]
     return out
 
 # %% ../../nbs/06_evaluation/02_tracing.ipynb #2a77000c
-def _noise(lm, ids, noise, samples, seed): # [samples, len(ids), d]
+_NOISE = 3. # standard deviation of the noise, in units of that of the embeddings
+
+def _noise(lm, ids, samples, seed): # [samples, len(ids), d]
     embedding, generator = lm.model.get_input_embeddings(), torch.Generator().manual_seed(seed)
     there, weight = torch.tensor(ids, device=lm.device), embedding.weight
     scaling = (embedding(there).float().norm()/weight[there].float().norm()).item()
-    std = noise*scaling*weight.float().std().item()
+    std = _NOISE*scaling*weight.float().std().item()
     return (std*torch.randn(samples, len(ids), weight.shape[1], generator=generator)).to(lm.device)
 
 @contextmanager
@@ -130,7 +132,6 @@ def _corrupted(lm, at, noise): # indices of tokens; [samples, len(at), d]
 def trace(lm:LM, prompt:str, # text that ends where the answer begins
           subject:str, # part of the prompt that is corrupted
           answer:str,
-          noise:float=3., # standard deviation, in units of that of the embeddings
           samples:int=8, # draws of noise
           window:int=1, # number of consecutive blocks that are restored together
           seed:int=0,
@@ -140,7 +141,7 @@ def trace(lm:LM, prompt:str, # text that ends where the answer begins
     question = _question(lm, prompt, answer)
     where, n = _subject_tokens(lm, prompt, subject)
     clean = states(lm, question.ids)
-    spoil = _noise(lm, [question.ids[t] for t in where], noise, samples, seed)
+    spoil = _noise(lm, [question.ids[t] for t in where], samples, seed)
     high = _probability(lm, question).item()
     tried = [t for t in (range(n) if tokens is None else tokens) if t >= where[0]]
     with _corrupted(lm, where, spoil):

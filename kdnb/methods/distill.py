@@ -20,7 +20,7 @@ from .config import TrainingConfig
 from .examples import add_teacher_logits, cache_lower_states, example
 from .losses import SoftKL, soften
 from .parameters import n_frozen_layers
-from .retention import teacher_model, retention_examples
+from .retention import swap_names, teacher_model
 from .training import train
 from ..models.forward import bfloat16_weights, logits_at, uses_bfloat16
 from ..models.memory import trim
@@ -127,7 +127,7 @@ def groups(self:Distill, lm:LM, entities, transfer:dict, seed:int=0, progress:bo
         groups.append(group)
     self.add_teachers(lm, groups, progress)
     for e, cs, d, group in zip(entities, sets, definitions, groups):
-        group += retention_examples(lm, e, [*cs, d], transfer, self, seed)
+        group += swap_names(lm, e, [*cs, d], self, seed)
     return groups, texts
 
 # %% ../../nbs/05_methods/07_distill.ipynb #5c743f8a

@@ -31,7 +31,7 @@ class Example:
     teacher_ids: list # token ids that the teacher reads
     teacher_positions: list # P positions, with the same targets in the teacher's text
     teacher: torch.Tensor|None = None # teacher logits [P, V], or what a loss has made of them
-    role: str = 'drawn' # how training uses it: 'drawn', 'always', 'held' or 'replay'
+    role: str = 'drawn' # how training uses it: 'drawn', 'always' or 'held'
     state: torch.Tensor|None = None # hidden states [L, d] after the frozen lower blocks, if cached
 
 # %% ../../nbs/05_methods/01_examples.ipynb #1764cc42

@@ -83,7 +83,7 @@ def _check_parallel(how):
                         f"trainable must be 'lora' and batch 'entity', and they are {how.trainable!r} "
                         f"and {how.batch!r}")
     if how.compile:
-        raise KdnbError("compiled is True, and adapters in parallel cannot be compiled: set compiled=False, "
+        raise KdnbError("compile is True, and adapters in parallel cannot be compiled: set compile=False, "
                         "or train one entity at a time")
 
 def train_separate_adapters(lm:LM, how:TrainingConfig,
@@ -98,16 +98,17 @@ def train_separate_adapters(lm:LM, how:TrainingConfig,
     bank = _new_bank(lm, how, n, seed)
     params = [p for A, B, _ in bank.layers.values() for p in (A, B)]
     decay = how.weight_decay_target == 'base' and how.weight_decay
-    trained = Trainable(params, [p.detach().clone() for p in params] if decay else [], {})
-    def keep_adapter(k): trained.learned[k] = _adapter_of(lm, bank, k)
+    learned, initial = {}, [p.detach().clone() for p in params] if decay else []
+    def keep_adapter(k): learned[k] = _adapter_of(lm, bank, k)
+    trained = Trainable(params, initial, learned, on_stop=keep_adapter)
     rounds = tqdm(_rounds(how, groups, seed), total=how.steps, desc=f'training {n} adapters',
                   disable=not progress, leave=False)
     with bank.on(lm, training=True), training_context(lm, how, ready, seed):
         objective = _objective(lm, how, loss, ready, losses)
-        optimize(lm, how, trained, rounds, objective, seed, on_stop=keep_adapter)
-    for k in set(range(n)) - set(trained.learned): keep_adapter(k)
+        optimize(lm, how, trained, rounds, objective, seed)
+    for k in set(range(n)) - set(learned): keep_adapter(k)
     peak = memory_peak(lm)
-    return [{'adapter': trained.learned[k], 'losses': losses[k], 'peak_memory_gib': peak} for k in range(n)]
+    return [{'adapter': learned[k], 'losses': losses[k], 'peak_memory_gib': peak} for k in range(n)]
 
 # %% ../../nbs/05_methods/17_parallel.ipynb #8b14dcef
 def train_parallel(method:TrainingConfig, # a method that trains adapters

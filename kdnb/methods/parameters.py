@@ -8,6 +8,7 @@ __all__ = ['TRAINABLE', 'middle_block', 'trainable_parameters', 'n_frozen_layers
 
 # %% ../../nbs/05_methods/02_parameters.ipynb #28220f2f
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
@@ -26,12 +27,10 @@ def middle_block(n:int) -> int:
     return round(.35*(n-1))
 
 # %% ../../nbs/05_methods/02_parameters.ipynb #31d7ff9c
-def _feed_forward(model, what, block):
+def _feed_forward(model, what):
     "Ids of the feed-forward matrices in the blocks that `what` selects."
     blocks = blocks_of(model)
-    i = middle_block(len(blocks)) if block is None else block
-    if not 0 <= i < len(blocks):
-        raise KdnbError(f"block is {i}: the model has the blocks 0 to {len(blocks)-1}")
+    i = middle_block(len(blocks))
     if what == 'upper_feed_forward': blocks = blocks[len(blocks)//4:]
     if what == 'one_feed_forward': blocks = blocks[i:i+1]
     attention = {id(p) for b in blocks for m in b.modules()
@@ -39,8 +38,7 @@ def _feed_forward(model, what, block):
     return {id(p) for b in blocks for p in b.parameters() if p.ndim > 1 and id(p) not in attention}
 
 def trainable_parameters(model,
-                         what:str, # one of `TRAINABLE`, except 'lora'
-                         block:int|None=None # index, for 'one feed-forward'; None: at a third of the depth
+                         what:str # one of `TRAINABLE`, except 'lora'
                         ) -> dict: # name -> parameter
     "The parameters that train."
     named = dict(model.named_parameters())
@@ -52,7 +50,7 @@ def trainable_parameters(model,
     try: blocks = blocks_of(model)
     except KdnbError as e: raise KdnbError(f"{e}: train 'all' or 'lora' instead of {what!r}") from None
     if what == 'last_block': ids = {id(p) for p in blocks[-1].parameters()}
-    else: ids = _feed_forward(model, what, block)
+    else: ids = _feed_forward(model, what)
     return {n: p for n, p in named.items() if id(p) in ids}
 
 # %% ../../nbs/05_methods/02_parameters.ipynb #d99e1dde
@@ -80,14 +78,14 @@ class Trainable:
     params: list # that train
     initial: list # their values before training
     learned: dict # at the end of the context: name -> tensor, or name -> `Adapter`
+    on_stop: Callable = lambda entity: None # called when an entity stops early, before the update
 
 @contextmanager
 def training_weights(lm:LM,
-                     what:str, # one of `TRAINABLE`, except 'lora'
-                     block:int|None=None # for 'one feed-forward'
+                     what:str # one of `TRAINABLE`, except 'lora'
                     ):
     "Within this context, weights of the model are trainable copies: a `Trainable`."
-    params, learned = trainable_parameters(lm.model, what, block), {}
+    params, learned = trainable_parameters(lm.model, what), {}
     originals = {n: p.data for n, p in params.items()}
     try:
         for p in params.values():

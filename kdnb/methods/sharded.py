@@ -28,11 +28,11 @@ from ..models.memory import memory_peak
 from ..models.model import LM
 
 # %% ../../nbs/05_methods/18_sharded.ipynb #c4fece70
+_STEP_TOKENS, _STEP_POSITIONS = 400, 200 # tokens of a step, and positions whose logits are computed
+
 def memory_of_shard(n_params:float, n_blocks:int,
                world:int, # processes
                vocab:int=128_000,
-               positions:int=200, # positions of a step whose logits are computed
-               tokens:int=400, # tokens of a step
                width:int=8192, # size of a hidden state
                bits:int=16 # precision of the computation
               ) -> dict: # GiB of each process, by purpose
@@ -41,8 +41,8 @@ def memory_of_shard(n_params:float, n_blocks:int,
     need = {
         'shards': 4*n_params/world/G,
         'two blocks': 2*n_params/n_blocks*bits/8/G,
-        'activations': 34*tokens*width*n_blocks*bits/16/world/G,
-        'logits': 4*4*vocab*positions/G}
+        'activations': 34*_STEP_TOKENS*width*n_blocks*bits/16/world/G,
+        'logits': 4*4*vocab*_STEP_POSITIONS/G}
     return {**need, 'in all': sum(need.values())}
 
 # %% ../../nbs/05_methods/18_sharded.ipynb #95842da5
@@ -77,8 +77,8 @@ def _check_sharded(how, lm):
                         "without dropout: trainable must be 'lora' and batch 'entity', and they are "
                         f"{how.trainable!r} and {how.batch!r}")
     if how.gradient_checkpointing or how.compile or how.weight_decay and how.weight_decay_target == 'base':
-        raise KdnbError("recompute, compiled and decay_to='base' cannot be used with a sharded model: "
-                        "leave them at their defaults")
+        raise KdnbError("gradient_checkpointing, compile and weight_decay_target='base' cannot be used with "
+                        "a sharded model: use their defaults")
     if how.teacher == 'base' and lm.edits:
         raise KdnbError("teacher is 'base', and the edits of a sharded model cannot be removed: "
                         "set teacher='current'")

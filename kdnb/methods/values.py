@@ -21,6 +21,7 @@ from ..models.model import LM
 from ..models.trials import forward_pass
 
 # %% ../../nbs/05_methods/10_values.ipynb #4df40f7c
+_STOP_LOSS = .05 # loss at which the search for the value stops (authors' code)
 _TOKENS, _TARGET_TOKENS = 40, 8 # typical tokens of a definition with a context, and of a target
 
 def check_block(i, # value of a setting
@@ -35,7 +36,6 @@ class Locate:
     "Settings of ROME and MEMIT."
     lr: float = .5 # Adam learning rate of the value
     steps: int = 20 # forward passes, at most; the value changes after each but the last
-    early_stop_loss: float = .05 # loss at which the search for the value stops
     clamp: float = 4. # largest change of the value, in multiples of its norm
     decay: float = .5 # weight of the norm of the change, over the squared norm of the value (authors' code)
     kl: float = .0625 # weight of KL(edited ‖ base) after "subject is a"
@@ -44,7 +44,7 @@ class Locate:
     text: str = '' # file of that text, one per line; empty: text that the model writes itself
 
     def __post_init__(self):
-        lowest = dict(lr=0, steps=1, early_stop_loss=0, clamp=0, decay=0, kl=0, n_contexts=1, tokens=1)
+        lowest = dict(lr=0, steps=1, clamp=0, decay=0, kl=0, n_contexts=1, tokens=1)
         for name, low in lowest.items():
             value, positive = getattr(self, name), name in ('lr', 'clamp')
             number = isinstance(value, (int, float)) and math.isfinite(value)
@@ -127,7 +127,7 @@ def find_value(lm:LM, module:torch.nn.Module, r:Request, how:Locate, seed:int=0
         kl = F.kl_div(base, logits[-1].log_softmax(-1), reduction='sum', log_target=True)
         loss = nll + how.kl*kl + how.decay*delta.norm()/size**2
         losses.append(nll.item())
-        if loss < how.early_stop_loss or step == how.steps - 1: break
+        if loss < _STOP_LOSS or step == how.steps - 1: break
         opt.zero_grad()
         loss.backward()
         opt.step()
