@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
-from ..core.errors import KdnbError
+from ..core.errors import KdnbError, check_whole
 from ..edits.edit import Adapter, Edit
 from .distill import make_edit
 from kdnb.methods.locating import (
@@ -235,6 +235,7 @@ class Memit(Locate):
     def blocks(self, layers) -> list:
         "Indices of the edited blocks."
         n = len(layers)
+        check_whole(self.layers, 'layers', 1)
         last = min(middle_block(n) + 1, n - 1) if self.last is None else _check_layer(self.last, layers)
         return list(range(max(last - self.layers + 1, 0), last + 1))
 
