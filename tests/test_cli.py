@@ -78,6 +78,15 @@ FORMER = {
     'run everything': "'everything' is not an argument of kdnb run (all options: kdnb run --help)",
     'run --limit two': "argument --limit: 'two' is not a whole number (all options: kdnb run --help)",
     'edit --name Velmora': 'the following arguments are required: --definition, --out (all options: kdnb edit --help)',
+    "run --out ''": 'argument --out: it is empty (all options: kdnb run --help)',
+    "run --lm ''": 'argument --lm: it is empty',
+    "evaluate --edit ''": 'argument --edit: it is empty',
+    "edit --name Velmora --definition 'Velmora is new.' --out e --alias ''": 'argument --alias: it is empty',
+    "generate --limit 1 --out s --drop 'no mention'": "unknown reason to drop 'no mention': choose one of 'no_mention'",
+    'generate --limit 0 --out s': '--limit is 0: it must be a whole number of at least 1',
+    'mend-train --limit 1000000 --out e': '--limit is 1000000: it must be at most 999999',
+    'bench --data composed=4': "unknown data set of bench 'composed': choose one of",
+    "reports run tuning -s seed='[[[['": "parameter seed of the report tuning is '[[[[': it must be a whole number",
     'tech': "argument COMMAND: invalid choice: 'tech'",
     '': 'the following arguments are required: COMMAND (all options: kdnb --help)'}
 
@@ -85,7 +94,7 @@ FORMER = {
 @pytest.mark.parametrize('words', FORMER)
 def test_a_former_or_wrong_spelling_is_one_sentence(kdnb, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
-    code, out, err = kdnb(*words.split())
+    code, out, err = kdnb(*shlex.split(words))
     assert code == 2 and not out and err.startswith(f'kdnb: {FORMER[words]}') and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -131,7 +140,7 @@ def test_data_is_a_name_and_entities_are_a_file(kdnb, tiny_folder, tmp_path, mon
         assert code == 0, err
     for given, says in ((['--data', 'mine.jsonl'], 'kdnb: --data takes the name of a data set, and mine.jsonl is a file: give it as --entities mine.jsonl'),
                         (['--data', 'kdnb', '--entities', 'mine.jsonl'], 'kdnb: --data and --entities were both given: give one of them'),
-                        (['--data', 'nothing'], "kdnb: no data set 'nothing'"), (['--entities', 'nowhere.jsonl'], "kdnb: there is no file 'nowhere.jsonl' of entities")):
+                        (['--data', 'nothing'], "kdnb: no data set 'nothing': choose one of kdnb, composed=N, entity-inferences"), (['--data', 'a=b.jsonl'], 'kdnb: --data takes the name of a data set, and a=b.jsonl is a file'), (['--entities', 'nowhere.jsonl'], "kdnb: there is no file 'nowhere.jsonl' of entities")):
         for command in ('run', 'generate'):
             code, out, err = kdnb(command, *(how[:4] if command == 'generate' else how), '--out', 'x', *given)
             assert code == 2 and err.startswith(says) and len(err.splitlines()) == 1, err

@@ -7,7 +7,7 @@ __all__ = ['load_model', 'check_limit', 'load_data_of', 'load_entities', 'typed_
            'some_names']
 
 # %% ../../nbs/09_apps/07_command_tools.ipynb #f7847206
-import sys
+import os, sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -29,21 +29,27 @@ def load_model(args, method=None, # that will train it
 # %% ../../nbs/09_apps/07_command_tools.ipynb #b0657140
 _MOST = 999_999 # entities that are composed, as for composed=N
 
+def _check_name(data) -> str: # the same
+    "The value of `--data`, which must be the name of a data set."
+    from kdnb.core.errors import KdnbError
+    from kdnb.data.benchmarks import BENCHMARKS
+    names = 'kdnb', 'composed', *BENCHMARKS
+    if data.partition('=')[0] in names: return data
+    if Path(data).is_file():
+        raise KdnbError(f'--data takes the name of a data set, and {data} is a file: '
+                        f'give it as --entities {data}')
+    raise KdnbError(f"no data set {data!r}: choose one of kdnb, composed=N, {', '.join(BENCHMARKS)}, "
+                    "or give a file of your own as --entities FILE")
+
 def _data(args) -> str: # as `load_data` reads it
     "What `--data` or `--entities` names."
     from kdnb.core.errors import KdnbError
-    from kdnb.data.benchmarks import BENCHMARKS
-    data, file = args.data, args.entities
-    is_name = lambda text: text.partition('=')[0] in ('kdnb', 'composed', *BENCHMARKS)
-    if file is None:
-        if data is not None and not is_name(data) and Path(data).is_file():
-            raise KdnbError(f'--data takes the name of a data set, and {data} is a file: '
-                            f'give it as --entities {data}')
-        return 'kdnb' if data is None else data
-    if data is not None: raise KdnbError('--data and --entities were both given: give one of them')
+    file = args.entities
+    if file is None: return _check_name(args.data or 'kdnb')
+    if args.data is not None: raise KdnbError('--data and --entities were both given: give one of them')
     if not Path(file).is_file():
         raise KdnbError(f"there is no file {file!r} of entities (their number is --limit N)")
-    return f'./{file}' if is_name(file) else file
+    return file if os.path.dirname(file) else f'./{file}' # a path, whatever the name of the file
 
 def check_limit(n:int|None, least:int=1):
     "Check the number of entities that `--limit` gives."
@@ -54,7 +60,10 @@ def check_limit(n:int|None, least:int=1):
 
 def load_data_of(args) -> tuple: # data set, transfer sets
     "The data that `--data` or `--entities` names, and the transfer sets that come with them."
+    from kdnb.core.errors import check_choice
     from kdnb.data.benchmarks import load_data
+    from kdnb.data.paper_files import BAD_ROWS
+    check_choice(args.bad_rows, BAD_ROWS, 'value of --bad-rows')
     return load_data(_data(args), getattr(args, 'specificity', None), args.bad_rows)
 
 def load_entities(args) -> tuple: # data set, transfer sets

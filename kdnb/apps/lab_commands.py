@@ -152,8 +152,10 @@ def _print_bench(found):
 
 def bench_command(args) -> dict:
     "Compare the paper's training loop with ours."
-    from kdnb.core.errors import KdnbError, check_whole
+    from kdnb.core.errors import KdnbError, check_choice, check_whole
+    from kdnb.data.benchmarks import BENCHMARKS
     from kdnb.experiments.bench import bench
+    check_choice(args.data.partition('=')[0], ('kdnb', *BENCHMARKS), 'data set of bench')
     check_whole(args.n_specificity, '--n-specificity', 1)
     if args.limit < 3: raise KdnbError(f"--limit is {args.limit}: a median needs at least 3 entities")
     check_limit(args.limit)
@@ -180,7 +182,8 @@ def mend_train_command(args) -> dict:
         raise KdnbError(f"{args.out} is a folder: give the file of the editor as --out")
     check_limit(args.limit)
     how = Practice(**{'seed': args.seed, **typed_settings(args.set, Practice, 'setting of the training')})
-    entities = compose(args.limit, args.seed, [k for k in args.kinds.split(',') if k]).entities
+    kinds = [k.strip() for k in args.kinds.split(',')]
+    entities = compose(args.limit, args.seed, kinds).entities
     lm = load_model(args, need=how.need)
     print(f'about {how.need(lm):.1f} GiB of memory needed, {memory_free(lm):.1f} free', file=sys.stderr)
     with locked(args.out): _, log = train_editor(lm, practice_pairs(lm, entities), args.out, how)

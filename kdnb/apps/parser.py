@@ -8,7 +8,7 @@ __all__ = ['make_parser']
 # %% ../../nbs/09_apps/06_parser.ipynb #1d6dc288
 import argparse
 from kdnb.apps.options import (
-    OPTIONS, Parser, add_options, add_setting, add_shared, real_number, whole_number,
+    OPTIONS, Parser, add_options, add_setting, add_shared, real_number, some_text, whole_number,
 )
 
 # %% ../../nbs/09_apps/06_parser.ipynb #2b7f8274
@@ -31,7 +31,7 @@ def _evaluation_options(p, method):
     p.add_argument('--regime', default='single', metavar='NAME',
                    help='regime: single (each entity alone), batch (all entities together) or sequential '
                         '(one after another into the same model) (default: single)')
-    p.add_argument('--specificity', default=None, metavar='FILE',
+    p.add_argument('--specificity', type=some_text, default=None, metavar='FILE',
                    help='specificity probes (default: those of the data; for ecbd the file of popular '
                         'entities)')
     add_options(p, 'n-specificity eval-dtype', eval_dtype='float32')
@@ -40,17 +40,19 @@ def _evaluation_options(p, method):
     p.add_argument('--edits-per-batch', type=whole_number, default=1, metavar='N',
                    help='number of entities trained in parallel, each with its own adapter, in the regime '
                         'single (default: 1)')
-    p.add_argument('--out', default='runs', metavar='DIR', help='folder of the run folders (default: runs)')
+    p.add_argument('--out', type=some_text, default='runs', metavar='DIR',
+                   help='folder of the run folders (default: runs)')
 
 def _evaluate_options(v):
     _evaluation_options(v, None)
-    v.add_argument('--edit', default=None, metavar='DIR', help='saved edit, instead of a method')
+    v.add_argument('--edit', type=some_text, default=None, metavar='DIR',
+                   help='saved edit, instead of a method')
 
 def _run_options(r): _evaluation_options(r, 'distill')
 
 # %% ../../nbs/09_apps/06_parser.ipynb #92b96f24
 def _generate_options(g):
-    g.add_argument('--out', metavar='FILE',
+    g.add_argument('--out', type=some_text, metavar='FILE',
                    help='JSON lines of the transfer sets; sets that the file holds already are kept')
     add_options(g, 'generator data entities split limit bad-rows n', generator='self', bad_rows='stop')
     _sampling_options(g)
@@ -62,7 +64,8 @@ def _sampling_options(g):
     own = "(default: the generator's)"
     g.add_argument('--prompt', action='append', default=None, metavar='NAME',
                    help=f"prompt, also several times or with commas {own}; see --list-prompts")
-    g.add_argument('--prompt-file', default=None, metavar='FILE', help='JSON with prompts of your own')
+    g.add_argument('--prompt-file', type=some_text, default=None, metavar='FILE',
+                   help='JSON with prompts of your own')
     g.add_argument('--list-prompts', action='store_true', help='list the prompts and exit')
     g.add_argument('--temperature', type=real_number, default=None, help=f'sampling temperature {own}')
     g.add_argument('--top-p', type=real_number, default=None, help=f'nucleus sampling {own}')
@@ -78,7 +81,7 @@ def _sampling_options(g):
 def _api_options(g):
     add_options(g, 'base-url')
     g.add_argument('--endpoint', default='chat', help='openai: chat or completions (default: chat)')
-    g.add_argument('--replies', default=None, metavar='FILE',
+    g.add_argument('--replies', type=some_text, default=None, metavar='FILE',
                    help='openai: cache of answers (default: OUT.replies.jsonl)')
     g.add_argument('--concurrency', type=whole_number, default=8, metavar='N',
                    help='openai: number of parallel calls (default: 8)')
@@ -93,10 +96,10 @@ def _api_options(g):
 
 # %% ../../nbs/09_apps/06_parser.ipynb #e818239c
 def _teach_options(t):
-    t.add_argument('definitions', nargs='?', metavar='FILE',
+    t.add_argument('definitions', type=some_text, nargs='?', metavar='FILE',
                    help='JSON lines, a table (.csv with name and definition) or Markdown (.md, a heading per '
                         'entity); or a folder of such files')
-    t.add_argument('--out', metavar='DIR', required=True,
+    t.add_argument('--out', type=some_text, metavar='DIR', required=True,
                    help='folder of the adapter; if it was taught before, it keeps what it knows')
     add_shared(t)
     add_setting(t, 'setting of distillation, e.g. -s lr=1e-4 -s steps=10')
@@ -108,11 +111,12 @@ def _teach_options(t):
     t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
 
 def _edit_options(e):
-    e.add_argument('--name', required=True, help='name of the entity')
-    e.add_argument('--definition', required=True, help='one or two sentences that mention the name')
-    e.add_argument('--alias', action='append', default=[], metavar='NAME',
+    e.add_argument('--name', type=some_text, required=True, help='name of the entity')
+    e.add_argument('--definition', type=some_text, required=True,
+                   help='one or two sentences that mention the name')
+    e.add_argument('--alias', type=some_text, action='append', default=[], metavar='NAME',
                    help='another name; may be given several times')
-    e.add_argument('--out', required=True, metavar='DIR', help='folder of the edit')
+    e.add_argument('--out', type=some_text, required=True, metavar='DIR', help='folder of the edit')
     add_shared(e)
     _method_options(e, 'distill')
     add_options(e, 'transfer')
@@ -121,19 +125,20 @@ def _edit_options(e):
                         'adapter (default: 1)')
 
 def _mend_options(m):
-    m.add_argument('--out', required=True, metavar='FILE',
+    m.add_argument('--out', type=some_text, required=True, metavar='FILE',
                    help='safetensors file of the editor; if it exists, training continues')
     add_shared(m)
     add_setting(m, 'setting of the training, e.g. -s steps=5000')
     add_options(m, 'limit', limit=600)
-    m.add_argument('--kinds', default='company,dish,festival,outbreak',
+    m.add_argument('--kinds', type=some_text, default='company,dish,festival,outbreak',
                    help='kinds of the synthetic entities, with commas (default: those of the split dev)')
 
 # %% ../../nbs/09_apps/06_parser.ipynb #2c0f8c88
 def _reports_options(r):
     what = r.add_subparsers(dest='what', metavar='WHAT')
     def also(p, out=argparse.SUPPRESS, json=argparse.SUPPRESS): # may be given before or after WHAT
-        p.add_argument('--out', default=out, metavar='DIR', help='folder of the results (default: outputs)')
+        p.add_argument('--out', type=some_text, default=out, metavar='DIR',
+                       help='folder of the results (default: outputs)')
         p.add_argument('--json', action='store_true', default=json, help=OPTIONS['json']['help'])
     also(r, 'outputs', False)
     also(what.add_parser('list', help='all reports, with their parameters and what they cost'))
@@ -165,7 +170,7 @@ def _bench_options(b):
 def _demo_options(d):
     add_shared(d)
     add_options(d, 'limit', limit=8)
-    d.add_argument('--out', default='runs/demo', metavar='DIR',
+    d.add_argument('--out', type=some_text, default='runs/demo', metavar='DIR',
                    help='folder of the report and the results (default: runs/demo)')
 
 # %% ../../nbs/09_apps/06_parser.ipynb #1e7b2736

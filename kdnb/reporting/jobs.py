@@ -57,7 +57,7 @@ def _parse(text):
     "A value in JSON or Python notation; otherwise the text itself."
     for read in (json.loads, ast.literal_eval):
         try: return read(text)
-        except (ValueError, SyntaxError): pass
+        except (ValueError, SyntaxError, RecursionError, MemoryError): pass
     return text
 
 _TYPES = {
