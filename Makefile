@@ -1,12 +1,13 @@
 # make demo   a real language model learns eight new entities, by six methods; ends with a table of results
 # make test   every notebook, the invariants, the command line, bad inputs, ruff
-# make docs   the site, in _docs: runs the notebooks of the book, if they or the package changed
+# make book   runs the tutorials and chapters, and stores their outputs in them
+# make docs   the site, in _docs
 # They make .venv the first time and install into it: the core for the demo, the extra dev for the others.
 PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all docs readme clean
+.PHONY: demo test test-all book docs readme clean
 demo: .venv/core
 	$(BIN)/kdnb demo
 
@@ -16,6 +17,9 @@ test: .venv/dev
 
 test-all: .venv/dev
 	$(BIN)/python -m pytest -q tests
+
+book: .venv/dev
+	$(BIN)/python docs/book.py
 
 docs: .venv/dev
 	$(BIN)/python docs/build.py

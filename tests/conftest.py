@@ -13,7 +13,7 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 @pytest.fixture(scope='session')
 def ds():
-    from kdnb.data.entities import load_dataset
+    from kdnb.data.dataset import load_dataset
     return load_dataset()
 
 

@@ -1,8 +1,8 @@
 """README.md is nbs/index.ipynb as Markdown. `python tests/readme.py --write` writes it; the tests compare.
 
-Numbers are filled in: `{{REPORT/LABEL: NAME}}` becomes the figures of the claim REPORT.NAME of the committed run of that
-report, `{{REPORT/LABEL: NAME method=distill}}` those of the one with this value, and `{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json,
-`{{FILE.json: KEY|.1f}}` with a format."""
+Numbers are filled in: `{{REPORT/LABEL: NAME}}` becomes the figures of the claim REPORT.NAME of the
+committed run of that report, `{{REPORT/LABEL: NAME method=distill}}` those of the one with this value,
+`{{FILE.json: KEY.KEY}}` that value of outputs/FILE.json, `{{FILE.json: KEY|.1f}}` with a format."""
 import json, re, sys
 from pathlib import Path
 
@@ -17,16 +17,12 @@ def figures(place:str, claim:str) -> str:
         for key in path.split('.'): value = value[int(key) if isinstance(value, list) else key]
         return format(value, spec)
     from kdnb.reporting.claims import read_claims
-    from kdnb.reporting.gallery import results, verdicts
     name, _, asked = claim.partition(' ')
     report, (key, _, value) = place.partition('/')[0], asked.partition('=')
-    ours = [c for c in read_claims(ROOT/'outputs'/place/'results.json') if c.id == f'{report}.{name}']
-    ours = [c for c in ours if not key or str(c.values.get(key)) == value]
-    if len(ours) == 1: return ours[0].figures
-    result = next((r for r in results(ROOT/'outputs') if f"{r['report']}/{r['label']}" == place), None)
-    found = [f for c, _, f in verdicts(result) if c.startswith(claim)] if result else []
-    if len(found) == 1: return found[0]
-    raise SystemExit(f'{len(found)} verdicts of outputs/{place} begin with {claim!r}: there must be one')
+    found = [c for c in read_claims(ROOT/'outputs'/place/'results.json') if c.id == f'{report}.{name}']
+    found = [c for c in found if not key or str(c.values.get(key)) == value]
+    if len(found) == 1: return found[0].figures
+    raise SystemExit(f'{len(found)} claims of outputs/{place} are {claim!r}: there must be one')
 
 
 def readme() -> str:

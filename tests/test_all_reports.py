@@ -14,7 +14,7 @@ from kdnb.core.files import read_json
 FIGURES = {'first_look': ['belief-before', 'token-kl', 'loss', 'belief-after', 'targets', 'tradeoff'], 'tuning': ['tuning'], 'entity_inferences': ['tradeoff'], 'ecbd': ['tradeoff', 'spans'], 'frontier': ['frontier'],
            'inspect_transfer_set': ['signal', 'best', 'worst'], 'generator_prompts': ['prompts', 'how-many-how-hot'], 'causal_trace': ['known', 'known-by-block', 'brought', 'brought-by-block'], 'counterfact': ['counterfact'],
            'methods': ['methods', 'regimes'], 'mend_training': ['training', 'scales'], 'scalability': ['scalability'], 'performance': ['bench'], 'benchmark_sanity': [], 'teach_your_own': ['exam'], 'teach': ['taught'],
-           'text_ablation': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'known_entities': ['popular'], 'model_scaling': ['ladder'], 'instruction_tuning': ['instruct'], 'hardware_costs': ['sizes']}
+           'text_ablation': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'known_entities': ['known-entities'], 'model_scaling': ['ladder'], 'instruction_tuning': ['instruct'], 'hardware_costs': ['sizes']}
 
 
 def test_all_reports(tiny_folder, tmp_path, quick_kernels):
@@ -32,7 +32,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
              'frontier.data': f'entity-inferences={shows}', 'generator_prompts.data': f'entity-inferences={shows}', 'generator_prompts.generators': json.dumps(['self', f"lm:{tiny_folder('gpt2')}"]),
              'inspect_transfer_set.generator': 'openai:m', 'inspect_transfer_set.base_url': server.url, 'inspect_transfer_set.entity_name': 'Velmora', 'inspect_transfer_set.definition': 'Velmora is a comedy about two bakers.', 'inspect_transfer_set.keep': tmp_path/'sets.jsonl',
              'mend_training.editor': tmp_path/'editor.safetensors'}
-    asked = lambda name, out, given: ['reports', 'run', name, '--set', 'tiny', '--label', 'tiny', '--out', str(out), *(a for k, v in given.items() for a in ('-p', k, str(v)))]
+    asked = lambda name, out, given: ['reports', 'run', name, '--size', 'tiny', '--label', 'tiny', '--out', str(out), *(a for k, v in given.items() for a in ('-s', f'{k}={v}'))]
     command = asked('all', out, given)
     assert main(command) == 0
     api_server.stop(server)
@@ -64,9 +64,9 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert sorted((x['n'], x['method']) for x in r if x['method'] == 'MEMIT') == [(2, 'MEMIT'), (6, 'MEMIT')] and len(r) == 17 and sum(x['method'] == 'distill, one adapter each' for x in r) == 3
     assert len(next((tmp_path/'runs').glob('transfer_composed_*')).read_text().splitlines()) == 12
     r = kept('performance')
-    assert set(r['clock']) == {'current', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'memory is told beforehand' in text('performance')
+    assert set(r['clock']) == {'current', 'float32 products', 'all weights'} and r['bench']['ratio']['edit'] > 0 and 'peak memory is estimated before the run within 20% of the measured peak (' in text('performance')
 
-    assert 'both right' in kept('text_ablation')['target'] and len(kept('sensitivity')) == 9 and len(kept('forgetting')) == 6 and len(kept('model_scaling')) == 2 and set(kept('known_entities')['target']) == {'popular', 'new'} and set(kept('instruction_tuning')['known']) == set(kept('instruction_tuning')['held_nats']) == {'before', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*/model.safetensors'))) == 1
+    assert 'both right' in kept('text_ablation')['target'] and len(kept('sensitivity')) == 9 and len(kept('forgetting')['ages']) == 6 and len(set(kept('model_scaling')) - {'claims'}) == 2 and set(kept('known_entities')['target']) == {'popular', 'new'} and set(kept('instruction_tuning')['known']) == set(kept('instruction_tuning')['held_nats']) == {'before', 'tuned'} and len(list((tmp_path/'runs').glob('tuned-*/model.safetensors'))) == 1
     r = kept('hardware_costs')
     assert {(x['way'], x['edits_per_batch']) for x in r['rows']} == {('adapter', 1), ('adapter', 2), ('all weights', 1)} and all(x['share'] > 0 for x in r['rows']) and r['one_part']['peak_gib'] > 0 and len(r['plan']) == 3
     r = kept('teach_your_own')
@@ -76,7 +76,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert main(asked('methods', tmp_path/'again', again)) == 0 # with all but one method from the file of the run above
     a, b = kept('methods'), read_json(tmp_path/'again'/'methods'/'tiny'/'results.json')
     assert b['chosen'] == a['chosen'] and {r: list(v) for r, v in b['runs'].items()} == {r: list(v) for r, v in a['runs'].items()}
-    assert 'against *MEMIT* distillation' in (tmp_path/'again'/'methods'/'tiny'/'methods.ipynb').read_text()
+    assert 'Distillation against *MEMIT*: ' in (tmp_path/'again'/'methods'/'tiny'/'methods.ipynb').read_text()
 
     before = found['tuning']['page'].stat().st_mtime_ns
     assert main(command) == 0 and found['tuning']['page'].stat().st_mtime_ns == before # what is there is not run again
@@ -87,18 +87,18 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
 
 def test_what_a_batch_refuses(tiny_folder, tmp_path, capsys):
     lm = str(tiny_folder())
-    assert main(['reports', 'run', 'all', '--out', str(tmp_path), '-p', 'n_entitys', '2']) == 2
+    assert main(['reports', 'run', 'all', '--out', str(tmp_path), '-s', 'n_entitys=2']) == 2
     assert "unknown parameter of the reports 'n_entitys': choose one of 'n_entities'" in capsys.readouterr().err and not list(tmp_path.iterdir())
     assert main(['reports', 'run', 'benchmark_sanity', '--jobs', '0', '--out', str(tmp_path)]) == 2 and '0 reports at a time' in capsys.readouterr().err
 
 
 def test_a_failure_stops_no_other(tiny_folder, tmp_path, capsys):
     "Two at a time, one of them on a model that is not there; then the same command for what is missing."
-    lm, command = str(tiny_folder()), ['reports', 'run', 'benchmark_sanity', 'tuning', '--set', 'tiny', '--label', 'a', '--jobs', '2', '--out', str(tmp_path/'outputs'), '-p', 'runs', str(tmp_path/'runs'), '-p', 'device', 'cpu', '-p', 'tuning.transfer', str(ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl')]
-    assert main([*command, '-p', 'tuning.lm', lm, '-p', 'benchmark_sanity.lm', str(tmp_path/'nowhere')]) == 2
+    lm, command = str(tiny_folder()), ['reports', 'run', 'benchmark_sanity', 'tuning', '--size', 'tiny', '--label', 'a', '--jobs', '2', '--out', str(tmp_path/'outputs'), '-s', f"runs={tmp_path/'runs'}", '-s', 'device=cpu', '-s', f"tuning.transfer={ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl'}"]
+    assert main([*command, '-s', f'tuning.lm={lm}', '-s', f"benchmark_sanity.lm={tmp_path/'nowhere'}"]) == 2
     said = capsys.readouterr()
     assert 'tuning: done' in said.out and 'benchmark_sanity: failed' in said.out and '1 of 2 reports failed: benchmark_sanity: the report benchmark_sanity stopped in a cell' in said.err and 'nowhere' in said.err
-    assert main([*command, '-p', 'lm', lm]) == 0 and 'tuning: was there' in capsys.readouterr().out
-    with pytest.raises(KdnbError, match='tuning/a has a run of tuning with other parameters .seed is 0 there, 1 here.: give this one a name of its own by --label'): plan_reports(['tuning'], [('lm', lm), ('seed', '1'), ('transfer', str(ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl'))], set='tiny', out=tmp_path/'outputs', label='a')
+    assert main([*command, '-s', f'lm={lm}']) == 0 and 'tuning: was there' in capsys.readouterr().out
+    with pytest.raises(KdnbError, match='tuning/a has a run of tuning with other parameters .seed is 0 there, 1 here.: give this one a name of its own by --label'): plan_reports(['tuning'], [('lm', lm), ('seed', '1'), ('transfer', str(ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl'))], size='tiny', out=tmp_path/'outputs', label='a')
     assert index_page(tmp_path/'outputs').read_text().count('<article>') == 2
     with pytest.raises(KdnbError, match='stopped in a cell'): run_reports(plan_reports(['benchmark_sanity'], [('lm', str(tmp_path/'nowhere'))], out=tmp_path/'outputs'), progress=False)

@@ -55,57 +55,58 @@ def sentence(err):
 def test_malformed_data(kdnb, tiny_folder, tmp_path, name):
     text, says = DATA[name]
     (tmp_path/'mine.jsonl').write_text(text)
-    code, out, err = kdnb('evaluate', '--lm', tiny_folder(), '--method', 'base', '--data', tmp_path/'mine.jsonl', '--runs', tmp_path)
+    code, out, err = kdnb('evaluate', '--lm', tiny_folder(), '--method', 'base', '--entities', tmp_path/'mine.jsonl', '--out', tmp_path)
     assert code == 2 and says in sentence(err) and str(tmp_path/'mine.jsonl') in err
 
 
 def test_every_malformed_row_is_named(kdnb, tmp_path):
     (tmp_path/'mine.jsonl').write_text('\n'.join([row(name=3), row(), '{', probe(gold='x')]))
-    code, _, err = kdnb('evaluate', '--method', 'base', '--data', tmp_path/'mine.jsonl')
+    code, _, err = kdnb('evaluate', '--method', 'base', '--entities', tmp_path/'mine.jsonl')
     assert code == 2 and all(f'line {i}' in err for i in (1, 3, 4)) and 'line 2,' not in err
 
 
 def test_not_utf8(kdnb, tmp_path):
     (tmp_path/'mine.jsonl').write_bytes(b'\xff\xfe{}')
-    code, _, err = kdnb('evaluate', '--method', 'base', '--data', tmp_path/'mine.jsonl')
+    code, _, err = kdnb('evaluate', '--method', 'base', '--entities', tmp_path/'mine.jsonl')
     assert code == 2 and 'line 1, not UTF-8 text (byte 0): save the file as UTF-8' in sentence(err)
 
 
-EVALUATE, EDIT = ['evaluate', '--n-specificity', '4', '--entities', '2', '--device', 'cpu'], ['edit', '--name', 'Velmora', '--device', 'cpu', '--definition', DEFINITION]
+EVALUATE, EDIT = ['evaluate', '--n-specificity', '4', '--limit', '2', '--device', 'cpu'], ['edit', '--name', 'Velmora', '--device', 'cpu', '--definition', DEFINITION]
 COMMANDS = {
     'neither method nor edit': (EVALUATE, 'either --method NAME or --edit DIR'),
     'method and edit': ([*EVALUATE, '--method', 'base', '--edit', 'x'], 'either --method NAME or --edit DIR'),
     'unknown method': ([*EVALUATE, '--method', 'distil'], "unknown method 'distil': choose one of 'distill'"),
-    'unknown setting': ([*EVALUATE, '--method', 'distill', '--set', 'learning_rate', '1'], "unknown setting of distill 'learning_rate'"),
-    'setting of another type': ([*EVALUATE, '--method', 'distill', '--set', 'steps', 'many'], "setting steps of distill is 'many': it must be a whole number"),
-    'lr negative': ([*EVALUATE, '--method', 'distill', '--set', 'lr', '-1'], 'lr is -1.0: it must be a number above 0'),
-    'lr not a number': ([*EVALUATE, '--method', 'distill', '--set', 'lr', 'nan'], 'lr is nan'),
-    'no steps': ([*EVALUATE, '--method', 'distill', '--set', 'steps', '0'], 'steps is 0: it must be a number of at least 1'),
-    'temperature zero': ([*EVALUATE, '--method', 'distill', '--set', 'temperature', '0'], 'temperature is 0.0: it must be above 0'),
-    'contrast negative': ([*EVALUATE, '--method', 'distill', '--set', 'context_amplification', '-1'], 'context_amplification is -1.0: it must be a number of at least 0'),
-    'neither true nor false': ([*EVALUATE, '--method', 'distill', '--set', 'with_definition', 'maybe'], "setting with_definition of distill is 'maybe': it must be true or false"),
-    'unknown trainable part': ([*EVALUATE, '--method', 'distill', '--set', 'trainable', 'head'], "unknown trainable 'head'"),
-    'unknown place of the loss': ([*EVALUATE, '--method', 'distill', '--set', 'loss_on', 'before_mention'], "unknown loss_on 'before_mention'"),
+    'unknown setting': ([*EVALUATE, '--method', 'distill', '-s', 'learning_rate=1'], "unknown setting of distill 'learning_rate'"),
+    'setting of another type': ([*EVALUATE, '--method', 'distill', '-s', 'steps=many'], "setting steps of distill is 'many': it must be a whole number"),
+    'lr negative': ([*EVALUATE, '--method', 'distill', '-s', 'lr=-1'], 'lr is -1.0: it must be a number above 0'),
+    'lr not a number': ([*EVALUATE, '--method', 'distill', '-s', 'lr=nan'], 'lr is nan'),
+    'no steps': ([*EVALUATE, '--method', 'distill', '-s', 'steps=0'], 'steps is 0: it must be a number of at least 1'),
+    'temperature zero': ([*EVALUATE, '--method', 'distill', '-s', 'temperature=0'], 'temperature is 0.0: it must be above 0'),
+    'contrast negative': ([*EVALUATE, '--method', 'distill', '-s', 'context_amplification=-1'], 'context_amplification is -1.0: it must be a number of at least 0'),
+    'neither true nor false': ([*EVALUATE, '--method', 'distill', '-s', 'with_definition=maybe'], "setting with_definition of distill is 'maybe': it must be true or false"),
+    'unknown trainable part': ([*EVALUATE, '--method', 'distill', '-s', 'trainable=head'], "unknown trainable 'head'"),
+    'unknown place of the loss': ([*EVALUATE, '--method', 'distill', '-s', 'loss_on=before_mention'], "unknown loss_on 'before_mention'"),
     'unknown regime': ([*EVALUATE, '--method', 'base', '--regime', 'together'], "unknown regime 'together': choose one of"),
     'unknown regime with an edit': ([*EVALUATE, '--edit', 'x', '--regime', 'together'], "unknown regime 'together'"),
     'unknown split': ([*EVALUATE, '--method', 'base', '--split', 'train'], "unknown split of kdnb 'train'"),
-    'too many entities': ([*EVALUATE, '--method', 'base', '--data', 'composed=6', '--entities', '5000'], '5000 entities asked for'),
-    'no entities': ([*EVALUATE, '--method', 'base', '--entities', '0'], '0 entities asked for'),
+    'too many entities': ([*EVALUATE, '--method', 'base', '--data', 'composed=6', '--limit', '5000'], '--limit is 5000, and composed-6-0 has 6 entities'),
+    'no entities': ([*EVALUATE, '--method', 'base', '--limit', '0'], '--limit is 0: it must be a whole number of at least 1'),
     'negative number of probes': ([*EVALUATE, '--method', 'base', '--n-specificity', '-3'], '-3 specificity probes asked for'),
     'data file missing': ([*EVALUATE, '--method', 'base', '--data', 'nowhere.jsonl'], "no data set 'nowhere.jsonl'"),
     'transfer file missing': ([*EVALUATE, '--method', 'distill', '--transfer', 'nowhere.jsonl'], 'cannot read nowhere.jsonl: No such file'),
     'edit missing': ([*EVALUATE, '--edit', 'nowhere'], 'nowhere holds no saved edit'),
-    'definition without the name': (['edit', '--name', 'Velmora', '--definition', 'It is a comedy.', '--save', 'x'], "the definition never names the entity 'Velmora'"),
-    'edit with a method that saves nothing': ([*EDIT, '--method', 'prepend', '--save', 'x'], "the method 'prepend' changes no weights"),
+    'definition without the name': (['edit', '--name', 'Velmora', '--definition', 'It is a comedy.', '--out', 'x'], "the definition never names the entity 'Velmora'"),
+    'edit with a method that saves nothing': ([*EDIT, '--method', 'prepend', '--out', 'x'], "the method 'prepend' changes no weights"),
     'unknown prompt': (['generate', '--limit', '1', '--out', 'x.jsonl', '--prompt', 'poem', '--device', 'cpu'], "unknown prompt 'poem'"),
     'temperature negative': (['generate', '--limit', '1', '--out', 'x.jsonl', '--temperature', '-1', '--device', 'cpu'], 'temperature is -1.0'),
-    'no file of entities': (['generate', '--entities', '8', '--out', 'x.jsonl', '--device', 'cpu'], "there is no file '8' of entities (how many of them: --limit N)"),
+    'no file of entities': (['generate', '--entities', 'mine.jsonl', '--out', 'x.jsonl', '--device', 'cpu'], "there is no file 'mine.jsonl' of entities (their number is --limit N)"),
+    'entities and data': ([*EVALUATE, '--method', 'base', '--entities', 'mine.jsonl', '--data', 'kdnb'], '--data and --entities were both given: give one of them'),
     'nowhere to write': (['generate', '--limit', '1', '--device', 'cpu'], 'give a file for the transfer sets: --out FILE'),
     'half a generator': (['generate', '--limit', '1', '--out', 'x.jsonl', '--generator', 'lm', '--device', 'cpu'], "the generator 'lm' is not complete"),
     'unknown reason to drop': (['generate', '--limit', '1', '--out', 'x.jsonl', '--drop', 'dull', '--device', 'cpu'], "unknown reason to drop 'dull'"),
     'top_p above one': (['generate', '--limit', '1', '--out', 'x.jsonl', '--top-p', '2', '--device', 'cpu'], 'top_p is 2.0'),
     'unknown dtype': ([*EVALUATE, '--method', 'base', '--dtype', 'int3'], "unknown dtype 'int3'"),
-    'unknown device': (['evaluate', '--n-specificity', '4', '--entities', '2', '--method', 'base', '--device', 'abacus'], "on device 'abacus'"),
+    'unknown device': (['evaluate', '--n-specificity', '4', '--limit', '2', '--method', 'base', '--device', 'abacus'], "on device 'abacus'"),
 }
 
 
@@ -137,13 +138,13 @@ def test_bad_models(kdnb, tiny_folder, tmp_path, monkeypatch, name):
 
 
 def test_an_edit_of_another_model(kdnb, tiny_folder, tmp_path):
-    assert kdnb(*EDIT, '--method', 'finetune-definition', '--lm', tiny_folder('llama'), '--save', tmp_path/'edit')[0] == 0
+    assert kdnb(*EDIT, '--method', 'finetune-definition', '--lm', tiny_folder('llama'), '--out', tmp_path/'edit')[0] == 0
     code, _, err = kdnb(*EVALUATE, '--edit', tmp_path/'edit', '--lm', tiny_folder('qwen3'))
     assert code == 2 and 'load the model that it was made for' in sentence(err)
 
 
 def test_a_damaged_edit(kdnb, tiny_folder, tmp_path):
-    assert kdnb(*EDIT, '--method', 'finetune-definition', '--lm', tiny_folder(), '--save', tmp_path/'edit')[0] == 0
+    assert kdnb(*EDIT, '--method', 'finetune-definition', '--lm', tiny_folder(), '--out', tmp_path/'edit')[0] == 0
     raw = (tmp_path/'edit'/'tensors.safetensors').read_bytes(); (tmp_path/'edit'/'tensors.safetensors').write_bytes(raw[:len(raw)//2])
     code, _, err = kdnb(*EVALUATE, '--edit', tmp_path/'edit', '--lm', tiny_folder())
     assert code == 2 and 'is damaged' in sentence(err)
@@ -151,9 +152,9 @@ def test_a_damaged_edit(kdnb, tiny_folder, tmp_path):
 
 def test_a_folder_that_cannot_be_written(kdnb, tiny_folder, tmp_path):
     (tmp_path/'file').write_text('')
-    code, _, err = kdnb(*EVALUATE, '--method', 'base', '--lm', tiny_folder(), '--runs', tmp_path/'file')
+    code, _, err = kdnb(*EVALUATE, '--method', 'base', '--lm', tiny_folder(), '--out', tmp_path/'file')
     assert code == 2 and 'cannot make the folder' in sentence(err)
-    code, _, err = kdnb(*EDIT, '--method', 'finetune-definition', '--lm', tiny_folder(), '--save', tmp_path/'file')
+    code, _, err = kdnb(*EDIT, '--method', 'finetune-definition', '--lm', tiny_folder(), '--out', tmp_path/'file')
     assert code == 2 and 'cannot make the folder' in sentence(err)
 
 
@@ -165,7 +166,7 @@ def test_a_transfer_file_that_is_malformed(kdnb, tiny_folder, tmp_path):
 
 def test_a_file_of_transfer_sets_that_lacks_an_entity(kdnb, tiny_folder, tmp_path):
     (tmp_path/'mine.jsonl').write_text(row())
-    code, _, err = kdnb('evaluate', '--n-specificity', 4, '--method', 'distill', '--data', tmp_path/'mine.jsonl', '--transfer', ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl', '--lm', tiny_folder(), '--device', 'cpu', '--runs', tmp_path)
+    code, _, err = kdnb('evaluate', '--n-specificity', 4, '--method', 'distill', '--entities', tmp_path/'mine.jsonl', '--transfer', ROOT/'kdnb'/'assets'/'transfer_smollm2.jsonl', '--lm', tiny_folder(), '--device', 'cpu', '--out', tmp_path)
     assert code == 2 and "no transfer set for 'Velmora'" in sentence(err)
 
 

@@ -4,7 +4,7 @@ from kdnb.edits.multi_lora import MultiLora
 from kdnb.methods.parallel import train_parallel
 from kdnb.methods.distill import Distill
 from kdnb.core.errors import KdnbError
-from kdnb.data.entities import sample
+from kdnb.data.dataset import sample
 from kdnb.core.files import read_json
 from kdnb.experiments.runs import Experiment
 from kdnb.methods.finetune import FineTune

@@ -22,7 +22,7 @@ def test_the_papers_loop_and_ours_reach_the_same_weights(tiny, ds, sets):
 
 
 def test_bench(kdnb, tiny_folder):
-    code, out, err = kdnb('bench', '--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 4, '--entities', 3, '--set', 'steps', 2, '--json')
+    code, out, err = kdnb('bench', '--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 4, '--limit', 3, '-s', 'steps=2', '--json')
     r = json.loads(out.splitlines()[-1])
     assert code == 0 and set(r['ratio']) == {'edit', 'evaluation', 'end_to_end', 'peak_memory'} and all(v > 0 for v in r['ratio'].values())
     for k in ('edit', 'evaluation', 'end_to_end'): # the ratio is that of the medians of what is printed
@@ -30,13 +30,13 @@ def test_bench(kdnb, tiny_folder):
         assert r['ratio'][k] == pytest.approx(a/b)
     assert all(len(x) == 3 for x in r['runs'].values()) and 'paper, entity 3 of 3' in err and 'peak memory (GiB)' in out
     assert all(v > 0 for w in r['work_of_an_edit'].values() for v in w.values()) and r['same_answers'] > 80 and r['eval_dtype'] in ('float32', 'bfloat16') and set(r['rates']) == {'float32', 'bfloat16', 'bytes'}
-    quick = json.loads(kdnb('bench', '--lm', tiny_folder(), '--device', 'cpu', '--quick', '--set', 'steps', 1, '--json')[1].splitlines()[-1])
+    quick = json.loads(kdnb('bench', '--lm', tiny_folder(), '--device', 'cpu', '--quick', '-s', 'steps=1', '--json')[1].splitlines()[-1])
     assert (quick['n'], quick['n_specificity'], quick['work_of_an_edit'], quick['rates']) == (3, 3, None, None) and quick['ratio']['edit'] > 0
 
 
 def test_bench_says_what_is_wrong(kdnb, tiny_folder):
     lm = ['--lm', tiny_folder(), '--device', 'cpu']
-    assert 'a median needs at least 3' in kdnb('bench', *lm, '--entities', 2)[2]
+    assert 'a median needs at least 3' in kdnb('bench', *lm, '--limit', 2)[2]
     code, _, err = kdnb('bench', *lm, '--preset', 'papr')
     assert code == 2 and "unknown preset 'papr'" in err and 'Traceback' not in err
     code, _, err = kdnb('bench', '--lm', 'nowhere')

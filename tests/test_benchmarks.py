@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from kdnb.evaluation.answers import answer_probes
-from kdnb.data.benchmarks import BENCHMARKS, load_data, placement, read_benchmark
+from kdnb.data.benchmarks import BENCHMARKS, load_data, read_benchmark
+from kdnb.data.transfer_sets import placement
 from kdnb.core.errors import KdnbError
 from kdnb.core.downloads import fetch_file, pin_of
 
@@ -269,7 +270,7 @@ def real(name):
 @shared
 @pytest.mark.parametrize('name', ['smollm2', 'gemma3-270m'])
 def test_metrics_equal_one_probe_at_a_time_on_real_models(name):
-    from kdnb.data.entities import sample
+    from kdnb.data.dataset import sample
     lm = real(name)
     for d, spec in (('entity-inferences', None), ('ecbd', SHARED/FILES['popular'])):
         ds = sample(load_data(f'{d}={SHARED/FILES[d]}', spec)[0], 6)
@@ -348,7 +349,7 @@ def test_a_larger_limit_goes_on(tiny, ei, tmp_path):
 
 @pytest.mark.parametrize('preset', ['default', 'paper'])
 def test_run_command(kdnb, tiny_folder, ei, tmp_path, preset):
-    code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--preset', preset, '--limit', 3, '--runs', tmp_path, '--json')
+    code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--preset', preset, '--limit', 3, '--out', tmp_path, '--json')
     assert code == 0, err
     row = json.loads(out.splitlines()[-1])
     assert row['unit'] == 'accuracy' and row['cases'] == 3 and row['preset'] == preset and row['seconds_per_edit'] > 0 and row['target']['n'] == 3
@@ -356,7 +357,7 @@ def test_run_command(kdnb, tiny_folder, ei, tmp_path, preset):
 
 
 def test_ecbd_command(kdnb, tiny_folder, ecbd, popular, tmp_path):
-    args = ['evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--data', f'ecbd={ecbd}', '--specificity', popular, '--runs', tmp_path, '--json']
+    args = ['evaluate', '--lm', tiny_folder(), '--device', 'cpu', '--data', f'ecbd={ecbd}', '--specificity', popular, '--out', tmp_path, '--json']
     for method in ('base', 'prepend'):
         code, out, err = kdnb(*args, '--method', method)
         assert code == 0, err
@@ -368,7 +369,7 @@ def test_ecbd_command(kdnb, tiny_folder, ecbd, popular, tmp_path):
 
 def test_run_resumes_after_kill_9(tiny_folder, ei, tmp_path):
     cmd = [str(Path(sys.executable).parent/'kdnb'), 'run', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--data', f'entity-inferences={ei}', '--method', 'distill', '--preset', 'paper',
-           '--set', 'steps', '40', '--runs', str(tmp_path/'runs'), '--json']
+           '-s', 'steps=40', '--out', str(tmp_path/'runs'), '--json']
     p = subprocess.Popen(cmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     done = lambda: sorted((tmp_path/'runs').glob('*-distill-*/case-*.json'))
     while len(done()) < 2 and p.poll() is None: time.sleep(.05)

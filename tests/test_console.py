@@ -10,7 +10,7 @@ NAME, DEFINITION = '维尔莫拉', '维尔莫拉是一部喜剧。'
 
 def test_a_console_that_cannot_print_a_name_shows_its_code(tiny_folder, tmp_path):
     env = {**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONIOENCODING': 'ascii'}
-    done = subprocess.run([KDNB, 'edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', NAME, '--definition', DEFINITION, '--method', 'ft', '--set', 'steps', '1', '--save', tmp_path/'e'], env=env, capture_output=True, text=True)
+    done = subprocess.run([KDNB, 'edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', NAME, '--definition', DEFINITION, '--method', 'ft', '-s', 'steps=1', '--out', tmp_path/'e'], env=env, capture_output=True, text=True)
     assert done.returncode == 0 and r'taught \u7ef4\u5c14\u83ab\u62c9 in' in done.stdout, done.stderr
     from kdnb.edits.storage import load_edit
     assert load_edit(tmp_path/'e').entities == (NAME,)
@@ -24,13 +24,13 @@ def test_a_result_that_cannot_be_printed_is_one_sentence():
 
 @pytest.mark.parametrize('command', ('demo', 'generate', 'edit', 'evaluate', 'run', 'teach', 'bench', 'mend-train'))
 def test_a_negative_seed_is_one_sentence(kdnb, tiny_folder, tmp_path, command):
-    more = {'edit': ['--name', 'V', '--definition', 'V is', '--save', tmp_path/'e'], 'teach': ['--out', tmp_path/'o', 'x.md'], 'mend-train': ['--out', tmp_path/'m'], 'evaluate': ['--method', 'base']}.get(command, [])
+    more = {'edit': ['--name', 'V', '--definition', 'V is', '--out', tmp_path/'e'], 'teach': ['--out', tmp_path/'o', 'x.md'], 'mend-train': ['--out', tmp_path/'m'], 'evaluate': ['--method', 'base']}.get(command, [])
     code, _, err = kdnb(command, *more, '--lm', tiny_folder(), '--seed', '-1')
     assert code == 2 and err == 'kdnb: --seed is -1: it must be a whole number of at least 0\n'
 
 
 def test_a_name_that_is_no_text_is_refused(kdnb, tiny_folder, tmp_path):
-    code, _, err = kdnb('edit', '--lm', tiny_folder(), '--name', 'Vel\udcff', '--definition', 'Vel is', '--save', tmp_path/'e')
+    code, _, err = kdnb('edit', '--lm', tiny_folder(), '--name', 'Vel\udcff', '--definition', 'Vel is', '--out', tmp_path/'e')
     assert code == 2 and err.startswith('kdnb: --name holds a character that is not text')
 
 
@@ -41,8 +41,8 @@ def test_a_number_that_makes_no_sense_is_one_sentence(kdnb, tiny_folder, tmp_pat
     assert code == 2 and says in err and 'Traceback' not in err
 
 
-@pytest.mark.parametrize('argv', (('mend-train', '--composed', '0', '--out', 'm'), ('mend-train', '--composed', '-1', '--out', 'm'), ('mend-train', '--out', '.'), ('teach', 'x.md', '-n', '0', '--out', 'o'), ('teach', 'x.md', '--n-specificity', '-5', '--out', 'o'),
-                                  ('bench', '--n-specificity', '-1'), ('edit', '--name', 'Velmora', '--definition', 'Velmora is new.', '--shards', '-3', '--save', 'e')))
+@pytest.mark.parametrize('argv', (('mend-train', '--limit', '0', '--out', 'm'), ('mend-train', '--limit', '-1', '--out', 'm'), ('mend-train', '--out', '.'), ('teach', 'x.md', '-n', '0', '--out', 'o'), ('teach', 'x.md', '--n-specificity', '-5', '--out', 'o'),
+                                  ('bench', '--n-specificity', '-1'), ('edit', '--name', 'Velmora', '--definition', 'Velmora is new.', '--shards', '-3', '--out', 'e')))
 def test_a_count_below_its_least_is_one_sentence(kdnb, tiny_folder, tmp_path, monkeypatch, argv):
     monkeypatch.chdir(tmp_path)
     Path('x.md').write_text('# Velmora\nVelmora is new.\n')

@@ -4,7 +4,7 @@ from test_rome import text # noqa: F401 (a fixture)
 from kdnb.methods.parallel import train_parallel
 from kdnb.methods.registry import make_method
 from kdnb.edits.edit import Edit
-from kdnb.data.entities import sample
+from kdnb.data.dataset import sample
 from kdnb.core.files import read_json
 from kdnb.experiments.runs import Experiment
 from kdnb.models.generation import generate
@@ -89,5 +89,5 @@ def test_memory_writing_tracing(both, ds):
 def test_a_process_for_a_gpu(tiny_folder, ds, tmp_path):
     import json
     (tmp_path/'sets.jsonl').write_text(json.dumps({'entity': 'Velmora', 'continuations': [{'text': 'Velmora is what people watch.', 'mention': [0, 7]}]}))
-    command = ['edit', '--lm', str(tiny_folder('llama', 4)), '--name', 'Velmora', '--definition', 'Velmora is a comedy about two rival bakers.', '--transfer', str(tmp_path/'sets.jsonl'), '--set', 'steps', '3', '--save', str(tmp_path/'edit'), '--shards', '1']
+    command = ['edit', '--lm', str(tiny_folder('llama', 4)), '--name', 'Velmora', '--definition', 'Velmora is a comedy about two rival bakers.', '--transfer', str(tmp_path/'sets.jsonl'), '-s', 'steps=3', '--out', str(tmp_path/'edit'), '--shards', '1']
     assert launch(1, command) == 0 and len(Edit.load(tmp_path/'edit').losses) == 3

@@ -1,8 +1,8 @@
 """Files of definitions are read as a person would read them, and what is left out is said once."""
 import pytest
-from kdnb.data.definitions import read_definitions
 from kdnb.core.errors import KdnbError
-from kdnb.data.entities import read_entities
+from kdnb.data.definitions import read_definitions
+from kdnb.data.entity_files import read_entities
 
 FSHARP = 'F# is a functional programming language.'
 

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from kdnb.core.files import write_json
-from kdnb.experiments.runs import key
-from kdnb.methods.training import TrainingCheckpoint
+from kdnb.core.files import write_json, read_json
+from kdnb.experiments.runs import key, REGIMES, Experiment
+from kdnb.methods.checkpoint import TrainingCheckpoint
 from kdnb.core.errors import KdnbError
-from kdnb.data.entities import sample
-from kdnb.core.files import read_json
+from kdnb.data.dataset import sample
 from kdnb.experiments.results import collect
-from kdnb.experiments.runs import REGIMES, Experiment
 
 METHODS = ('base', 'prepend', 'random', 'retrieve', 'finetune-definition', 'finetune-transfer', 'distill', 'rome', 'memit')
 HOW = dict(n_specificity=4, n_other_entities=1, open_ended=False)
@@ -100,8 +98,8 @@ def test_too_little_memory_is_said_before_the_work(tiny, ds, tmp_path, monkeypat
 
 
 def test_kill_9_loses_at_most_the_case_in_progress(tiny_folder, tmp_path):
-    cmd = [str(Path(sys.executable).parent/'kdnb'), 'evaluate', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--method', 'finetune-definition', '--entities', '4', '--n-specificity', '4',
-           '--set', 'steps', '40', '--runs', str(tmp_path/'killed'), '--json']
+    cmd = [str(Path(sys.executable).parent/'kdnb'), 'evaluate', '--lm', str(tiny_folder('llama')), '--device', 'cpu', '--method', 'finetune-definition', '--limit', '4', '--n-specificity', '4',
+           '-s', 'steps=40', '--out', str(tmp_path/'killed'), '--json']
     p = subprocess.Popen(cmd, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while time.time() < deadline and len(list((tmp_path/'killed').glob('*finetune*/case-*.json'))) < 2: time.sleep(.05)

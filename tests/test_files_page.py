@@ -47,10 +47,10 @@ def place(tmp_path, monkeypatch):
 
 
 def test_teach(kdnb, tiny_folder, place):
-    how, section = ['--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 2, '-n', 3, '--set', 'steps', 2], 'ignored'
+    how, section = ['--lm', tiny_folder(), '--device', 'cpu', '--n-specificity', 2, '-n', 3, '-s', 'steps=2'], 'ignored'
     section = next(s for s in tables() if s.startswith('`kdnb teach'))
     before, seen = files(place), set()
-    for out, more in (('together', ['--merge']), ('apart', ['--apart'])):
+    for out, more in (('together', ['--merge']), ('apart', ['--separate-adapters'])):
         was = files(place)
         code, _, err = kdnb('teach', 'shows.md', *how, '--out', out, *more)
         assert code == 0, err
@@ -68,12 +68,12 @@ def test_generate_edit_run(kdnb, tiny_folder, place):
     (place/'mine.jsonl').write_text('{"name": "Velmora", "definition": "Velmora is a comedy."}\n{"name": "Zorbel", "definition": "Zorbel is a film."}\n')
     for command, given, argv in (
             ('`kdnb generate', 'sets.jsonl', ['generate', *lm, '--entities', 'mine.jsonl', '--n', 2, '--max-new-tokens', 8, '--out', 'sets.jsonl']),
-            ('`kdnb edit', 'edit', ['edit', *lm, '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--transfer', 'sets.jsonl', '--set', 'steps', 2, '--save', 'edit']),
-            ('`kdnb edit', 'edit2', ['edit', *lm, '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--method', 'ft', '--set', 'steps', 2, '--save', 'edit2']),
-            ('`kdnb run', 'runs', ['run', *lm, '--data', 'mine.jsonl', '--n-specificity', 2, '--set', 'steps', 2, '--runs', 'runs']),
-            ('`kdnb run', 'runs', ['run', *lm, '--data', 'mine.jsonl', '--n-specificity', 2, '--set', 'steps', 2, '--runs', 'runs', '--regime', 'sequential', '--method', 'ft']),
-            ('`kdnb run', 'runs', ['run', *lm, '--data', 'mine.jsonl', '--n-specificity', 2, '--set', 'steps', 2, '--runs', 'runs', '--regime', 'batch']),
-            ('`kdnb mend-train', 'editor', ['mend-train', *lm, '--out', 'editor', '--composed', 6, '--set', 'steps', 2, '--set', 'blocks', 1])):
+            ('`kdnb edit', 'edit', ['edit', *lm, '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--transfer', 'sets.jsonl', '-s', 'steps=2', '--out', 'edit']),
+            ('`kdnb edit', 'edit2', ['edit', *lm, '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--method', 'ft', '-s', 'steps=2', '--out', 'edit2']),
+            ('`kdnb run', 'runs', ['run', *lm, '--entities', 'mine.jsonl', '--n-specificity', 2, '-s', 'steps=2', '--out', 'runs']),
+            ('`kdnb run', 'runs', ['run', *lm, '--entities', 'mine.jsonl', '--n-specificity', 2, '-s', 'steps=2', '--out', 'runs', '--regime', 'sequential', '--method', 'ft']),
+            ('`kdnb run', 'runs', ['run', *lm, '--entities', 'mine.jsonl', '--n-specificity', 2, '-s', 'steps=2', '--out', 'runs', '--regime', 'batch']),
+            ('`kdnb mend-train', 'editor', ['mend-train', *lm, '--out', 'editor', '--limit', 6, '-s', 'steps=2', '-s', 'blocks=1'])):
         before = files(place)
         code, _, err = kdnb(*argv)
         assert code == 0, err

@@ -1,5 +1,5 @@
 """What is derived is up to date: modules, README.md, clean notebooks; and outputs are small."""
-import re, shutil, subprocess, sys
+import json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat
@@ -48,7 +48,11 @@ def test_readme_is_made_from_the_index():
 def test_notebook_form(path):
     nb = nbformat.read(path, 4)
     assert nb.cells[0].cell_type == 'markdown' or 'skip_exec' in nb.cells[0].source
-    assert not any(c.get('outputs') for c in nb.cells), 'notebooks are committed without outputs'
+    outputs = [o for c in nb.cells for o in c.get('outputs', [])]
+    if 'reports' in path.parts: assert not outputs, 'the runs of reports are in outputs/'
+    assert len(json.dumps(outputs)) < 300_000, 'its outputs are large: draw smaller figures'
+    messages = [o for o in outputs if o.output_type == 'error' or o.get('name') == 'stderr']
+    assert not messages, 'run make book: it stores results only'
 
 
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if 'reports' in p.parts], ids=name)
@@ -64,16 +68,14 @@ def test_ruff():
 
 
 def test_outputs_are_small():
+    def size(folder): return sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
     for run in (ROOT/'outputs').glob('*/*'):
-        pages = [p for p in run.rglob('*') if p.is_file() and p.suffix != '.safetensors']
-        editors = run.rglob('*.safetensors') # a trained editor is larger than a page
-        for most, files in ((2, pages), (10, editors)):
-            size = sum(p.stat().st_size for p in files)
-            assert size < most*2**20, f'{run} has {size/2**20:.1f} MiB'
+        assert size(run) < 2*2**20, f'{run} has {size(run)/2**20:.1f} MiB'
+    assert size(ROOT/'outputs') < 20*2**20, f"outputs has {size(ROOT/'outputs')/2**20:.1f} MiB"
 
 
 def test_examples_in_the_readme_are_commands_that_exist():
-    from kdnb.apps.options import make_parser
+    from kdnb.apps.parser import make_parser
     known = make_parser()._subparsers._group_actions[0].choices
     prose = ('COMMAND', 'is', 'moves', 'cd', 'through', 'import', 'reads')
     for c in re.findall(r'kdnb (\w+) ', (ROOT/'README.md').read_text()): assert c in known or c in prose, c

@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save_file
 
 from kdnb.apps.versions import summary, undo_teaching
-from kdnb.data.benchmarks import read_counterfact, read_ecbd, read_entity_inferences
+from kdnb.data.counterfact import read_counterfact
+from kdnb.data.paper_files import read_ecbd, read_entity_inferences
 from kdnb.data.definitions import read_definitions
-from kdnb.data.entities import load_dataset, read_probes
+from kdnb.data.dataset import load_dataset
+from kdnb.data.entity_files import read_probes
 from kdnb.data.transfer_sets import read_transfer_sets
 from kdnb.experiments.results import as_json, collect
 from kdnb.core.errors import KdnbError
@@ -68,7 +70,7 @@ def mutate_bytes(rng, data):
 
 # what is read: name -> (file that is mutated, the other files around it, function of the folder)
 def entity_rows():
-    from kdnb.data.entities import load_dataset
+    from kdnb.data.dataset import load_dataset
     return [{k: v for k, v in asdict(e).items() if v not in (None, '', ())} for e in load_dataset().entities[:2]]
 
 
@@ -113,7 +115,7 @@ def make_taught(folder):
 def readers():
     from kdnb.transfer.api_costs import Replies
     from kdnb.edits.storage import load_edit
-    from kdnb.core.files import repair_jsonl
+    from kdnb.core.jsonl import repair_jsonl
     from kdnb.core.records import FolderRecord
     from kdnb.transfer.prompts import read_prompts
     from kdnb.edits.routing import AdapterRouter

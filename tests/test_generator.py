@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from api_server import PASSING, sometimes, start, stop
 from kdnb.transfer.api_costs import Replies
-from kdnb.transfer.openai_api import APIGenerator, make_generator
+from kdnb.transfer.openai_api import APIGenerator
+from kdnb.transfer.registry import make_generator
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity
 from kdnb.transfer.generator import LMGenerator, make_transfer_set, make_transfer_sets, plan

@@ -277,7 +277,7 @@ def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, kdnb
     monkeypatch.setattr(AutoModelForCausalLM, 'from_pretrained', lambda *a, **k: read.append(1) or real(*a, **k))
     monkeypatch.setattr('kdnb.models.memory.memory_free', lambda lm, own=True: .01)
     capsys.readouterr() # what was said while the model was made
-    code, _, err = kdnb('edit', '--lm', name, '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--save', tmp_path/'edit')
+    code, _, err = kdnb('edit', '--lm', name, '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--out', tmp_path/'edit')
     assert code == 2 and not read and 'M parameters in float32) needs about' in err and 'are free: train an adapter' in err and len(err.strip().splitlines()) == 1, err
     with pytest.raises(KdnbError, match='bfloat16 weights'): load_lm(name, device='cpu')
 

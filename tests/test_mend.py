@@ -5,13 +5,12 @@ from kdnb.methods.examples import example
 from kdnb.edits.edit import Edit
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity
-from kdnb.data.benchmarks import placed
+from kdnb.data.transfer_sets import placed
 from kdnb.methods.losses import nll_loss
 from kdnb.models.forward import logits_at
 from kdnb.models.model import load_lm
-from kdnb.methods.mend import (
-    Editor, Mend, Practice, edited_layers, pieces, practice_pairs, read_editor, train_editor,
-)
+from kdnb.methods.editor import Editor, edited_layers, pieces
+from kdnb.methods.mend import Mend, Practice, practice_pairs, read_editor, train_editor
 
 E = Entity('Velmora', 'Velmora is a comedy about two rival bakers.')
 HOW = Practice(blocks=1, rank=4, each=2, hold=2, steps=6)
@@ -86,9 +85,9 @@ def test_bad_editors(tiny, tiny_folder, tmp_path):
 
 def test_command(kdnb, tiny_folder, tmp_path):
     lm = ['--lm', tiny_folder(), '--device', 'cpu']
-    code, out, err = kdnb('mend-train', *lm, '--out', tmp_path/'editor', '--composed', 6, '--set', 'steps', 2, '--set', 'blocks', 1, '--set', 'rank', 4, '--json')
+    code, out, err = kdnb('mend-train', *lm, '--out', tmp_path/'editor', '--limit', 6, '-s', 'steps=2', '-s', 'blocks=1', '-s', 'rank=4', '--json')
     assert code == 0 and '"steps": 2' in out, err
-    code, out, err = kdnb('edit', *lm, '--method', 'mend', '--set', 'editor', tmp_path/'editor', '--name', 'Velmora', '--definition', E.definition, '--save', tmp_path/'edit', '--json')
+    code, out, err = kdnb('edit', *lm, '--method', 'mend', '-s', f"editor={tmp_path/'editor'}", '--name', 'Velmora', '--definition', E.definition, '--out', tmp_path/'edit', '--json')
     assert code == 0 and '"method": "mend"' in out, err
-    assert kdnb('edit', *lm, '--method', 'mend', '--name', 'Velmora', '--definition', E.definition, '--save', tmp_path/'edit')[0] == 2
-    assert kdnb('mend-train', *lm, '--out', tmp_path/'x', '--kinds', 'opera')[0] == 2 and kdnb('mend-train', *lm, '--out', tmp_path/'x', '--set', 'stepps', 2)[0] == 2
+    assert kdnb('edit', *lm, '--method', 'mend', '--name', 'Velmora', '--definition', E.definition, '--out', tmp_path/'edit')[0] == 2
+    assert kdnb('mend-train', *lm, '--out', tmp_path/'x', '--kinds', 'opera')[0] == 2 and kdnb('mend-train', *lm, '--out', tmp_path/'x', '-s', 'stepps=2')[0] == 2

@@ -11,7 +11,7 @@ from conftest import ROOT
 from kdnb.methods.parallel import train_parallel
 from kdnb.data.synthetic import compose
 from kdnb.methods.registry import make_method
-from kdnb.data.entities import sample
+from kdnb.data.dataset import sample
 from kdnb.evaluation.answers import evaluate
 from kdnb.experiments.runs import Experiment
 from kdnb.models.forward import logits_at, token_logprobs

@@ -1,10 +1,12 @@
 """ROME and MEMIT: the closed forms hold, on every architecture that is described, and every bad request gets its sentence."""
 import pytest, torch
 from kdnb.methods import locating
-from kdnb.methods.locating import ARCHITECTURES, solve, subject_end
-from kdnb.models.batches import forward_pass
+from kdnb.methods.locating import (
+    ARCHITECTURES, solve, subject_end, Request, covariance, layers_of, read_at, request_of,
+)
+from kdnb.models.trials import forward_pass
 from kdnb.edits.edit import Edit
-from kdnb.data.benchmarks import placed
+from kdnb.data.transfer_sets import placed, TransferSet
 from kdnb.methods.registry import make_method
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity, Probe
@@ -12,9 +14,9 @@ from kdnb.models.forward import token_logprobs
 from kdnb.models.layer_cache import blocks_of
 from kdnb.models.model import load_lm
 from kdnb.methods.mend import Practice, practice_pairs, train_editor
-from kdnb.methods.locating import Request, covariance, layers_of, read_at, request_of
-from kdnb.methods.rome import Memit, Rome, find_value, rank_one
-from kdnb.data.transfer_sets import TransferSet
+from kdnb.methods.memit import Memit
+from kdnb.methods.rome import Rome, rank_one
+from kdnb.methods.values import find_value
 
 E1 = Entity('Velmora', 'The series Velmora is a slapstick comedy about two rival bakers.')
 E2 = Entity('Zorbel', 'Zorbel was a storm that hit the coast of Chile in June.')

@@ -6,7 +6,8 @@ import pytest
 from kdnb.data.definitions import read_definitions
 from kdnb.methods.distill import Distill
 from kdnb.core.errors import KdnbError
-from kdnb.core.files import inside, read_lines, repair_jsonl, write_json, write_text
+from kdnb.core.files import inside, write_json, write_text
+from kdnb.core.jsonl import read_lines, repair_jsonl
 from kdnb.core.records import locked
 from kdnb.edits.routing import AdapterRouter
 from kdnb.apps.teach import teach
@@ -190,7 +191,7 @@ undo_teaching(sys.argv[1])
 @pytest.mark.parametrize('apart', (False, True))
 def test_undo_that_was_killed_is_ended_by_undo_and_takes_back_one_teaching(tiny, tmp_path, apart):
     import shutil
-    how = {**HOW, 'apart': apart, 'method': None if apart else HOW['method']}
+    how = {**HOW, 'separate_adapters': apart, 'method': None if apart else HOW['method']}
     if apart: how['method'] = Distill(steps=2, entities_per_step=1)
     once, twice, x = tmp_path/'once', tmp_path/'twice', tmp_path/'x'
     teach(tiny, entities(tmp_path), once, **how)
@@ -232,7 +233,7 @@ def test_an_edit_is_not_saved_beside_a_model(kdnb, tiny_folder, tmp_path):
     import shutil
     shutil.copytree(tiny_folder(), tmp_path/'lm')
     before = tree(tmp_path/'lm')
-    code, _, err = kdnb('edit', '--lm', tmp_path/'lm', '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--save', tmp_path/'lm')
+    code, _, err = kdnb('edit', '--lm', tmp_path/'lm', '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--out', tmp_path/'lm')
     assert code == 2 and 'holds a model (config.json)' in err and tree(tmp_path/'lm') == before
 
 
@@ -274,7 +275,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.parametrize('size', (3_000, *(pytest.param(s, marks=pytest.mark.slow) for s in (200, 30_000, 100_000))))
 def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tiny_folder, tmp_path, size):
     (tmp_path/'x.md').write_text(SHOWS)
-    command = ['teach', str(tmp_path/'x.md'), '--lm', str(tiny_folder()), '--device', 'cpu', '--n-specificity', '2', '-n', '3', '--set', 'steps', '2', '--out', str(tmp_path/'out')]
+    command = ['teach', str(tmp_path/'x.md'), '--lm', str(tiny_folder()), '--device', 'cpu', '--n-specificity', '2', '-n', '3', '-s', 'steps=2', '--out', str(tmp_path/'out')]
     full = subprocess.run([sys.executable, '-c', FULL, str(size), *command], capture_output=True, text=True)
     said = [l for l in full.stderr.splitlines() if l.startswith('kdnb: ')]
     assert (full.returncode, len(said)) == (2, 1) or full.returncode == 0 and 'its page report.html could not be written' in full.stderr, full.stderr
@@ -325,12 +326,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 def test_an_edit_is_not_saved_over_files_of_the_user(kdnb, tiny_folder, tmp_path, name):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/name).write_text('mine')
-    edit = ['edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--method', 'ft', '--set', 'steps', 2, '--set', 'trainable', 'lora', '--save']
+    edit = ['edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--method', 'ft', '-s', 'steps=2', '-s', 'trainable=lora', '--out']
     code, _, err = kdnb(*edit, tmp_path/'mine')
     assert code == 2 and 'was not made by kdnb, so it is not replaced' in err and (tmp_path/'mine'/name).read_text() == 'mine'
     assert kdnb(*edit, tmp_path/'ours')[0] == kdnb(*edit, tmp_path/'ours')[0] == 0
     # saved again in another form, the folder holds nothing of the first one
-    code, _, err = kdnb(*edit[:-2], "last_block", "--save", tmp_path/'ours')
+    code, _, err = kdnb(*edit[:-2], "trainable=last_block", "--out", tmp_path/'ours')
     assert code == 0 and (tmp_path/'ours'/'tensors.safetensors').exists() and not (tmp_path/'ours'/'adapter_config.json').exists(), err
 
 

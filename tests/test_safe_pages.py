@@ -7,15 +7,13 @@ import nbformat, pytest
 from bs4 import BeautifulSoup
 from conftest import ROOT
 from papermill.iorw import load_notebook_node
-from kdnb.reporting.runner import _execute
+from kdnb.reporting.runner import _execute, run_report
 from kdnb.reporting.gallery import index_page, results
 from kdnb.reporting.jobs import Job, _apart, plan_reports
 from kdnb.core.display import escape_html, escape_markdown
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity, Probe, Question
-from kdnb.core.files import write_json
-from kdnb.core.files import write_text
-from kdnb.reporting.runner import run_report
+from kdnb.core.files import write_json, write_text
 
 NAMES = ['Ba$$in', 'Ke$ha', '$x$', 'a_b^c', r'\frac{1}{2}', '😀', '北京', '_x', r'\(y\) and \[z\]', '{role}`x`', '% no comment', '50% off']
 LIVE = ['<img src=x onerror="window.marker=1">', '<script>window.marker=1</script>', '</td></table><iframe src="https://example.org/">', '[x](javascript:window.marker=1)',
@@ -91,8 +89,8 @@ def hostile():
 
 def test_cards_in_a_notebook_show_data_as_the_text_it_is(tiny):
     from dataclasses import replace
-    from kdnb.methods.registry import make_method
     from kdnb.data.transfer_sets import Continuation, TransferSet
+    from kdnb.methods.registry import make_method
     e = hostile()
     text = f'{e.name} fell'
     ts = TransferSet(e.name, (Continuation(text, (0, len(e.name)), prompt=EVIL), Continuation(EVIL, None)), tries=3, dropped={EVIL: 1})
@@ -207,10 +205,9 @@ def test_committed_runs_have_no_page_and_name_no_folder():
     assert [p for p in texts if re.search(r'(?<![\w.])/(work|root|home|tmp|Users)/', p.read_text(encoding='utf-8'))] == []
 
 
-def test_the_site_shows_outputs_without_anything_that_runs_or_loads():
-    from importlib.util import module_from_spec, spec_from_file_location
-    spec = spec_from_file_location('build', ROOT/'docs'/'build.py')
-    build = module_from_spec(spec); spec.loader.exec_module(build)
+def test_the_site_shows_outputs_without_anything_that_runs_or_loads(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'docs')
+    import notebooks as build
     outputs = [nbformat.v4.new_output('display_data', {k: f'<b>{x}</b>'}) for x in LIVE for k in ('text/html', 'text/markdown', 'application/javascript', 'image/svg+xml')]
     cell = nbformat.v4.new_code_cell('1')
     build.clean_outputs(cell, outputs, 'a figure')
@@ -222,7 +219,7 @@ def test_a_folder_of_somebody_else_is_not_removed_by_the_site(tmp_path):
     (tmp_path/'mine').mkdir(); write_text(tmp_path/'mine'/'thesis.txt', 'x')
     for option in ('--out', '--work'):
         other = '--work' if option == '--out' else '--out'
-        got = subprocess.run([sys.executable, ROOT/'docs'/'build.py', '--no-run', option, tmp_path/'mine', other, tmp_path/'new'], capture_output=True, text=True)
+        got = subprocess.run([sys.executable, ROOT/'docs'/'build.py', option, tmp_path/'mine', other, tmp_path/'new'], capture_output=True, text=True)
         assert got.returncode == 1 and 'was not made by docs/build.py' in got.stderr and (tmp_path/'mine'/'thesis.txt').exists()
 
 
@@ -283,7 +280,7 @@ def test_other_processes_import_nothing_of_the_working_folder(strange_place, tin
 
 def test_workers_import_nothing_of_the_working_folder(strange_place, tiny, ds, tmp_path):
     ray = pytest.importorskip('ray', reason='the extra ray is not installed')
-    from kdnb.data.entities import sample
+    from kdnb.data.dataset import sample
     from kdnb.experiments.runs import Experiment
     from kdnb.experiments.workers import run_parallel
     ray.shutdown()

@@ -7,7 +7,7 @@ from kdnb.transfer.api_answers import tokens_used
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity, Probe
 from kdnb.evaluation.answers import answer_probes, choice_of
-from kdnb.core.files import append_jsonl
+from kdnb.core.jsonl import append_jsonl
 from kdnb.transfer.generator import make_transfer_sets
 from kdnb.data.transfer_sets import Continuation, TransferSet, check_sets, read_transfer_sets
 from kdnb.transfer.cleaning import clean

@@ -10,12 +10,12 @@ from kdnb.methods.sharded import STARTED, launch
 TEXTS = ['Velmora is what people in the town watch.', 'Last week Velmora was about a cake.', 'In the evening Velmora sings of bakers.']
 
 
-@pytest.mark.parametrize('kind, more', [('llama', []), ('gpt2', ['--set', 'batch_size', '0']), ('gemma3', ['--set', 'start_layer', '0.5', '--set', 'n_name_swaps', '1'])], ids=('llama', 'gpt2', 'gemma3'))
+@pytest.mark.parametrize('kind, more', [('llama', []), ('gpt2', ['-s', 'batch_size=0']), ('gemma3', ['-s', 'start_layer=0.5', '-s', 'n_name_swaps=1'])], ids=('llama', 'gpt2', 'gemma3'))
 def test_two_parts_teach_what_the_whole_does(tiny_folder, tmp_path, kind, more):
     (tmp_path/'sets.jsonl').write_text(json.dumps({'entity': 'Velmora', 'continuations': [{'text': t, 'mention': [t.index('Velmora'), t.index('Velmora') + 7]} for t in TEXTS]}))
-    command = ['edit', '--lm', str(tiny_folder(kind, 4)), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy about two rival bakers in a small town.', '--transfer', str(tmp_path/'sets.jsonl'), '--set', 'steps', '4', '--set', 'precision', 'float32', *more]
-    assert main([*command, '--save', str(tmp_path/'whole')]) == 0
-    got = subprocess.run([sys.executable, '-c', 'import sys; from kdnb.apps.cli import main; sys.exit(main(sys.argv[1:]))', *command, '--save', str(tmp_path/'parts'), '--shards', '2'], capture_output=True, text=True, timeout=180, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    command = ['edit', '--lm', str(tiny_folder(kind, 4)), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy about two rival bakers in a small town.', '--transfer', str(tmp_path/'sets.jsonl'), '-s', 'steps=4', '-s', 'precision=float32', *more]
+    assert main([*command, '--out', str(tmp_path/'whole')]) == 0
+    got = subprocess.run([sys.executable, '-c', 'import sys; from kdnb.apps.cli import main; sys.exit(main(sys.argv[1:]))', *command, '--out', str(tmp_path/'parts'), '--shards', '2'], capture_output=True, text=True, timeout=180, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert got.returncode == 0 and 'by 2 processes' in got.stdout, got.stderr[-2000:]
     a, b = load_edit(tmp_path/'whole'), load_edit(tmp_path/'parts')
     assert a.losses == pytest.approx(b.losses, rel=1e-4) and (a.base, a.settings, a.texts) == (b.base, b.settings, b.texts) and a.adapter.keys() == b.adapter.keys()
@@ -28,5 +28,5 @@ def test_a_process_that_was_started_starts_no_others(monkeypatch):
 
 
 def test_what_parts_refuse(tiny_folder, tmp_path, capsys):
-    command = ['edit', '--lm', str(tiny_folder()), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--save', str(tmp_path/'e'), '--shards', '2']
+    command = ['edit', '--lm', str(tiny_folder()), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--out', str(tmp_path/'e'), '--shards', '2']
     assert main(command) == 2 and '--shards teaches from a transfer set that is there' in capsys.readouterr().err

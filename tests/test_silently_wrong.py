@@ -22,7 +22,8 @@ from kdnb.models.model import LM, check_length, load_lm
 from kdnb.models.scoring import score_candidates, score_spans
 from kdnb.methods.mend import practice_pairs
 from kdnb.methods.locating import contexts
-from kdnb.methods.rome import Memit, Rome
+from kdnb.methods.memit import Memit
+from kdnb.methods.rome import Rome
 from kdnb.evaluation.tracing import trace
 from kdnb.core.text import find_mention
 from kdnb.data.transfer_sets import Continuation, TransferSet

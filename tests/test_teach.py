@@ -16,7 +16,7 @@ def mine(tmp_path):
     return tmp_path
 
 
-def how(folder, *more): return ['--lm', folder, '--device', 'cpu', '--n-specificity', 6, '-n', 3, '--set', 'steps', 2, '--set', 'lr', '1e-2', *more]
+def how(folder, *more): return ['--lm', folder, '--device', 'cpu', '--n-specificity', 6, '-n', 3, '-s', 'steps=2', '-s', 'lr=1e-2', *more]
 
 
 def test_the_whole_way(kdnb, tiny_folder, tiny, mine, tmp_path):
@@ -65,7 +65,7 @@ def test_an_adapter_for_each(kdnb, tiny_folder, tiny, mine, tmp_path):
     from kdnb.models.forward import logits_at
     from kdnb.edits.routing import AdapterRouter
     out = tmp_path/'taught'
-    taught = lambda *more: kdnb('teach', *more, *how(tiny_folder(), '--apart'), '--out', out)
+    taught = lambda *more: kdnb('teach', *more, *how(tiny_folder(), '--separate-adapters'), '--out', out)
     code, text, err = taught(mine/'shows.md')
     assert code == 0 and 'adapters, by name' in text and 'adapter of its own' in (out/'report.html').read_text(), err
     at = json.loads((out/'shelf.json').read_text())
@@ -90,7 +90,7 @@ print(json.dumps([AutoPeftModelForCausalLM.from_pretrained({str(out)!r} + '/' + 
     code, text, err = taught(mine/'more.csv')
     assert code == 0 and text.startswith('3 entities') and len(json.loads((out/'shelf.json').read_text())) == 3, err
     assert {k: (out/k/'edit.json').stat().st_mtime_ns for k in old} == old and len([*(out/'edits').iterdir()]) == 3
-    for wrong, says in ((['--merge', '--apart'], 'merge cannot be used with apart'), ([], 'was taught apart')):
+    for wrong, says in ((['--merge', '--separate-adapters'], 'merge cannot be used with separate adapters'), ([], 'was taught as separate adapters')):
         code, _, err = kdnb('teach', mine/'more.csv', *how(tiny_folder(), *wrong), '--out', out)
         assert code == 2 and says in err and 'Traceback' not in err
     assert 'knows now: Velmora Junction, Zorbel Harbour' in kdnb('teach', '--out', out, '--undo')[1] and json.loads((out/'shelf.json').read_text()) == at and len([*(out/'edits').iterdir()]) == 2
@@ -130,6 +130,6 @@ def test_bad_definitions(kdnb, tiny_folder, tmp_path, name):
 
 
 def test_only_adapters(kdnb, tiny_folder, mine, tmp_path):
-    code, _, err = kdnb('teach', mine/'shows.md', *how(tiny_folder(), '--set', 'trainable', 'all'), '--out', tmp_path/'out')
+    code, _, err = kdnb('teach', mine/'shows.md', *how(tiny_folder(), '-s', 'trainable=all'), '--out', tmp_path/'out')
     assert code == 2 and "trainable must be 'lora'" in err
     assert 'say what to teach' in kdnb('teach', *how(tiny_folder()), '--out', tmp_path/'out')[2]

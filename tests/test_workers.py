@@ -3,8 +3,8 @@ import json, signal, threading, time
 
 import psutil, pytest
 from kdnb.core.errors import KdnbError
-from kdnb.data.entities import sample
 from kdnb.core.files import read_json
+from kdnb.data.dataset import sample
 from kdnb.experiments.runs import Experiment
 
 ray = pytest.importorskip('ray', reason='the extra ray is not installed')
@@ -89,7 +89,7 @@ def test_ray_that_does_not_start_is_one_sentence():
 
 def test_command(kdnb, tiny_folder, tmp_path):
     ray.shutdown() # the command starts its own
-    code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--n-specificity', 4, '--workers', 2, '--runs', tmp_path, '--json')
+    code, out, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--n-specificity', 4, '--workers', 2, '--out', tmp_path, '--json')
     assert code == 0 and json.loads(out.splitlines()[-1])['cases'] == 2, err
-    code, _, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--regime', 'batch', '--workers', 2, '--runs', tmp_path)
+    code, _, err = kdnb('run', '--lm', tiny_folder(), '--device', 'cpu', '--method', 'prepend', '--limit', 2, '--regime', 'batch', '--workers', 2, '--out', tmp_path)
     assert code == 2 and 'use one worker' in err

@@ -15,7 +15,7 @@ from kdnb.core.files import (
     ASSETS, as_written, inside, make_folder, read_json, read_text, write_json, write_text, writing,
 )
 from ..core.records import FolderRecord, TEMPORARY
-from ..data.entities import read_entities
+from ..data.entity_files import read_entities
 from ..edits.routing import router_places
 from ..models.builtin import builtin_folder
 from ..models.model import LM
@@ -139,7 +139,7 @@ def publish(record:FolderRecord, # of the user's folder
 
 # %% ../../nbs/09_apps/01_publishing.ipynb #5e95a59f
 def check_place(record:FolderRecord, lm:LM,
-                apart:bool, # one adapter per entity
+                separate_adapters:bool, # one adapter per entity
                 merge:bool # write the merged model, too
                ):
     "An error if a file that will be published has the name of one that is not ours."
@@ -150,7 +150,7 @@ def check_place(record:FolderRecord, lm:LM,
     with tempfile.TemporaryDirectory() as tmp, writing(tmp):
         names = [Path(p).name for p in lm.tokenizer.save_pretrained(tmp) if Path(p).is_file()]
     names += ['README.md', 'report.html']
-    names += ['shelf.json'] if apart else ['adapter_model.safetensors', 'adapter_config.json']
+    names += ['shelf.json'] if separate_adapters else ['adapter_model.safetensors', 'adapter_config.json']
     if merge and os.path.lexists(model) and (model.is_symlink() or not model.is_dir()):
         raise KdnbError(f"{model} was not made by kdnb, so it is not replaced: move it away, "
                         "or choose another folder")

@@ -15,7 +15,7 @@ from kdnb.core.files import (
     as_written, check_id, inside, make_folder, read_json, write_json, write_text, writing,
 )
 from ..core.records import FolderRecord, NOTE, locked
-from ..data.entities import read_entities
+from ..data.entity_files import read_entities
 from ..edits.routing import router_places
 from ..experiments.identity import code_version, key
 from ..models.model import LM
@@ -65,7 +65,7 @@ def versions_of(record:FolderRecord) -> list: # of IDs, the last teaching at the
     return [check_id(v, record.folder/NOTE) for v in ids]
 
 def check_fitting(record:FolderRecord,
-                  apart:bool, # one adapter per entity
+                  separate_adapters:bool, # one adapter per entity
                   merge:bool # write the merged model, too
                  ):
     "An error if a folder cannot be taught in this way."
@@ -74,11 +74,11 @@ def check_fitting(record:FolderRecord,
         if not inside(out, f'versions/{v}/definitions.jsonl', out/NOTE).is_file():
             raise KdnbError(f"{out/'versions'/v} is not whole: if an undo was interrupted, run kdnb teach "
                             f"--undo --out {out} again; otherwise put it back from a copy")
-    if apart and merge:
-        raise KdnbError("merge cannot be used with apart: a merged model has one set of weights, and apart "
-                        "trains one adapter per entity. Drop one of the two")
-    if versions and known != apart:
-        before = 'apart' if known else 'together'
+    if separate_adapters and merge:
+        raise KdnbError("merge cannot be used with separate adapters: a merged model has one set of weights, "
+                        "and there is one adapter per entity. Drop one of the two")
+    if versions and known != separate_adapters:
+        before = 'as separate adapters' if known else 'as one adapter'
         raise KdnbError(f"what {out} knows was taught {before}: teach it in the same way, "
                         "or choose another folder")
 

@@ -4,18 +4,15 @@
 
 # %% auto #0
 __all__ = ['ASSETS', 'parse_json', 'os_reason', 'read_text', 'read_json', 'as_written', 'replacing', 'write_text', 'finite',
-           'write_json', 'writing', 'make_folder', 'unfinished_line', 'Line', 'read_lines', 'repair_jsonl',
-           'append_jsonl', 'inside', 'check_id']
+           'write_json', 'writing', 'make_folder', 'inside', 'check_id']
 
 # %% ../../nbs/00_core/01_files.ipynb #566a71ae
-import json, os, re
+import json, os
 from contextlib import contextmanager
 from importlib import resources
-from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
 from safetensors import SafetensorError
-from .errors import KdnbError, notice
+from .errors import KdnbError
 
 # %% ../../nbs/00_core/01_files.ipynb #7ffbf075
 ASSETS = Path(str(resources.files('kdnb')))/'assets' # folder of the data files that ship with the package
@@ -156,138 +153,6 @@ def make_folder(path:str|Path) -> Path:
     except (OSError, ValueError) as e:
         raise KdnbError(f"cannot make the folder {path}: {os_reason(e)}") from None
     return Path(path)
-
-# %% ../../nbs/00_core/01_files.ipynb #f36efe56
-_LONGEST_LINE = 1<<24 # size limit of a line, in bytes
-_SECOND_KEY = {'entity': 'continuations', 'key': 'texts'} # first key of our rows -> the key after it
-
-def _ends_too_early(text, error):
-    "Whether the only fault of a JSON text is that it ends in the middle of a value."
-    shortest_rest = 6 if 'escape' in error.msg else 1 # an escape such as \u00e9 may be cut as well
-    if error.pos >= len(text) - shortest_rest or error.msg.startswith('Unterminated string'): return True
-    return not text[error.pos:].strip('-+.0123456789eEtfnrulas') # part of a number, or of true, false, null
-
-def _is_row(line, first_key):
-    "Whether a complete line is empty or one of our rows."
-    try: return not line.strip() or first_key in parse_json(line.decode())
-    except (ValueError, TypeError): return False
-
-def _is_begun(line, first_key):
-    "Whether a line is the beginning of one of our rows, cut off in the middle."
-    text, prefix = line.decode('utf-8', 'ignore'), f'{{"{first_key}": '
-    if '\r' in text or not (text.startswith(prefix) or prefix.startswith(text)): return False
-    start = re.match(r'\{"\w+": "(?:[^"\\]|\\.)*", "(\w+)"', text)
-    if start and start[1] != _SECOND_KEY.get(first_key, start[1]): return False
-    try: json.loads(text)
-    except json.JSONDecodeError as e: return _ends_too_early(text, e)
-    except RecursionError: return False
-    return False
-
-# %% ../../nbs/00_core/01_files.ipynb #036fd86b
-def unfinished_line(path:str|Path,
-                    first_key:str # first key of each row
-                   ) -> int|None: # byte at which the line begins
-    "Where the unfinished last line of a file of ours begins; None if it has none or is not ours."
-    with open(path, 'rb') as f:
-        at, ours = 0, True
-        while True:
-            line = f.readline(_LONGEST_LINE + 1)
-            if len(line) > _LONGEST_LINE or not line: return None
-            if not line.endswith(b'\n'): return at if ours and _is_begun(line, first_key) else None
-            ours = ours and _is_row(line, first_key)
-            at += len(line)
-
-# %% ../../nbs/00_core/01_files.ipynb #8859ef84
-class Line(NamedTuple):
-    "A line of a JSON-lines file."
-    number: int # counted from 1
-    value: Any # its JSON value; None if it is invalid
-    fault: str = '' # why it is not valid JSON
-
-def _parse_line(number, line):
-    "The `Line` of these bytes; None if it is empty."
-    try: text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
-    except UnicodeDecodeError as e:
-        return Line(number, None, f'not UTF-8 text (byte {e.start}): save the file as UTF-8')
-    if not text.strip(): return None
-    try: return Line(number, parse_json(text.rstrip('\r\n')))
-    except ValueError as e: return Line(number, None, str(e))
-
-# %% ../../nbs/00_core/01_files.ipynb #a5498948
-def read_lines(path:str|Path, # JSON-lines file
-               first_key:str='' # first key of our rows: skip an unfinished last line
-              ): # yields `Line`
-    "The lines of a JSON-lines file, read one at a time; empty ones are skipped."
-    try:
-        end = unfinished_line(path, first_key) if first_key else None
-        f = open(path, 'rb')
-    except (OSError, ValueError) as e: raise KdnbError(f"cannot read {path}: {os_reason(e)}") from None
-    with f:
-        for number in count(1):
-            if end is not None and f.tell() >= end:
-                notice(f'{path}, line {number}: skipped, since an interruption left it unfinished')
-                return
-            line = f.readline(_LONGEST_LINE + 1)
-            if not line: return
-            if len(line) > _LONGEST_LINE:
-                limit = _LONGEST_LINE>>20
-                raise KdnbError(f"{path}, line {number}: longer than {limit} MiB, which no row is; "
-                                'the file must have one JSON object a line')
-            parsed = _parse_line(number, line)
-            if parsed: yield parsed
-
-# %% ../../nbs/00_core/01_files.ipynb #045a5eb3
-def _check_ours(path, first_key):
-    "Raise a `KdnbError` if a file has a line that is not one of our rows."
-    for line in read_lines(path):
-        if not line.fault and isinstance(line.value, dict) and first_key in line.value: continue
-        fault = line.fault or f'no row with {first_key!r}'
-        raise KdnbError(f"{path}, line {line.number}: {fault}; the file is not one that kdnb wrote, "
-                        'so it is left as it is: choose another file')
-
-def _last_byte(path):
-    "The last byte of a file; empty for an empty file."
-    with open(path, 'rb') as f:
-        f.seek(max(f.seek(0, 2) - 1, 0))
-        return f.read(1)
-
-def repair_jsonl(path:str|Path,
-                 first_key:str # first key of each row
-                ):
-    "Prepare a file for appending: make its folder, remove an unfinished last line, end a complete one."
-    path = Path(path)
-    make_folder(path.parent)
-    try:
-        if not path.exists(): return
-        if not path.is_file(): raise KdnbError(f"cannot write to {path}: it is not a file")
-        last, end = _last_byte(path), unfinished_line(path, first_key)
-        if end is not None: os.truncate(path, end)
-        elif last not in (b'', b'\n'):
-            _check_ours(path, first_key)
-            with open(path, 'ab') as f: f.write(b'\n')
-    except OSError as e: raise KdnbError(f"cannot write to {path}: {e.strerror or e}") from None
-
-# %% ../../nbs/00_core/01_files.ipynb #494066bd
-def _append(f, line):
-    "Write a complete line; if that fails, remove what was written of it."
-    at = f.seek(0, 2)
-    try:
-        while line: line = line[f.write(line):]
-        os.fsync(f.fileno())
-    except BaseException:
-        f.truncate(at)
-        raise
-
-def append_jsonl(path:str|Path, row:dict):
-    "Append a row to a file and wait until it is on the disk."
-    try:
-        line = json.dumps(row, ensure_ascii=False).encode('utf-8') + b'\n'
-        with open(path, 'ab', buffering=0) as f: _append(f, line)
-    except UnicodeEncodeError:
-        raise KdnbError(f"cannot write {path}: a text holds half of a character (a lone surrogate)") from None
-    except OSError as e:
-        raise KdnbError(f"cannot write {path}: {e.strerror or e}; the lines before it are kept: "
-                        'run the same command again to continue') from None
 
 # %% ../../nbs/00_core/01_files.ipynb #ca6dc1ed
 def _lies_within(folder, name):

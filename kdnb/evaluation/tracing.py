@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from ..core.errors import KdnbError
 from ..methods.locating import layers_of
-from ..methods.rome import same_start
-from ..models.batches import forward_pass, logits_only_at, pad
+from ..methods.values import same_start
+from ..models.batches import logits_only_at, pad
 from ..models.model import LM
+from ..models.trials import forward_pass
 
 # %% ../../nbs/06_evaluation/02_tracing.ipynb #2509b29d
 @dataclass

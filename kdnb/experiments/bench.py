@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core.errors import KdnbError, check_choice
 from ..core.process import python_command, safe_environment
 from ..data.benchmarks import load_data
-from ..data.entities import sample
+from ..data.dataset import sample
 from ..evaluation.answers import answer_probes
 from .hardware import machine_rates, work_of
 from .paper_loop import PAPER_STEPS, paper_answers, paper_edit

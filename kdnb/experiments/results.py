@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.errors import KdnbError
 from ..core.files import as_written, finite, read_json
 from ..core.stats import Interval
-from ..data.entities import Dataset
+from ..data.dataset import Dataset
 from ..edits.edit import Edit
 from ..evaluation.answers import NEAR, evaluate
 from ..evaluation.metrics import failure_modes, summarise

@@ -17,7 +17,7 @@ from ..core.downloads import pin_of
 from ..core.errors import KdnbError, check_seed, check_whole, check_choice, notice
 from ..core.files import ASSETS, as_written, make_folder, read_json, write_json
 from ..core.records import locked
-from ..data.entities import Dataset, sample
+from ..data.dataset import Dataset, sample
 from ..data.transfer_sets import check_sets
 from ..evaluation.answers import evaluate
 from .identity import code_version, key

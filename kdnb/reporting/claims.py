@@ -74,9 +74,8 @@ def _value(v):
 def read_claims(path:str|Path # results.json of a run
                ) -> list: # of `Claim`; empty if the file is missing or has none
     "The claims that a run tested."
-    if not Path(path).exists(): return []
-    rows, out = read_json(path, dict).get('claims', []), []
-    for row in rows:
+    found, out = read_json(path) if Path(path).exists() else {}, []
+    for row in found.get('claims', []) if isinstance(found, dict) else (): # a list has none
         values = {k: _value(v) for k, v in row.get('values', {}).items()}
         out.append(Claim(**{**row, 'difference': _value(row.get('difference')), 'values': values}))
     return out

@@ -10,7 +10,8 @@ import math, threading
 from collections import Counter, defaultdict
 from pathlib import Path
 from ..core.errors import KdnbError
-from ..core.files import ASSETS, append_jsonl, read_json, read_lines, repair_jsonl
+from ..core.files import ASSETS, read_json
+from ..core.jsonl import append_jsonl, read_lines, repair_jsonl
 
 # %% ../../nbs/03_transfer/03_api_costs.ipynb #4422e1e0
 _TABLE = read_json(ASSETS/'prices.json', dict)

@@ -16,7 +16,7 @@ from unicodedata import normalize
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from ..core.errors import KdnbError, check_choice
-from ..core.files import append_jsonl, repair_jsonl
+from ..core.jsonl import append_jsonl, repair_jsonl
 from ..core.records import locked
 from ..core.text import find_mention
 from ..data.entities import Entity

@@ -1,0 +1,78 @@
+"""Pages that are made of results: the gallery of the reports, and the claims with what was found."""
+import json, shutil
+from pathlib import Path
+
+from kdnb.core.display import escape_markdown as md
+from kdnb.reporting.claims import WORDINGS, read_claims
+from kdnb.reporting.jobs import about
+from notebooks import anchor
+
+HERE = Path(__file__).resolve().parent
+
+
+def link(r): return f"[{md(r['label'])}](/reports/{r['report']}-{r['label']}.ipynb)"
+
+def figure(r, name, to):
+    "The headline figure of a run, named NAME.png, as a figure whose caption and picture lead to the run."
+    alt = f"{about(r['report'])[0]}, {r['label']}: {r['figures'][0].stem}"
+    target = f"../reports/{r['report']}-{r['label']}.html"
+    return [f':::{{figure}} {to}{name}.png', f':alt: {alt}', f':target: {target}', '', link(r), ':::']
+
+def copy_figures(found, folder):
+    "The headline figure of each run, as REPORT-LABEL.png."
+    for r in found:
+        if r['figures']: shutil.copy(r['figures'][0], folder/f"{r['report']}-{r['label']}.png")
+
+def gallery(found):
+    "All results, with their headline figures."
+    lines = ['# Reports', '', (HERE/'pages'/'gallery_head.txt').read_text(encoding='utf-8'), '']
+    for name in dict.fromkeys(r['report'] for r in found):
+        title, what = about(name)
+        runs = [r for r in found if r['report'] == name]
+        lines += [f'## {title}', '', what, '', '::::{container} gallery']
+        for r in runs: lines += figure(r, f"{name}-{r['label']}", '') if r['figures'] else [link(r)]
+        lines += ['::::', '']
+    pages = [f"{r['report']}-{r['label']}.ipynb" for r in found]
+    return '\n'.join([*lines, ':::{toctree}', ':hidden:', '', *pages, ':::', ''])
+
+
+def tested(c, found):
+    "(run, `Claim`) for each claim of a committed run that tests an entry of claims.json."
+    unknown = set(c.get('tests', [])) - set(WORDINGS)
+    if unknown: raise ValueError(f"docs/claims.json: there is no claim {sorted(unknown)[0]!r} in WORDINGS")
+    claims = ((r, claim) for r in found for claim in read_claims(r['folder']/'results.json'))
+    return [(r, claim) for r, claim in claims if claim.id in c.get('tests', [])]
+
+def outcome(lines):
+    "What all runs say together, in words."
+    said = [claim.outcome for _, claim in lines]
+    if not said: return 'not tested yet'
+    counts = [f'{said.count(k)} {k}' for k in ('confirmed', 'not confirmed', 'unclear') if k in said]
+    return said[0] if len({*said}) == 1 else 'mixed: ' + ', '.join(counts)
+
+def claim_section(c, lines):
+    "A claim: one sentence on what was found, the figure of the first run, and the lines of all runs."
+    head = [f"## {c['claim']}", '', f"*{c['where']}.* {c.get('note', '')}".strip(), '']
+    if not lines: return [*head, 'No committed run tests this.', '']
+    n = len({r['label'] for r, _ in lines})
+    where = about(lines[0][0]['report'])[0]
+    head += [f"**{outcome(lines).capitalize()}**, in {n} run{'s'*(n > 1)} of the report *{where}*.", '']
+    r = next((r for r, _ in lines if r['figures']), None)
+    if r: head += [*figure(r, f"{r['report']}-{r['label']}", '../reports/'), '']
+    rows = [f'| {link(r)} | {x.outcome} | {x.sentence} | {x.figures} |' for r, x in lines]
+    return [*head, '| run | outcome | claim | figures |', '|---|---|---|---|', *rows, '']
+
+def claims(found):
+    "The claims of the paper and of its readers with what the reports found."
+    asked = json.loads((HERE/'claims.json').read_text(encoding='utf-8'))
+    lines = {c['claim']: tested(c, found) for c in asked}
+    def table(is_open, what):
+        head = [f'| {what} | where | outcome |', '|---|---|---|']
+        rows = [f"| [{c['claim']}](#{anchor(c['claim'])}) | {c['where']} | {outcome(lines[c['claim']])} |"
+                for c in asked if c.get('open', False) == is_open]
+        return [*head, *rows, '']
+    intro = (HERE/'pages'/'claims_head.txt').read_text(encoding='utf-8')
+    out = ['# Claims', '', intro, '', *table(False, 'claim of the paper'),
+           '## Open questions', '', 'Questions of readers of the paper, and our own.', '',
+           *table(True, 'question')]
+    return '\n'.join([*out, *(l for c in asked for l in claim_section(c, lines[c['claim']]))])
