@@ -51,6 +51,7 @@ def _data(args) -> str: # as `load_data` reads it
         raise KdnbError(f"there is no file {file!r} of entities (their number is --limit N)")
     return file if os.path.dirname(file) else f'./{file}' # a path, whatever the name of the file
 
+# %% ../../nbs/09_apps/07_command_tools.ipynb #c2a862c2
 def check_limit(n:int|None, least:int=1):
     "Check the number of entities that `--limit` gives."
     from kdnb.core.errors import KdnbError, check_whole
