@@ -224,7 +224,7 @@ def _print_taught(args, out, s):
     print(f"{s['entities']} entities. Right answers to {s['probes']} probes: {s['before']} before, "
           f"{s['after']} after, {s['with_definition']} with the definition in the prompt. "
           f"Specificity: {s['lost']} of {s['known_before']} right answers are lost.")
-    where = f'adapters, by name: {out}/shelf.json' if args.separate_adapters else f'adapter: {out}'
+    where = f'adapters, by name: {out}/router.json' if args.separate_adapters else f'adapter: {out}'
     if (out/'report.html').exists(): where += f'; page: {out}/report.html'
     if args.merge: where += f'; model: {out}/model'
     print(where)

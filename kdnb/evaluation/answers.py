@@ -166,7 +166,7 @@ def _evaluate_entity(lm, entity, open_ended, ask):
 # %% ../../nbs/06_evaluation/00_answers.ipynb #44d071be
 def evaluate(lm:LM, # with edits applied
              entities, # that were taught
-             specificity=(), # probes about well-known things
+             specificity=(), # specificity probes
              other_entities=(), # new entities that were not taught
              open_ended:bool=True, # whether to generate text: replies to questions, answers about neighbors
              ask=None # function that answers probes; None: `answer_probes`

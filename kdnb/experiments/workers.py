@@ -183,7 +183,7 @@ def _check_model(runs, workers, address):
                         "use fewer")
 
 # %% ../../nbs/07_experiments/04_workers.ipynb #bf32ae32
-def run_parallel(runs:list, # of `Experiment`, each `one at a time, reset`, on the same model
+def run_parallel(runs:list, # of `Experiment`, each `single`, on the same model
            workers:int=2, # number of processes
            address:str|None=None, # of a running cluster; None: this machine only
            progress:bool=True # show a progress bar
