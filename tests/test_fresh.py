@@ -59,7 +59,8 @@ def test_report_form(path):
     nb = nbformat.read(path, 4)
     cell, = [c for c in nb.cells if 'parameters' in c.metadata.get('tags', [])]
     names = [n.targets[0].id for n in ast.parse(cell.source).body]
-    assert list(papermill.inspect_notebook(nb)) == names, 'papermill cannot read a comment with an equals sign'
+    read = list(papermill.inspect_notebook(nb))
+    assert read == names, 'papermill cannot read a comment with an equals sign'
 
 
 def test_ruff():
