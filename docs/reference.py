@@ -36,11 +36,11 @@ def api():
 
 def commands():
     "The table of the commands, and the help of each."
-    from kdnb.apps.parser import make_parser
+    from kdnb.apps.parser import make_parser, parsers_of
     lines = ['# The commands', '',
              'An unknown option, name or setting is an error that lists the known ones.', '',
              (HERE/'pages'/'commands_head.txt').read_text(encoding='utf-8'), '']
-    for n, p in make_parser()._subparsers._group_actions[0].choices.items():
+    for n, p in parsers_of(make_parser()).items():
         text = p.format_help().replace(Path(sys.argv[0]).name, 'kdnb').rstrip()
         lines += [f'## kdnb {n}', '', '```text', text, '```', '']
     return '\n'.join(lines)
