@@ -34,9 +34,17 @@ def api():
         if rows: lines += [*head, '| name | what it is |', '|---|---|', *rows, '']
     return '\n'.join(lines)
 
+def parsers_of(parser):
+    "The parsers of the commands by name, each followed by those of its own commands."
+    out = {}
+    for n, p in parser._subparsers._group_actions[0].choices.items():
+        out[n] = p
+        if p._subparsers: out.update({f'{n} {k}': q for k, q in parsers_of(p).items()})
+    return out
+
 def commands():
     "The table of the commands, and the help of each."
-    from kdnb.apps.parser import make_parser, parsers_of
+    from kdnb.apps.parser import make_parser
     lines = ['# The commands', '',
              'An unknown option, name or setting is an error that lists the known ones.', '',
              (HERE/'pages'/'commands_head.txt').read_text(encoding='utf-8'), '']
