@@ -31,7 +31,8 @@ def gallery_section(name, runs):
     "The runs of a report, with their headline figures."
     title, what = about(name)
     figures = [figure(r, f"{name}-{r['label']}", '') if r['figures'] else [link(r)] for r in runs]
-    return [f'### {title}', '', what, '', '::::{container} gallery', *(l for f in figures for l in f), '::::', '']
+    lines = [l for f in figures for l in f]
+    return [f'### {title}', '', what, '', '::::{container} gallery', *lines, '::::', '']
 
 def gallery(found):
     "All results by subject, with their headline figures."
