@@ -265,7 +265,7 @@ def test_jax_is_not_woken(tmp_path):
 
 
 def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, kdnb, monkeypatch, tmp_path, capsys):
-    from kdnb.methods.config import memory_of_training
+    from kdnb.methods.memory import memory_of_training
     from kdnb.methods.distill import Distill
     name, read = str(tiny_folder()), []
     whole = load_lm(name, device='cpu')

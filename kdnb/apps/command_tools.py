@@ -17,7 +17,7 @@ def load_model(args, method=None, # that will train it
                need=None # function of the model -> GiB; None: what the method needs
               ):
     "The model that `--lm` names; an error if it will not fit."
-    from kdnb.methods.registry import memory_of_method
+    from kdnb.methods.memory import memory_of_method
     from kdnb.models.model import load_lm
     precision = getattr(args, 'eval_dtype', 'float32')
     if method and getattr(args, 'shards', 1) < 2:

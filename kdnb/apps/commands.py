@@ -175,7 +175,8 @@ def edit_command(args) -> dict:
     from kdnb.data.transfer_sets import check_sets, read_transfer_sets
     from kdnb.edits.storage import check_edit_folder
     from kdnb.experiments.results import as_json
-    from kdnb.methods.registry import memory_of_method, needs_texts
+    from kdnb.methods.memory import memory_of_method
+    from kdnb.methods.registry import needs_texts
     from kdnb.models.memory import memory_free
     from kdnb.transfer.generator import make_transfer_set
     e, method = _entity(args), _edit_method(args)

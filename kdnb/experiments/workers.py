@@ -19,7 +19,7 @@ from ..data.entities import Entity
 from .identity import key
 from .regimes import REGIMES
 from .runs import Experiment
-from ..methods.registry import memory_of_method
+from ..methods.memory import memory_of_method
 from ..models.memory import memory_free
 from ..models.model import load_lm
 
