@@ -1,5 +1,6 @@
 """Invariants of the loss, the positions, the training loop and the edit."""
 
+import math
 from dataclasses import replace
 import pytest, torch
 from kdnb.methods.memory import memory_of_training
@@ -22,8 +23,11 @@ from kdnb.models.model import load_lm
 from kdnb.core.text import find_mention
 from kdnb.data.transfer_sets import Continuation, TransferSet, shipped_transfer_sets
 
-ENTITY = Entity('Velmora Junction', 'Velmora Junction is a comedy about two rival bakers in a small town.', ('Velmora',))
-TEXTS = ['Velmora Junction is what people in the town watch.', 'Last week Velmora was about a cake.', "In the evening Velmora Junction's bakers sing."]
+ENTITY = Entity(
+    'Velmora Junction', 'Velmora Junction is a comedy about two rival bakers in a small town.', ('Velmora',))
+TEXTS = [
+    'Velmora Junction is what people in the town watch.', 'Last week Velmora was about a cake.',
+    "In the evening Velmora Junction's bakers sing."]
 CONTS = tuple(Continuation(t, find_mention(t, ENTITY.names)) for t in TEXTS)
 SETS = {ENTITY.name: TransferSet(ENTITY.name, CONTS)}
 FAST = dict(lr=3e-3, steps=8)
@@ -41,7 +45,8 @@ def test_kl_is_zero_for_identical_and_positive_otherwise():
 
 def test_kl_direction_on_two_tokens():
     half, quarter = torch.tensor([[.5, .5]]).log(), torch.tensor([[.25, .75]]).log()
-    assert kl_loss(half, quarter, 1.).item() == pytest.approx(.5*torch.tensor(2.).log().item() + .5*torch.tensor(2/3).log().item(), abs=1e-6)
+    want = .5*math.log(2) + .5*math.log(2/3)
+    assert kl_loss(half, quarter, 1.).item() == pytest.approx(want, abs=1e-6)
     assert kl_loss(half, quarter, 1.) != kl_loss(quarter, half, 1.)
 
 
@@ -53,7 +58,8 @@ def test_kl_temperature_keeps_the_size_of_the_gradient():
 
 def test_a_fully_masked_row_is_not_nan():
     s = torch.zeros(0, 7, requires_grad=True)
-    loss = kl_loss(torch.zeros(0, 7), s); loss.backward()
+    loss = kl_loss(torch.zeros(0, 7), s)
+    loss.backward()
     assert loss.item() == 0 and not s.grad.isnan().any()
 
 
@@ -66,19 +72,22 @@ def test_gradient_flows_to_the_student_only(tiny):
 
 def test_an_exaggerating_teacher_moves_away_from_the_student(tiny):
     plain, strong = ([example(tiny, c, ENTITY.definition) for c in CONTS] for _ in range(2))
-    add_teacher_logits(tiny, plain); add_teacher_logits(tiny, strong, context_amplification=.5)
+    add_teacher_logits(tiny, plain)
+    add_teacher_logits(tiny, strong, context_amplification=.5)
     without = logits_at(tiny, [x.ids for x in plain], [x.positions for x in plain])
     want = torch.cat([x.teacher for x in plain])*1.5 - .5*without
     assert torch.allclose(torch.cat([x.teacher for x in strong]), want, atol=1e-4)
     assert not torch.allclose(want, torch.cat([x.teacher for x in plain]), atol=1e-2)
-    assert Distill(context_amplification=0, **FAST)(tiny, [ENTITY], SETS).losses != Distill(context_amplification=1, **FAST)(tiny, [ENTITY], SETS).losses
+    losses = lambda a: Distill(context_amplification=a, **FAST)(tiny, [ENTITY], SETS).losses
+    assert losses(0) != losses(1)
 
 
 def test_positions_are_those_after_the_mention(tiny):
     for c in CONTS:
         x = example(tiny, c, ENTITY.definition)
         assert tiny.tokenizer.decode(x.targets) == c.text[c.mention[1]:]
-        assert [x.ids[p+1] for p in x.positions] == x.targets == [x.teacher_ids[p+1] for p in x.teacher_positions]
+        assert x.targets == [x.ids[p+1] for p in x.positions]
+        assert x.targets == [x.teacher_ids[p+1] for p in x.teacher_positions]
 
 
 def test_a_continuation_with_nothing_after_the_mention_contributes_nothing(tiny):
@@ -91,7 +100,8 @@ def test_padding_contributes_nothing(tiny):
     xs = [example(tiny, c, ENTITY.definition) for c in CONTS]
     add_teacher_logits(tiny, xs)
     for x in xs:
-        alone = example(tiny, CONTS[xs.index(x)], ENTITY.definition); add_teacher_logits(tiny, [alone])
+        alone = example(tiny, CONTS[xs.index(x)], ENTITY.definition)
+        add_teacher_logits(tiny, [alone])
         assert torch.allclose(x.teacher, alone.teacher, atol=1e-4)
 
 
@@ -101,37 +111,52 @@ def test_batch_gradient_equals_one_by_one(tiny):
     how, n = Distill(), sum(len(x.positions) for x in xs)
     for x in xs: x.teacher = soften(x.teacher, how.temperature)
     def grads(batches):
-        tiny.model.requires_grad_(True); tiny.model.zero_grad()
-        for b in batches: (how.loss(b, logits_at(tiny, [x.ids for x in b], [x.positions for x in b])) * sum(len(x.positions) for x in b)/n).backward()
+        tiny.model.requires_grad_(True)
+        tiny.model.zero_grad()
+        for b in batches:
+            at = [x.positions for x in b]
+            loss = how.loss(b, logits_at(tiny, [x.ids for x in b], at))
+            (loss*sum(map(len, at))/n).backward()
         return {k: p.grad.clone() for k, p in tiny.model.named_parameters() if p.grad is not None}
     one, all_ = grads([[x] for x in xs]), grads([xs])
     for k in all_: assert torch.allclose(one[k], all_[k], atol=1e-6), k
 
 
-METHODS = [Distill(**FAST), Distill(**FAST, batch='one_by_one'), Distill(**FAST, loss_on='all_tokens'), Distill(**FAST, trainable='all'), Distill(**FAST, trainable='last_block'),
-           Distill(**FAST, trainable='lora'), Distill(**FAST, batch_size=2), FineTune(**FAST), FineTune(**FAST, on='transfer_set'), FineTune(**FAST, trainable='lora')]
+METHODS = [
+    Distill(**FAST),
+    Distill(**FAST, batch='one_by_one'),
+    Distill(**FAST, loss_on='all_tokens'),
+    Distill(**FAST, trainable='all'),
+    Distill(**FAST, trainable='last_block'),
+    Distill(**FAST, trainable='lora'),
+    Distill(**FAST, batch_size=2),
+    FineTune(**FAST),
+    FineTune(**FAST, on='transfer_set'),
+    FineTune(**FAST, trainable='lora')]
 
 
 @pytest.mark.parametrize('how', METHODS, ids=str)
-def test_base_is_untouched_edit_works_and_undo_is_bit_for_bit(tiny, how, tmp_path):
+def test_the_base_stays_the_edit_works_and_undo_is_bit_for_bit(tiny, how, tmp_path):
     before, modules = weights(tiny), [n for n, _ in tiny.model.named_modules()]
     edit = how(tiny, [ENTITY], SETS)
     assert same(before, weights(tiny)) and modules == [n for n, _ in tiny.model.named_modules()]
     assert not any(p.requires_grad or p.grad is not None for p in tiny.model.parameters())
     plain = logits(tiny)
     with edit.on(tiny): edited = logits(tiny)
-    assert not torch.equal(plain, edited) and torch.equal(plain, logits(tiny)) and same(before, weights(tiny))
+    assert not torch.equal(plain, edited) and torch.equal(plain, logits(tiny))
+    assert same(before, weights(tiny))
     again = Edit.load(edit.save(tmp_path/'edit'))
     with again.on(tiny): assert torch.equal(edited, logits(tiny))
     assert edit.losses[-1] < edit.losses[0] or how.batch == 'one_by_one'
 
 
 def test_weights_stay_within_their_limit(tiny):
-    before, limited = weights(tiny), dict(max_weight_change=1e-3)
-    free, held = (FineTune(**{**FAST, 'lr': 1e-2, 'retain_weight': 0}, **k)(tiny, [ENTITY], SETS) for k in ({}, limited))
-    far = lambda edit: max((t - before[n]).abs().max().item() for n, t in edit.tensors.items())
-    assert far(held) <= 1e-3*1.001 < far(free)
-    with pytest.raises(KdnbError, match="max_weight_change is 1.0 and trainable 'lora'"): FineTune(max_weight_change=1., trainable='lora')
+    before = weights(tiny)
+    tune = lambda **k: FineTune(steps=8, lr=1e-2, retain_weight=0, **k)(tiny, [ENTITY], SETS)
+    change = lambda edit: max((t - before[n]).abs().max().item() for n, t in edit.tensors.items())
+    assert change(tune(max_weight_change=1e-3)) <= 1e-3*1.001 < change(tune())
+    with pytest.raises(KdnbError, match="max_weight_change is 1.0 and trainable 'lora'"):
+        FineTune(max_weight_change=1., trainable='lora')
 
 
 def test_one_feed_forward_is_one(tiny):
@@ -169,75 +194,93 @@ def test_the_embeddings_stay_when_they_do_not_train(tiny):
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
-def test_feed_forward_is_what_its_name_says_in_every_architecture(tiny_folder, kind):
+def test_feed_forward_is_the_mlp_matrices_in_every_architecture(tiny_folder, kind):
     model = load_lm(str(tiny_folder(kind)), device='cpu').model
-    mine, matrices = trainable_parameters(model, 'feed_forward'), {n for n, p in model.named_parameters() if p.ndim > 1}
-    assert set(mine) == {n for n in matrices if '.mlp.' in n}, sorted(mine) # all six call it so
+    mine = trainable_parameters(model, 'feed_forward')
+    matrices = {n for n, p in model.named_parameters() if p.ndim > 1}
+    assert set(mine) == {n for n in matrices if '.mlp.' in n}, sorted(mine) # all six name it mlp
     assert set(trainable_parameters(model, 'upper_feed_forward')) <= set(mine)
 
 
-def test_the_anchor_is_the_divergence_from_the_base_model_with_the_tail_as_one():
+def test_the_retention_loss_is_the_kl_from_the_base_model_with_the_tail_as_one_token():
     torch.manual_seed(0)
     base, now = torch.randn(4, 50), torch.randn(4, 50)
     p, q = base.softmax(-1), now.softmax(-1)
     want = 0.
     for i in range(4): # one position at a time, from the definition
-        top = p[i].topk(10).indices; rest = torch.ones(50, dtype=bool); rest[top] = False
-        want += (p[i, top]*(p[i, top]/q[i, top]).log()).sum() + p[i, rest].sum()*(p[i, rest].sum()/q[i, rest].sum()).log()
+        top = p[i].topk(10).indices
+        rest = torch.ones(50, dtype=bool)
+        rest[top] = False
+        p_rest, q_rest = p[i, rest].sum(), q[i, rest].sum()
+        want += (p[i, top]*(p[i, top]/q[i, top]).log()).sum() + p_rest*(p_rest/q_rest).log()
     kept = base.log_softmax(-1).topk(10)
     got = retention_loss([(kept.values[:1], kept.indices[:1]), (kept.values[1:], kept.indices[1:])], now)
     assert torch.allclose(got, want/4, atol=1e-5)
 
 
 OTHER = Entity('Quorble Festival', 'Quorble Festival is a festival of soup in the mountains.', ('Quorble',))
-BOTH = {**SETS, OTHER.name: TransferSet(OTHER.name, tuple(Continuation(t, (0, 16)) for t in ('Quorble Festival is full of soup.', 'Quorble Festival begins in the mountains.')))}
+OTHER_TEXTS = 'Quorble Festival is full of soup.', 'Quorble Festival begins in the mountains.'
+BOTH = {**SETS, OTHER.name: TransferSet(OTHER.name, tuple(Continuation(t, (0, 16)) for t in OTHER_TEXTS))}
 
 
-@pytest.mark.parametrize('above', (0., .5))
-@pytest.mark.parametrize('low', (False, True), ids=('float32', 'bfloat16'))
-def test_a_teacher_that_is_the_base_model_says_what_it_said_before_all_edits(tiny, monkeypatch, above, low):
-    "Whatever was taught before, teacher, anchor and swapped texts are those of the model without it; and the model with it is the student."
-    how = Distill(steps=3, start_layer=above, retain_batch_size=2, n_name_swaps=1, n_continuations=2, teacher='base', precision='bfloat16' if low else 'float32')
+@pytest.mark.parametrize('start_layer', (0., .5))
+@pytest.mark.parametrize('precision', ('float32', 'bfloat16'))
+def test_the_base_teacher_gives_the_logits_from_before_all_edits(tiny, monkeypatch, start_layer, precision):
+    """Teacher, retention targets and name swaps come from the model without earlier edits.
+
+    The student is the model with them."""
+    how = Distill(
+        steps=3, start_layer=start_layer, retain_batch_size=2, n_name_swaps=1, n_continuations=2,
+        teacher='base', precision=precision)
     seen = []
-    monkeypatch.setattr('kdnb.methods.distill.train', lambda lm, how, groups, *a, train=train: (seen.append((groups, retention_batches(lm, how, 0, 3))), train(lm, how, groups, *a))[1])
+    def noted(lm, how, groups, *a):
+        seen.append((groups, retention_batches(lm, how, 0, 3)))
+        return train(lm, how, groups, *a)
+    monkeypatch.setattr('kdnb.methods.distill.train', noted)
     before, first = weights(tiny), how(tiny, [ENTITY], BOTH)
     for lm_edits in ((), (first,)):
         for e in lm_edits: e.apply(tiny)
         with_it = weights(tiny)
         second = how(tiny, [OTHER], BOTH)
-        assert same(weights(tiny), with_it) and second.after == tuple(e.id for e in lm_edits) and tiny.edits == list(lm_edits)
+        assert same(weights(tiny), with_it) and second.after == tuple(e.id for e in lm_edits)
+        assert tiny.edits == list(lm_edits)
         for e in lm_edits: e.undo(tiny)
     assert same(weights(tiny), before)
     (alone, neutral), (after, neutral2) = seen[1:]
-    close = dict(atol=.05 if low else 1e-5)
+    atol = .05 if precision == 'bfloat16' else 1e-5
+    same_teacher = lambda x, y: torch.allclose(x.teacher[0], y.teacher[0], atol=atol)
     for x, y in zip(alone[0], after[0]):
-        assert x.role == y.role and torch.allclose(x.teacher[0], y.teacher[0], **close)
-        assert x.state is None or torch.allclose(x.state, y.state, **close)
+        assert x.role == y.role and same_teacher(x, y)
+        assert x.state is None or torch.allclose(x.state, y.state, atol=atol)
     for _ in range(3):
-        for x, y in zip(neutral(), neutral2()): assert torch.allclose(x.teacher[0], y.teacher[0], **close)
-    with first.on(tiny): other = replace(how, teacher='current')(tiny, [OTHER], BOTH)
+        for x, y in zip(neutral(), neutral2()): assert same_teacher(x, y)
+    with first.on(tiny): replace(how, teacher='current')(tiny, [OTHER], BOTH)
     moved = seen[-1][0][0]
-    assert not all(torch.allclose(x.teacher[0], y.teacher[0], **close) for x, y in zip(alone[0], moved))
+    assert not all(same_teacher(x, y) for x, y in zip(alone[0], moved))
     with pytest.raises(KdnbError, match="unknown teacher 'student'"): Distill(teacher='student')
 
 
-def test_of_the_neutral_texts_only_those_are_asked_that_a_training_reads(tiny, monkeypatch):
+def test_only_the_neutral_texts_that_a_training_reads_get_teacher_logits(tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr('kdnb.methods.retention.cache_teacher_topk', lambda lm, xs, low, ask=cache_teacher_topk: (asked.append(len(xs)), ask(lm, xs, low))[1])
-    how, few = Distill(steps=2, retain_batch_size=2, n_continuations=2), Distill(steps=3, retain_batch_size=2, n_continuations=2)
+    def noted(lm, xs, use_bf16):
+        asked.append(len(xs))
+        return cache_teacher_topk(lm, xs, use_bf16)
+    monkeypatch.setattr('kdnb.methods.retention.cache_teacher_topk', noted)
+    two, three = (Distill(steps=n, retain_batch_size=2, n_continuations=2) for n in (2, 3))
     tiny.retention_pool = None
-    edits = [m(tiny, [ENTITY], SETS) for m in (how, how, few, how)]
+    edits = [m(tiny, [ENTITY], SETS) for m in (two, two, three, two)]
     counts = [n for n in asked if n]
-    assert len(counts) == 3 and max(counts) <= 6 # the second time they are known
-    assert edits[0].losses == edits[1].losses == edits[3].losses and edits[0].losses[:1] == pytest.approx(edits[2].losses[:1])
+    assert len(counts) == 3 and max(counts) <= 6 # the second time they are cached
+    assert edits[0].losses == edits[1].losses == edits[3].losses
+    assert edits[0].losses[:1] == pytest.approx(edits[2].losses[:1])
 
 
 def test_ctrl_c_while_training_leaves_the_model_as_it_was(tiny):
     before = weights(tiny)
+    def stop(batch, logits): raise KeyboardInterrupt
     for trainable in TRAINABLE:
-        def stop(batch, logits): raise KeyboardInterrupt
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny, TrainingConfig(trainable=trainable), [[example(tiny, c, ENTITY.definition) for c in CONTS]], stop)
+        groups = [[example(tiny, c, ENTITY.definition) for c in CONTS]]
+        with pytest.raises(KeyboardInterrupt): train(tiny, TrainingConfig(trainable=trainable), groups, stop)
         assert same(before, weights(tiny)) and not any(p.requires_grad for p in tiny.model.parameters())
 
 
@@ -247,19 +290,21 @@ def test_the_same_seed_gives_the_same_edit(tiny):
         assert a.losses == b.losses != c.losses
 
 
-def test_edits_pile_up_and_come_off_in_order(tiny):
+def test_edits_stack_and_are_undone_in_reverse_order(tiny):
     plain = logits(tiny)
     a = Distill(**FAST)(tiny, [ENTITY], SETS).apply(tiny)
     one = logits(tiny)
     b = Distill(**FAST, trainable='lora')(tiny, [ENTITY], SETS).apply(tiny)
     with pytest.raises(KdnbError, match='undo that one first'): a.undo(tiny)
-    b.undo(tiny); assert torch.equal(one, logits(tiny))
+    b.undo(tiny)
+    assert torch.equal(one, logits(tiny))
     with pytest.raises(KdnbError, match='apply the same ones first'):
-        a.undo(tiny); b.apply(tiny)
+        a.undo(tiny)
+        b.apply(tiny)
     assert torch.equal(plain, logits(tiny))
 
 
-def test_many_entities_together_learn(tiny):
+def test_several_entities_train_one_edit(tiny):
     other = Entity('Brask', 'Brask is a bridge over a river.')
     t = 'Brask is where they fish in the evening.'
     sets = {**SETS, 'Brask': TransferSet('Brask', (Continuation(t, (0, 5)),))}
@@ -267,15 +312,22 @@ def test_many_entities_together_learn(tiny):
     assert len(edit.losses) == 16 and edit.entities == ('Velmora Junction', 'Brask')
 
 
-@pytest.mark.parametrize('settings', (dict(), dict(teacher_top_k=256, start_layer=.6, n_name_swaps=1)), ids=str)
-def test_what_is_kept_of_each_entity_is_told_beforehand(smollm2, ds, settings):
-    how, entities = Distill(**settings, n_continuations=6, batch_size=2, entities_per_step=2, steps=1), ds.entities[:3]
+@pytest.mark.parametrize(
+    'settings', (dict(), dict(teacher_top_k=256, start_layer=.6, n_name_swaps=1)), ids=str)
+def test_the_estimate_covers_what_is_cached_per_entity(smollm2, ds, settings):
+    how = Distill(**settings, n_continuations=6, batch_size=2, entities_per_step=2, steps=1)
+    entities = ds.entities[:3]
     groups, _ = how.groups(smollm2, entities, shipped_transfer_sets())
     prepare(smollm2, how, groups, 0, 2)
-    parts = [t for g in groups for x in g for t in (x.state, *(x.teacher if isinstance(x.teacher, tuple) else [x.teacher])) if torch.is_tensor(t)]
-    held = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in parts}.values())/len(entities) # a part of something larger keeps all of it
-    told = (memory_of_training(smollm2, how, 1010) - memory_of_training(smollm2, how, 10))*2**30/1000
-    assert .8 < told/held < 1.25, (told, held)
+    cached = []
+    for x in sum(groups, []):
+        cached += [x.state, *(x.teacher if isinstance(x.teacher, tuple) else [x.teacher])]
+    # a view keeps its whole storage
+    storages = [t.untyped_storage() for t in cached if torch.is_tensor(t)]
+    used = sum({s.data_ptr(): s.nbytes() for s in storages}.values())/len(entities)
+    gib = memory_of_training(smollm2, how, 1010) - memory_of_training(smollm2, how, 10)
+    estimate = gib*2**30/1000
+    assert .8 < estimate/used < 1.25, (estimate, used)
 
 
 def test_the_first_continuations_come_from_all_prompts():
@@ -285,71 +337,110 @@ def test_the_first_continuations_come_from_all_prompts():
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
 @pytest.mark.parametrize('trainable', ('lora', 'all'))
-def test_recomputing_changes_nothing_but_what_is_kept(tiny_folder, ds, sets, kind, trainable):
-    from kdnb.models.model import load_lm
+def test_gradient_checkpointing_keeps_less_and_changes_no_loss(tiny_folder, ds, sets, kind, trainable):
     lm, e = load_lm(str(tiny_folder(kind)), device='cpu'), ds.entities[0]
-    def kept(recompute):
+    def kept(checkpointing):
         "Losses, and the bytes that autograd keeps in the first step."
-        n, seen = [0], set()
+        how = Distill(
+            steps=3, trainable=trainable, gradient_checkpointing=checkpointing, precision='float32', lr=1e-3)
+        sizes = {}
         def pack(t):
-            if t.data_ptr() not in seen: seen.add(t.data_ptr()); n[0] += t.numel()*t.element_size()
+            sizes.setdefault(t.data_ptr(), t.numel()*t.element_size())
             return t
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): losses = Distill(steps=1, trainable=trainable, gradient_checkpointing=recompute, precision='float32')(lm, [e], sets).losses
-        return Distill(steps=3, trainable=trainable, gradient_checkpointing=recompute, precision='float32', lr=1e-3)(lm, [e], sets).losses, n[0]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            replace(how, steps=1)(lm, [e], sets)
+        return how(lm, [e], sets).losses, sum(sizes.values())
     (plain, much), (again, little) = kept(False), kept(True)
-    assert again == pytest.approx(plain, rel=1e-4) and not lm.model.training and not any(m.training for m in lm.model.modules())
+    assert again == pytest.approx(plain, rel=1e-4) and not lm.model.training
+    assert not any(m.training for m in lm.model.modules())
     assert little < much
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
-@pytest.mark.parametrize('how', (dict(), dict(n_name_swaps=1, batch_size=2), dict(gradient_checkpointing=True)), ids=('plain', 'n_name_swaps', 'gradient_checkpointing'))
-def test_what_is_below_is_passed_once_and_changes_nothing(tiny_folder, tmp_path, monkeypatch, kind, how):
-    "The same adapter comes out as if all blocks were passed in each step, and it stands in the upper ones only."
-    (tmp_path/'neutral.txt').write_text('Bread is baked.\nThe river is long.\n')
-    method = Distill(steps=8, rank=4, start_layer=.5, precision='float32', retain_file=str(tmp_path/'neutral.txt'), **how)
+@pytest.mark.parametrize(
+    'how', (dict(), dict(n_name_swaps=1, batch_size=2), dict(gradient_checkpointing=True)),
+    ids=('plain', 'n_name_swaps', 'gradient_checkpointing'))
+def test_caching_the_frozen_lower_layers_changes_no_adapter(tiny_folder, tmp_path, monkeypatch, kind, how):
+    "With the cache and without it the adapter is the same, and lies in the upper layers only."
+    neutral = tmp_path/'neutral.txt'
+    neutral.write_text('Bread is baked.\nThe river is long.\n')
+    method = Distill(
+        steps=8, rank=4, start_layer=.5, precision='float32', retain_file=str(neutral), **how)
     passes = []
     lm = load_lm(str(tiny_folder(kind, 4)), device='cpu')
-    hook = next(m for m in blocks_of(lm.model)[0].modules() if m in upper(lm, 0.)).register_forward_hook(lambda *a: passes.append(1))
-    import kdnb.models.generation # noqa: F401 (tests of its own)
-    lm.tries() # asked once, by passes of their own
-    passes.clear(); once = method(lm, [ENTITY], SETS, 3); few = len(passes)
-    for module in ('distill', 'retention'): monkeypatch.setattr(f'kdnb.methods.{module}.n_frozen_layers', lambda lm, how: 0)
-    lm.retention_pool = None; lm.tested_splits.clear(); passes.clear()
+    first_layer = next(m for m in blocks_of(lm.model)[0].modules() if m in upper(lm, 0.))
+    hook = first_layer.register_forward_hook(lambda *a: passes.append(1))
+    import kdnb.models.generation # noqa: F401 (adds `tries`)
+    lm.tries() # tests the model once, by passes of its own
+    passes.clear()
+    once = method(lm, [ENTITY], SETS, 3)
+    few = len(passes)
+    for module in ('distill', 'retention'):
+        monkeypatch.setattr(f'kdnb.methods.{module}.n_frozen_layers', lambda lm, how: 0)
+    lm.retention_pool = None
+    lm.tested_splits.clear()
+    passes.clear()
     again = method(lm, [ENTITY], SETS, 3)
     hook.remove()
-    assert once.losses == pytest.approx(again.losses, rel=1e-3) and once.adapter.keys() == again.adapter.keys()
-    for n in once.adapter: assert torch.allclose(once.adapter[n].delta(), again.adapter[n].delta(), atol=2e-4*again.adapter[n].delta().abs().max().item() + 1e-6) or (once.adapter[n].delta() - again.adapter[n].delta()).norm() < .02*again.adapter[n].delta().norm()
+    assert once.losses == pytest.approx(again.losses, rel=1e-3)
+    assert once.adapter.keys() == again.adapter.keys()
+    for n in once.adapter:
+        a, b = once.adapter[n].delta(), again.adapter[n].delta()
+        close = torch.allclose(a, b, atol=2e-4*b.abs().max().item() + 1e-6)
+        assert close or (a - b).norm() < .02*b.norm(), n
     blocks = [n for n, m in lm.model.named_modules() if m in set(blocks_of(lm.model))]
-    assert {n.rsplit('.', 1)[0].startswith(tuple(f'{b}.' for b in blocks[2:])) for n in once.adapter} == {True} and not any('forward' in vars(b) for b in blocks_of(lm.model))
-    assert few < len(passes) if not how.get('gradient_checkpointing') else True
+    in_upper = tuple(f'{b}.' for b in blocks[2:])
+    assert once.adapter and all(n.rsplit('.', 1)[0].startswith(in_upper) for n in once.adapter)
+    assert not any('forward' in vars(b) for b in blocks_of(lm.model))
+    if not how.get('gradient_checkpointing'): assert few < len(passes)
 
 
-def test_above_is_for_an_adapter():
-    for bad in (dict(start_layer=1.), dict(start_layer=-.1), dict(start_layer=.5, trainable='all'), dict(start_layer=.5, dropout=True)):
+def test_start_layer_is_for_an_adapter():
+    out_of_range = dict(start_layer=1.), dict(start_layer=-.1)
+    no_plain_adapter = dict(start_layer=.5, trainable='all'), dict(start_layer=.5, dropout=True)
+    for bad in out_of_range + no_plain_adapter:
         with pytest.raises(KdnbError, match='start_layer'): Distill(**bad)
 
 
-@pytest.mark.parametrize('low', (False, True))
-def test_states_that_are_not_all_the_upper_blocks_need_are_refused(tiny, ds, sets, monkeypatch, low):
-    "Rounding is not meant: in bfloat16 a state may be off by what it has of precision, and a little more."
-    how, e, true = Distill(steps=1, rank=4, trainable='lora', start_layer=.5, retain_weight=0, n_continuations=2, precision='bfloat16' if low else 'float32'), ds.entities[0], states_below
-    off = lambda f: monkeypatch.setattr('kdnb.methods.examples.states_below', lambda *a: [f(h) for h in true(*a)])
-    off(lambda h: h.flip(0))
-    with pytest.raises(KdnbError, match='start_layer cannot be used with .*: its upper blocks need more'): how(tiny, [e], sets)
-    off(lambda h: h*(1 + (2**-8 if low else 1e-5)*torch.randn(h.shape, generator=torch.Generator().manual_seed(0))))
-    assert how(tiny, [e], sets).losses
+@pytest.mark.parametrize('precision', ('float32', 'bfloat16'))
+def test_states_that_are_not_all_the_upper_layers_need_are_refused(tiny, ds, sets, monkeypatch, precision):
+    "Rounding is accepted: in bfloat16 a state may differ by its precision and a little more."
+    how = Distill(
+        steps=1, rank=4, trainable='lora', start_layer=.5, retain_weight=0, n_continuations=2,
+        precision=precision)
+    def change_states(f):
+        changed = lambda *a: [f(h) for h in states_below(*a)]
+        monkeypatch.setattr('kdnb.methods.examples.states_below', changed)
+    change_states(lambda h: h.flip(0))
+    with pytest.raises(KdnbError, match='start_layer cannot be used with .*: its upper blocks need more'):
+        how(tiny, ds.entities[:1], sets)
+    size = 2**-8 if precision == 'bfloat16' else 1e-5
+    noise = lambda h: torch.randn(h.shape, generator=torch.Generator().manual_seed(0))
+    change_states(lambda h: h*(1 + size*noise(h)))
+    assert how(tiny, ds.entities[:1], sets).losses
 
 
-@pytest.mark.parametrize('settings', ({}, {'trainable': 'all', 'lr': 1e-3}, {'batch': 'one_by_one', 'steps': 2}, {'start_layer': .5}, {'teacher_top_k': 20}))
+@pytest.mark.parametrize('settings', (
+    {},
+    {'trainable': 'all', 'lr': 1e-3},
+    {'batch': 'one_by_one', 'steps': 2},
+    {'start_layer': .5},
+    {'teacher_top_k': 20}))
 @pytest.mark.parametrize('method', ('distill', 'finetune-transfer'))
-def test_logits_in_parts_change_nothing(tiny, ds, sets, monkeypatch, method, settings):
-    "Where all logits at once would be too many, parts of them give the same training, embeddings that train among them."
+def test_the_loss_in_parts_of_the_logits_is_the_loss(tiny, ds, sets, monkeypatch, method, settings):
+    "When all logits at once would need too much memory, parts of them give the same training."
     from kdnb.methods.registry import make_method
-    if method != 'distill': settings = {k: v for k, v in settings.items() if k != 'teacher_top_k'}
-    learn = lambda: make_method(method, **{'steps': 4, 'precision': 'float32', **({'trainable': 'lora'} if method != 'distill' else {}), **settings})(tiny, ds.entities[:1], sets)
-    whole, size, parts = learn(), [], LossInParts.apply
+    how = {'steps': 4, 'precision': 'float32', **settings}
+    if method != 'distill':
+        how.setdefault('trainable', 'lora')
+        how.pop('teacher_top_k', None)
+    learn = lambda: make_method(method, **how)(tiny, ds.entities[:1], sets)
+    whole, size, apply = learn(), [], LossInParts.apply
+    def noted(*args):
+        size.append(len(args[3]))
+        return apply(*args)
     monkeypatch.setattr('kdnb.methods.training.LOGITS_AT_ONCE', 20*len(tiny.tokenizer))
-    monkeypatch.setattr(LossInParts, 'apply', lambda *args: (size.append(len(args[3])), parts(*args))[1])
+    monkeypatch.setattr(LossInParts, 'apply', noted)
     cut = learn()
     assert size and max(size) > 1
     assert cut.losses == pytest.approx(whole.losses, rel=2e-3)
@@ -357,14 +448,19 @@ def test_logits_in_parts_change_nothing(tiny, ds, sets, monkeypatch, method, set
     assert all(torch.allclose(x.B, cut.adapter[n].B, atol=2e-3) for n, x in (whole.adapter or {}).items())
 
 
-def test_a_head_with_something_after_it_is_told(tokenizer):
-    "Gemma 2 squeezes its logits after the output embedding, so there parts of the states are not enough."
+def test_a_head_with_a_function_after_it_is_recognized(tokenizer):
+    "Gemma 2 caps its logits after the output embedding, so a product with the embedding is not enough."
     import transformers
     from kdnb.models.forward import has_plain_head
     from kdnb.models.model import LM
     torch.manual_seed(0)
-    make = lambda **kw: LM('g', transformers.AutoModelForCausalLM.from_config(transformers.Gemma2Config(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, initializer_range=1., **kw)).eval(), tokenizer)
-    assert not has_plain_head(make(final_logit_softcapping=2.)) and has_plain_head(make(final_logit_softcapping=None))
+    def make(**kw):
+        config = transformers.Gemma2Config(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=16, intermediate_size=64, initializer_range=1., **kw)
+        return LM('g', transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer)
+    assert not has_plain_head(make(final_logit_softcapping=2.))
+    assert has_plain_head(make(final_logit_softcapping=None))
 
 
 def test_compiled_blocks_teach_the_same(tiny_folder, monkeypatch):
@@ -372,9 +468,15 @@ def test_compiled_blocks_teach_the_same(tiny_folder, monkeypatch):
     lm = load_lm(str(tiny_folder('llama', 4)), device='cpu')
     with monkeypatch.context() as m:
         m.setattr(shutil, 'which', lambda name: None)
-        with pytest.raises(KdnbError, match='no C.. compiler on this machine'): Distill(compile=True)(lm, [ENTITY], SETS)
+        with pytest.raises(KdnbError, match='no C.. compiler on this machine'):
+            Distill(compile=True)(lm, [ENTITY], SETS)
     if not shutil.which('g++'): pytest.skip('torch.compile needs a C++ compiler, and this machine has none')
-    method = dict(steps=4, rank=4, start_layer=.5, precision='float32')
-    plain, compiled = Distill(**method)(lm, [ENTITY], SETS, 3), Distill(compile=True, **method)(lm, [ENTITY], SETS, 3)
-    assert compiled.losses == pytest.approx(plain.losses, rel=1e-3) and not any('forward' in vars(b) for b in blocks_of(lm.model))
-    assert compiled.adapter.keys() == plain.adapter.keys() and all((compiled.adapter[n].delta() - a.delta()).norm() < .1*a.delta().norm() for n, a in plain.adapter.items())
+    def teach(compile):
+        how = Distill(steps=4, rank=4, start_layer=.5, precision='float32', compile=compile)
+        return how(lm, [ENTITY], SETS, 3)
+    plain, compiled = teach(False), teach(True)
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-3)
+    assert not any('forward' in vars(b) for b in blocks_of(lm.model))
+    assert compiled.adapter.keys() == plain.adapter.keys()
+    for n, a in plain.adapter.items():
+        assert (compiled.adapter[n].delta() - a.delta()).norm() < .1*a.delta().norm(), n

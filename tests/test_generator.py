@@ -19,7 +19,9 @@ FAST = dict(wait=(.001, .01), timeout=2.)
 ENTITY = Entity('Velmora Junction', 'Velmora Junction is a slapstick comedy series about two rival bakers.')
 
 
-def entities(n): return [Entity(f'Velmora{chr(97+i//26)}{chr(97+i%26)} Junction', f'Velmora{chr(97+i//26)}{chr(97+i%26)} Junction is a comedy number {i}.') for i in range(n)]
+def entities(n):
+    names = [f'Velmora{chr(97+i//26)}{chr(97+i%26)} Junction' for i in range(n)]
+    return [Entity(name, f'{name} is a comedy number {i}.') for i, name in enumerate(names)]
 
 
 @pytest.fixture
@@ -27,74 +29,91 @@ def serve(monkeypatch):
     "Function that starts a server; all are stopped at the end."
     monkeypatch.setenv('OPENAI_API_KEY', KEY)
     up = []
-    def make(*a, **k): up.append(start(*a, **k)); return up[-1]
+    def make(*a, **k):
+        up.append(start(*a, **k))
+        return up[-1]
     yield make
     for s in up: stop(s)
 
 
 @pytest.mark.parametrize('fault', PASSING + ('n ignored', 'no usage', 'stall', 'max_tokens'))
-def test_a_fault_that_passes_is_survived(serve, tmp_path, fault):
+def test_a_passing_fault_costs_no_text(serve, tmp_path, fault):
     server = serve(lambda i, q: fault if i == 1 or fault == 'max_tokens' else '')
     began = time.time()
-    g = APIGenerator('m', server.url, tmp_path/'replies.jsonl', **{**FAST, 'timeout': .5})
-    ts = make_transfer_set(g, ENTITY, n=6)
-    assert len(ts.continuations) == 6 and sorted(c.text for c in ts.continuations) == sorted(server.delivered) and time.time() - began < 20
+    client = lambda **how: APIGenerator('m', server.url, tmp_path/'replies.jsonl', **{**FAST, **how})
+    ts = make_transfer_set(client(timeout=.5), ENTITY, n=6)
+    assert len(ts.continuations) == 6
+    assert sorted(c.text for c in ts.continuations) == sorted(server.delivered)
+    assert time.time() - began < 20
     assert ts.spent['tokens_in'] > 0 and ts.spent.get('failed', 0) == (fault not in ('n ignored', 'no usage'))
     asked = len(server.asked)
-    again = make_transfer_set(APIGenerator('m', server.url, tmp_path/'replies.jsonl', **FAST), ENTITY, n=6)
+    again = make_transfer_set(client(), ENTITY, n=6)
     assert again.key == ts.key and len(server.asked) == asked # a rerun pays for nothing
 
 
-def test_the_server_is_waited_for_as_long_as_it_says(serve):
+def test_the_client_pauses_for_as_long_as_the_server_says(serve):
     server = serve(lambda i, q: '429' if i == 1 else '', retry_after='1')
     began = time.time()
     make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY, n=2)
     assert 1 <= time.time() - began < 5
 
 
-@pytest.mark.parametrize('fault, says', [('401', 'does not accept the key in OPENAI_API_KEY (401: wrong: Bearer …)'), ('404', "has no model 'm', or no endpoint for chat"), ('400', 'does not understand the call (400: wrong: Bearer …)'),
-                                         ('quota', 'is used up (429: no money left)'), ('500', 'failed 3 times one after the other (the last time: 500: not now)'), ('stall', 'the last time: no answer in time')])
-def test_a_fault_that_lasts_stops_at_once_with_one_sentence(serve, tmp_path, fault, says):
+@pytest.mark.parametrize('fault, says', [
+    ('401', 'does not accept the key in OPENAI_API_KEY (401: wrong: Bearer …)'),
+    ('404', "has no model 'm', or no endpoint for chat"),
+    ('400', 'does not understand the call (400: wrong: Bearer …)'),
+    ('quota', 'is used up (429: no money left)'),
+    ('500', 'failed 3 times one after the other (the last time: 500: not now)'),
+    ('stall', 'the last time: no answer in time')])
+def test_a_lasting_fault_stops_at_once_with_one_sentence(serve, tmp_path, fault, says):
     server = serve(lambda i, q: fault)
     g = APIGenerator('m', server.url, **{**FAST, 'timeout': .3}, tries=3, concurrency=2)
-    with pytest.raises(KdnbError) as e: make_transfer_sets(g, entities(30), tmp_path/'sets.jsonl', progress=False, n=2)
+    with pytest.raises(KdnbError) as e:
+        make_transfer_sets(g, entities(30), tmp_path/'sets.jsonl', progress=False, n=2)
     assert says in str(e.value) and KEY not in str(e.value) and '\n' not in str(e.value)
-    assert len(server.asked) <= (6 if fault in ('500', 'stall') else 4) # those that were under way, and no more
+    # only the calls that had already started
+    assert len(server.asked) <= (6 if fault in ('500', 'stall') else 4)
 
 
-def test_where_nobody_is_it_does_not_wait_long(serve):
+def test_an_address_without_a_server_fails_within_seconds(serve):
     server = serve(lambda i, q: '')
-    server.shutdown(); server.server_close()
+    server.shutdown()
+    server.server_close()
     began = time.time()
-    with pytest.raises(KdnbError) as e: make_transfer_set(APIGenerator('m', server.url, tries=8, wait=(.2, 60.)), ENTITY, n=2)
-    assert 'failed 3 times one after the other (the last time: no connection (ConnectError' in str(e.value) and 'check the address, and whether the server runs' in str(e.value)
+    with pytest.raises(KdnbError) as e:
+        make_transfer_set(APIGenerator('m', server.url, tries=8, wait=(.2, 60.)), ENTITY, n=2)
+    assert 'failed 3 times one after the other (the last time: no connection (ConnectError' in str(e.value)
+    assert 'check the address, and whether the server runs' in str(e.value)
     assert time.time() - began < 10
 
 
-def test_a_key_is_not_cut_in_half_by_a_long_message(serve):
+def test_a_key_is_not_cut_in_half_by_a_long_message(serve, monkeypatch):
     server = serve(lambda i, q: '400')
     import api_server
-    old = api_server.API.send
-    def send(self, status, value, headers={}): return old(self, status, {'error': {'message': f"{'x'*180} {KEY} {KEY}"}}, headers)
-    api_server.API.send = send
-    try:
-        with pytest.raises(KdnbError) as e: make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY)
-    finally: api_server.API.send = old
+    real = api_server.API.send
+    long_message = {'error': {'message': f"{'x'*180} {KEY} {KEY}"}}
+    send = lambda self, status, value, headers={}: real(self, status, long_message, headers)
+    monkeypatch.setattr(api_server.API, 'send', send)
+    with pytest.raises(KdnbError) as e: make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY)
     assert KEY[:8] not in str(e.value)
 
 
-def test_a_long_pause_is_not_waited_for(serve):
+def test_a_long_pause_is_an_error(serve):
     server = serve(lambda i, q: '429', retry_after='3600')
-    with pytest.raises(KdnbError, match='asks for a pause of 3600 s'): make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY)
+    with pytest.raises(KdnbError, match='asks for a pause of 3600 s'):
+        make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY)
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize('fault', ('filter', 'refusal'))
 def test_a_refusal_is_counted_and_not_asked_for_again(serve, tmp_path, fault):
     server = serve(lambda i, q: fault)
-    ts = make_transfer_set(APIGenerator('m', server.url, tmp_path/'r.jsonl', **FAST), ENTITY, n=4, rounds=1)
-    assert not ts.continuations and ts.dropped == {'refused by the generator': 4} and len(server.asked) == 1
-    make_transfer_set(APIGenerator('m', server.url, tmp_path/'r.jsonl', **FAST), ENTITY, n=4, rounds=1)
+    make = lambda: make_transfer_set(
+        APIGenerator('m', server.url, tmp_path/'r.jsonl', **FAST), ENTITY, n=4, rounds=1)
+    ts = make()
+    assert not ts.continuations and ts.dropped == {'refused by the generator': 4}
+    assert len(server.asked) == 1
+    make()
     assert len(server.asked) == 1
 
 
@@ -103,10 +122,14 @@ def test_forty_entities_with_a_third_of_the_replies_faulty(serve, tmp_path):
     g = APIGenerator('m', server.url, tmp_path/'replies.jsonl', **FAST, tries=20)
     sets = make_transfer_sets(g, es, tmp_path/'sets.jsonl', progress=False, n=15)
     texts = [c.text for e in es for c in sets[e.key].continuations]
-    assert len(texts) == 40*15 and all(len(s.continuations) == 15 for s in sets.values()) and read_transfer_sets(tmp_path/'sets.jsonl') == sets
-    assert sorted(texts) == sorted(server.delivered) # by the server's own count: none is missing, none was paid for twice
-    assert sum(s.spent.get('failed', 0) for s in sets.values()) == len(server.asked) - 40 > 5
-    assert sum(s.spent['calls'] for s in sets.values()) == g.replies.total['calls'] == server.billed > 40 # answers without a text, too
+    assert len(texts) == 40*15 and all(len(s.continuations) == 15 for s in sets.values())
+    assert read_transfer_sets(tmp_path/'sets.jsonl') == sets
+    # by the server's own count none is missing, and none was paid for twice
+    assert sorted(texts) == sorted(server.delivered)
+    spent = [s.spent for s in sets.values()]
+    assert sum(s.get('failed', 0) for s in spent) == len(server.asked) - 40 > 5
+    # answers without a text are counted, because they are billed
+    assert sum(s['calls'] for s in spent) == g.replies.total['calls'] == server.billed > 40
 
 
 def test_more_continuations_pay_for_the_difference(serve, tmp_path):
@@ -115,7 +138,8 @@ def test_more_continuations_pay_for_the_difference(serve, tmp_path):
     g = APIGenerator('m', server.url, tmp_path/'r.jsonl', **FAST)
     assert plan(g, [ENTITY], n=8)['tokens_out'] == 3*256
     more = make_transfer_set(g, ENTITY, n=8)
-    assert len(server.delivered) == 8 and [c.text for c in more.continuations][:5] == [c.text for c in first.continuations]
+    assert len(server.delivered) == 8
+    assert [c.text for c in more.continuations][:5] == [c.text for c in first.continuations]
 
 
 def test_dropped_drafts_are_asked_for_again_a_limited_number_of_times(serve):
@@ -129,45 +153,62 @@ def test_dropped_drafts_are_asked_for_again_a_limited_number_of_times(serve):
 def test_the_budget_is_a_ceiling(serve, tmp_path):
     server, es = serve(), entities(120)
     how = dict(base_url=server.url, replies=tmp_path/'r.jsonl', price=(1000., 1000.), **FAST)
+    make = lambda **kw: make_transfer_sets(
+        APIGenerator('m', **how, **kw), es, tmp_path/'s.jsonl', progress=False, n=2)
     need = plan(APIGenerator('m', **how), es, n=2)
-    assert need["calls"] == 120 and need['cost'] == pytest.approx((need['tokens_in'] + need['tokens_out'])/1000)
-    with pytest.raises(KdnbError, match=r'the budget of \$2 is used up: \$\d\.\d+ are spent.*answers are kept'): make_transfer_sets(APIGenerator('m', **how, budget=2.), es, tmp_path/'s.jsonl', progress=False, n=2)
+    assert need['calls'] == 120
+    assert need['cost'] == pytest.approx((need['tokens_in'] + need['tokens_out'])/1000)
+    used_up = r'the budget of \$2 is used up: \$\d\.\d+ are spent.*answers are kept'
+    with pytest.raises(KdnbError, match=used_up): make(budget=2.)
     spent = Replies(tmp_path/'r.jsonl').total['cost']
     assert spent == pytest.approx(.02*len(server.asked)) and 0 < spent <= 2
     some = len(server.asked)
-    assert some >= 10 # real costs count, not what was set aside
-    sets = make_transfer_sets(APIGenerator('m', **how), es, tmp_path/'s.jsonl', progress=False, n=2)
+    assert some >= 10 # real costs count, not the estimate that was reserved
+    sets = make()
     assert len(sets) == 120 and len(server.asked) == 120 > some and len(server.delivered) == 240
 
 
 def test_a_budget_needs_a_price(serve):
     with pytest.raises(KdnbError, match="none is known for 'm'"): APIGenerator('m', serve().url, budget=1.)
-    with pytest.raises(KdnbError, match='it must be two numbers'): APIGenerator('m', serve().url, price=(-1, 2))
+    with pytest.raises(KdnbError, match='it must be two numbers'):
+        APIGenerator('m', serve().url, price=(-1, 2))
 
 
-def test_completions_are_started_as_the_prompt_says(serve):
+def test_completions_begin_with_the_starts_of_the_prompt(serve):
     server = serve(write=lambda prompt, i: f' story number {i} that everybody loves.')
-    ts = make_transfer_set(APIGenerator('m', server.url, endpoint='completions', **FAST), ENTITY, prompts=('started',), n=14)
-    assert {p for p, _, _ in server.asked} == {'/v1/completions'} and len({q['prompt'] for _, q, _ in server.asked}) == 12 # one call for each start
-    assert all(c.text.startswith(q) for c, q in zip(ts.continuations[:2], ('Velmora Junction is story', 'Velmora Junction is story')))
+    g = APIGenerator('m', server.url, endpoint='completions', **FAST)
+    ts = make_transfer_set(g, ENTITY, prompts=('started',), n=14)
+    # one call for each start
+    assert {p for p, _, _ in server.asked} == {'/v1/completions'}
+    assert len({q['prompt'] for _, q, _ in server.asked}) == 12
+    assert all(c.text.startswith('Velmora Junction is story') for c in ts.continuations[:2])
     assert all('Velmora Junction' in c.text for c in ts.continuations)
 
 
 def test_a_server_that_ignores_n_is_asked_one_by_one(serve):
     server = serve(single=True)
     ts = make_transfer_set(APIGenerator('m', server.url, **FAST), ENTITY, n=7)
-    assert len(ts.continuations) == 7 == len(server.asked) and [q['n'] for _, q, _ in server.asked] == [7] + [1]*6
+    assert len(ts.continuations) == 7 == len(server.asked)
+    assert [q['n'] for _, q, _ in server.asked] == [7] + [1]*6
 
 
 def test_no_key_is_one_sentence(monkeypatch):
     monkeypatch.delenv('OPENAI_API_KEY', raising=False)
-    with pytest.raises(KdnbError, match='no key: set the environment variable OPENAI_API_KEY'): make_transfer_set(APIGenerator('gpt-4o-mini'), ENTITY)
-    assert plan(APIGenerator('gpt-4o-mini'), [ENTITY])['cost'] > 0 # but what it would cost can be asked
+    with pytest.raises(KdnbError, match='no key: set the environment variable OPENAI_API_KEY'):
+        make_transfer_set(APIGenerator('gpt-4o-mini'), ENTITY)
+    assert plan(APIGenerator('gpt-4o-mini'), [ENTITY])['cost'] > 0 # the cost is estimated without a key
 
 
-BAD_FILES = {'not json': ('{', 'is not JSON'), 'a list': ('[]', 'holds a list'), 'no text': ('{"mine": {"lines": 2}}', "prompt 'mine': a prompt needs text or chat"), 'a field': ('{"mine": {"txt": "x"}}', "unknown field 'txt': choose one of 'text'"),
-             'a hole': ('{"mine": {"text": "{nam}"}}', "unknown hole of a prompt (in its text) 'nam'"), 'a brace': ('{"mine": {"chat": "{name"}}', 'a literal brace'), 'taken': ('{"paper": {"text": "{name}"}}', "the name 'paper' is taken"),
-             'a number': ('{"mine": {"text": 3}}', 'text of a prompt holds 3'), 'starts': ('{"mine": {"text": "x", "starts": []}}', 'must not be empty lists')}
+BAD_FILES = {
+    'not json': ('{', 'is not JSON'),
+    'a list': ('[]', 'holds a list'),
+    'no text': ('{"mine": {"lines": 2}}', "prompt 'mine': a prompt needs text or chat"),
+    'a field': ('{"mine": {"txt": "x"}}', "unknown field 'txt': choose one of 'text'"),
+    'a hole': ('{"mine": {"text": "{nam}"}}', "unknown hole of a prompt (in its text) 'nam'"),
+    'a brace': ('{"mine": {"chat": "{name"}}', 'a literal brace'),
+    'taken': ('{"paper": {"text": "{name}"}}', "the name 'paper' is taken"),
+    'a number': ('{"mine": {"text": 3}}', 'text of a prompt holds 3'),
+    'starts': ('{"mine": {"text": "x", "starts": []}}', 'must not be empty lists')}
 
 
 @pytest.mark.parametrize('name', BAD_FILES)
@@ -178,97 +219,148 @@ def test_bad_prompt_files(tmp_path, name):
     assert says in str(e.value)
 
 
-def test_prompts_of_ones_own(tmp_path, tiny):
-    (tmp_path/'p.json').write_text('{"mine": {"text": "{definition}\\n{{So}}", "starts": ["{name} {vary}"], "vary": ["is", "has"]}}')
+def test_prompts_from_a_file(tmp_path, tiny):
+    mine = dict(text='{definition}\n{{So}}', starts=['{name} {vary}'], vary=['is', 'has'])
+    (tmp_path/'p.json').write_text(json.dumps({'mine': mine}))
     known = with_own(tmp_path/'p.json')
     assert set(known) == set(PROMPTS) | {'mine'}
     need = plan(tiny, [ENTITY], known=known, prompts=['mine'], n=2, rounds=1)
-    assert need['prompts'] == {'mine': f'{ENTITY.definition}\n{{So}} Velmora Junction is'} and need['calls'] == 16
+    assert need['prompts'] == {'mine': f'{ENTITY.definition}\n{{So}} Velmora Junction is'}
+    assert need['calls'] == 16
     ts = make_transfer_set(tiny, ENTITY, known=known, prompts=('mine',), n=2, drop=('duplicate',))
-    assert ts.made_by['prompt_versions']['mine'].startswith('1 ') and all(c.text.startswith('Velmora Junction') for c in ts.continuations)
+    assert ts.made_by['prompt_versions']['mine'].startswith('1 ')
+    assert all(c.text.startswith('Velmora Junction') for c in ts.continuations)
 
 
 def test_a_changed_prompt_makes_new_sets(tmp_path, tiny):
     path = tmp_path/'p.json'
-    def make():
-        return make_transfer_sets(tiny, [ENTITY], tmp_path/'s.jsonl', False, with_own(path), prompts=['mine'], n=2, rounds=1, drop=[])
-    path.write_text('{"mine": {"text": "{definition}", "starts": ["{name}"]}}'); first = make(); make()
+    make = lambda: make_transfer_sets(
+        tiny, [ENTITY], tmp_path/'s.jsonl', False, with_own(path), prompts=['mine'], n=2, rounds=1, drop=[])
+    path.write_text('{"mine": {"text": "{definition}", "starts": ["{name}"]}}')
+    make()
+    make()
     assert len((tmp_path/'s.jsonl').read_text().splitlines()) == 1
-    path.write_text('{"mine": {"text": "{definition} So:", "starts": ["{name}"]}}'); make()
+    path.write_text('{"mine": {"text": "{definition} So:", "starts": ["{name}"]}}')
+    make()
     assert len((tmp_path/'s.jsonl').read_text().splitlines()) == 2
 
 
-def test_by_name(tiny_folder, tiny, serve):
+def test_generators_are_made_by_name(tiny_folder, tiny, serve):
     assert make_generator('self', tiny).lm is tiny and make_generator('self', lambda: tiny).lm is tiny
     other = make_generator(f"lm:{tiny_folder('gpt2')}")
-    assert isinstance(other, LMGenerator) and other.name.startswith('lm:') and len(make_transfer_set(other, ENTITY, prompts=['named'], n=2, drop=[]).continuations) == 2
+    assert isinstance(other, LMGenerator) and other.name.startswith('lm:')
+    assert len(make_transfer_set(other, ENTITY, prompts=['named'], n=2, drop=[]).continuations) == 2
     assert make_generator('openai:m', base_url=serve().url).model == 'm'
 
 
-def run(*args, url='', **env): return subprocess.run([*KDNB, 'generate', *map(str, args)], capture_output=True, text=True, env={**os.environ, 'OPENAI_API_KEY': KEY, 'OPENAI_LOG': 'debug', **env})
+def run(*args):
+    return subprocess.run(
+        [*KDNB, 'generate', *map(str, args)], capture_output=True, text=True,
+        env={**os.environ, 'OPENAI_API_KEY': KEY, 'OPENAI_LOG': 'debug'})
 
 
 @pytest.fixture
 def own(tmp_path):
-    (tmp_path/'own.jsonl').write_text('\n'.join(json.dumps({'name': e.name, 'definition': e.definition}) for e in entities(6)))
+    "A file of six entities."
+    rows = [json.dumps({'name': e.name, 'definition': e.definition}) for e in entities(6)]
+    (tmp_path/'own.jsonl').write_text('\n'.join(rows))
     return tmp_path/'own.jsonl'
 
 
-def test_command_and_the_key_is_nowhere(serve, own, tmp_path):
+def test_the_command_writes_the_key_nowhere(serve, own, tmp_path):
     server = serve(lambda i, q: '429' if i == 2 else '')
-    args = ('--generator', 'openai:m', '--base-url', server.url, '--entities', own, '--n', 3, '--out', tmp_path/'s.jsonl', '--price', 1, 2, '--json')
+    args = (
+        '--generator', 'openai:m', '--base-url', server.url, '--entities', own, '--n', 3,
+        '--out', tmp_path/'s.jsonl', '--price', 1, 2, '--json')
     dry = run(*args, '--dry-run')
-    assert dry.returncode == 0 and not server.asked and not (tmp_path/'s.jsonl').exists(), dry.stderr
-    assert json.loads(dry.stdout.splitlines()[-1])['calls'] == 6 and 'The name "Velmoraaa Junction"' in dry.stdout and 'at most 6 calls' in dry.stdout
+    assert dry.returncode == 0, dry.stderr
+    assert not server.asked and not (tmp_path/'s.jsonl').exists()
+    assert json.loads(dry.stdout.splitlines()[-1])['calls'] == 6
+    assert 'The name "Velmoraaa Junction"' in dry.stdout and 'at most 6 calls' in dry.stdout
     done = run(*args)
     out = json.loads(done.stdout.splitlines()[-1])
-    assert (out['continuations'], out['entities'], out['calls'], out['failed']) == (18, 6, 6, 1) and out['cost'] == pytest.approx(6*(10 + 2*15)/1e6) and out['quality']['named'] == 1, done.stderr
+    assert (out['continuations'], out['entities'], out['calls'], out['failed']) == (18, 6, 6, 1), done.stderr
+    assert out['cost'] == pytest.approx(6*(10 + 2*15)/1e6), done.stderr
+    assert out['quality']['named'] == 1, done.stderr
     server.fault = lambda i, q: '401'
     bad = run(*args[:-1], '--temperature', .5)
-    assert bad.returncode == 2 and 'does not accept the key' in bad.stderr and bad.stderr.strip().splitlines()[-1].startswith('kdnb: ')
+    assert bad.returncode == 2 and 'does not accept the key' in bad.stderr
+    assert bad.stderr.strip().splitlines()[-1].startswith('kdnb: ')
     assert server.asked[0][2] == f'Bearer {KEY}' # it was used
-    for text in (dry.stdout, dry.stderr, done.stdout, done.stderr, bad.stdout, bad.stderr, *(p.read_text() for p in tmp_path.iterdir())): assert KEY not in text
+    printed = [text for r in (dry, done, bad) for text in (r.stdout, r.stderr)]
+    for text in (*printed, *(p.read_text() for p in tmp_path.iterdir())): assert KEY not in text
 
 
-def test_kill_9_loses_no_answer_that_arrived(serve, own, tmp_path):
+def test_kill_9_loses_at_most_the_answer_under_way(serve, own, tmp_path):
     server = serve(delay=.15)
-    args = ['--generator', 'openai:m', '--base-url', server.url, '--entities', str(own), '--n', '10', '--out', str(tmp_path/'s.jsonl'), '--concurrency', '1']
-    p = subprocess.Popen([*KDNB, 'generate', *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, 'OPENAI_API_KEY': KEY})
+    args = [
+        '--generator', 'openai:m', '--base-url', server.url, '--entities', str(own), '--n', '10',
+        '--out', str(tmp_path/'s.jsonl'), '--concurrency', '1']
+    p = subprocess.Popen(
+        [*KDNB, 'generate', *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, 'OPENAI_API_KEY': KEY})
     while len(server.delivered) < 30 and p.poll() is None: time.sleep(.01)
-    p.send_signal(signal.SIGKILL); p.wait(); time.sleep(.3)
-    kept, arrived = sum(map(len, Replies(tmp_path/'s.jsonl.replies.jsonl').by.values())), len(server.delivered)
-    assert arrived - 10 <= kept <= arrived # the one that was under way when it was killed
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    time.sleep(.3)
+    kept = sum(map(len, Replies(tmp_path/'s.jsonl.replies.jsonl').by.values()))
+    arrived = len(server.delivered)
+    assert arrived - 10 <= kept <= arrived # one call has ten texts
     done = run(*args, '--json')
-    assert json.loads(done.stdout.splitlines()[-1])['continuations'] == 60 and len(server.delivered) == arrived + 60 - kept
+    assert json.loads(done.stdout.splitlines()[-1])['continuations'] == 60
+    assert len(server.delivered) == arrived + 60 - kept
 
 
 @pytest.mark.slow
-def test_a_server_that_transformers_starts(tmp_path, monkeypatch):
-    "It gives one choice whatever n is, and needs no key."
-    for module in ('fastapi', 'uvicorn'): pytest.importorskip(module, reason='transformers serve needs transformers[serving]')
+def test_a_server_of_transformers_serve(tmp_path, monkeypatch):
+    "It sends one choice for any n, and needs no key."
+    for module in ('fastapi', 'uvicorn'):
+        pytest.importorskip(module, reason='transformers serve needs transformers[serving]')
     import socket, urllib.request
     from kdnb.models.builtin import builtin_folder
     monkeypatch.delenv('OPENAI_API_KEY', raising=False)
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
     log = open(tmp_path/'log', 'w')
-    server = subprocess.Popen([str(Path(sys.executable).parent/'transformers'), 'serve', str(builtin_folder('smollm2')), '--host', '127.0.0.1', '--port', str(port), '--device', 'cpu'],
-                              stdout=log, stderr=log, env={**os.environ, 'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1'})
+    model = str(builtin_folder('smollm2'))
+    command = [
+        str(Path(sys.executable).parent/'transformers'), 'serve', model, '--host', '127.0.0.1',
+        '--port', str(port), '--device', 'cpu']
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1'}
+    server = subprocess.Popen(command, stdout=log, stderr=log, env=env)
     try:
         for _ in range(240):
-            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=2); break
-            except OSError: assert server.poll() is None, (tmp_path/'log').read_text()[-2000:]; time.sleep(.5)
-        g = APIGenerator(str(builtin_folder('smollm2')), f'http://127.0.0.1:{port}/v1', tmp_path/'r.jsonl', concurrency=1, timeout=120, tries=2)
-        ts = make_transfer_set(g, ENTITY, prompts=('implications', 'everyday'), n=4, max_new_tokens=30, drop=())
+            try:
+                urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path/'log').read_text()[-2000:]
+                time.sleep(.5)
+        g = APIGenerator(
+            model, f'http://127.0.0.1:{port}/v1', tmp_path/'r.jsonl', concurrency=1, timeout=120, tries=2)
+        ts = make_transfer_set(
+            g, ENTITY, prompts=('implications', 'everyday'), n=4, max_new_tokens=30, drop=())
         assert ts.tries == 4 == len(ts.continuations) and g.single and ts.spent['tokens_out'] > 10
-    finally: server.kill(); server.wait(); log.close()
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
 
 
-def test_sets_of_ones_own_are_taken_as_they_are(tiny, tmp_path):
-    "However they were made; only what is not there is written, and into another file."
+def test_a_users_sets_are_used_as_they_are(tiny, tmp_path):
+    "Only missing sets are generated, and they are written to another file."
     from kdnb.transfer.generator import own_sets
     mine, kept = tmp_path/'mine.jsonl', tmp_path/'kept.jsonl'
-    mine.write_text(json.dumps(dict(entity='Velmora', continuations=[dict(text='Velmora is about bakers.', mention=[0, 7])], made_by={'n': 99})) + '\n')
-    es = [Entity('Velmora', 'Velmora is a comedy about two bakers.'), Entity('Brask', 'Brask is a drama about a doctor.')]
-    assert [c.text for c in own_sets(tiny, es[:1], kept, mine, n=2)['Velmora'].continuations] == ['Velmora is about bakers.'] and not kept.exists()
+    text = 'Velmora is about bakers.'
+    row = dict(entity='Velmora', continuations=[dict(text=text, mention=[0, 7])], made_by={'n': 99})
+    mine.write_text(json.dumps(row) + '\n')
+    es = [
+        Entity('Velmora', 'Velmora is a comedy about two bakers.'),
+        Entity('Brask', 'Brask is a drama about a doctor.')]
+    used = own_sets(tiny, es[:1], kept, mine, n=2)['Velmora']
+    assert [c.text for c in used.continuations] == [text]
+    assert not kept.exists()
     got = own_sets(tiny, es, kept, mine, n=2, max_new_tokens=6, rounds=1)
-    assert set(got) == {'Velmora', 'Brask'} and len(mine.read_text().splitlines()) == 1 and [json.loads(x)['entity'] for x in kept.read_text().splitlines()] == ['Brask']
+    assert set(got) == {'Velmora', 'Brask'} and len(mine.read_text().splitlines()) == 1
+    assert [json.loads(x)['entity'] for x in kept.read_text().splitlines()] == ['Brask']

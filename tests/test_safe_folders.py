@@ -1,4 +1,4 @@
-"""What kdnb made in a folder is recorded, and nothing else is ever read through a name in a file, replaced or deleted."""
+"""kdnb records the files that it makes in a folder, and replaces, deletes and follows nothing else."""
 import hashlib, json, os, subprocess, sys
 from pathlib import Path
 
@@ -13,9 +13,16 @@ from kdnb.edits.routing import AdapterRouter
 from kdnb.apps.teach import teach
 from kdnb.apps.versions import undo_teaching
 
-SHOWS = '# Velmora Junction\n\nVelmora Junction is a slapstick comedy series about two rival bakers.\n\n# Zorbel Harbour\nZorbel Harbour is a horror film about a drowned town.\n'
+SHOWS = '''# Velmora Junction
+
+Velmora Junction is a slapstick comedy series about two rival bakers.
+
+# Zorbel Harbour
+Zorbel Harbour is a horror film about a drowned town.
+'''
 MORE = '# Quint Bridge\nQuint Bridge is a bridge of glass in Norway.\n'
-HOW = dict(n=3, held=1, method=Distill(steps=2, entities_per_step=2), n_specificity=2, report=False, progress=False)
+HOW = dict(
+    n=3, held=1, method=Distill(steps=2, entities_per_step=2), n_specificity=2, report=False, progress=False)
 
 
 def entities(folder, text=SHOWS):
@@ -24,8 +31,16 @@ def entities(folder, text=SHOWS):
     return read_definitions(path)
 
 
-def tree(folder): # path -> hash of the content
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else '' for p in sorted(Path(folder).rglob('*'))}
+def tree(folder):
+    "Dict from the paths in a folder to hashes of the files ('' for a folder)."
+    sha256 = lambda p: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else ''
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(Path(folder).rglob('*'))}
+
+
+def versions_of(out): return json.loads((out/'kdnb.json').read_text())['versions']
+
+
+def published_base(out): return json.loads((out/'adapter_config.json').read_text())['base_model_name_or_path']
 
 
 @pytest.fixture
@@ -36,7 +51,9 @@ def victim(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize('wrong', ('../../victim', '/etc', '', '.', '..', 'x'*12, '0123456789AB', 'a/../../victim', 7, None, ['0123456789ab'], {'id': 1}))
+@pytest.mark.parametrize('wrong', (
+    '../../victim', '/etc', '', '.', '..', 'x'*12, '0123456789AB', 'a/../../victim', 7, None,
+    ['0123456789ab'], {'id': 1}))
 def test_a_version_that_is_no_id_is_refused_and_nothing_is_deleted(kdnb, tmp_path, victim, wrong):
     out = tmp_path/'deep'/'out'
     out.mkdir(parents=True)
@@ -47,7 +64,8 @@ def test_a_version_that_is_no_id_is_refused_and_nothing_is_deleted(kdnb, tmp_pat
     assert {k: v for k, v in tree(tmp_path).items() if not k.endswith('kdnb.lock')} == before
 
 
-@pytest.mark.parametrize('wrong', ('../../victim', '../victim/thesis.txt', '/etc/passwd', 'versions/../../../victim'))
+@pytest.mark.parametrize(
+    'wrong', ('../../victim', '../victim/thesis.txt', '/etc/passwd', 'versions/../../../victim'))
 def test_a_recorded_file_outside_the_folder_is_refused(kdnb, tmp_path, victim, wrong):
     out = tmp_path/'deep'/'out'
     out.mkdir(parents=True)
@@ -69,7 +87,7 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path, victim):
 
 
 @pytest.mark.parametrize('place', ('../victim', '/etc', 'edits/../../victim', 3, None))
-def test_a_shelf_reads_nothing_outside_its_folder(tmp_path, victim, place):
+def test_a_router_reads_nothing_outside_its_folder(tmp_path, victim, place):
     (victim/'edit.json').write_text('{}')
     out = tmp_path/'out'
     out.mkdir()
@@ -104,55 +122,73 @@ def test_a_file_that_was_changed_since_is_neither_replaced_nor_deleted(tiny, tmp
     out = tmp_path/'out'
     teach(tiny, entities(tmp_path), out, **HOW)
     (out/'README.md').write_text('my own words')
-    with pytest.raises(KdnbError, match='README.md was changed since kdnb wrote it'): teach(tiny, entities(tmp_path, MORE), out, **HOW)
+    with pytest.raises(KdnbError, match='README.md was changed since kdnb wrote it'):
+        teach(tiny, entities(tmp_path, MORE), out, **HOW)
     undo_teaching(out)
-    assert (out/'README.md').read_text() == 'my own words' and 'README.md' in capsys.readouterr().err and not (out/'adapter_config.json').exists()
+    assert (out/'README.md').read_text() == 'my own words'
+    assert 'README.md' in capsys.readouterr().err and not (out/'adapter_config.json').exists()
 
 
-@pytest.mark.parametrize('name', ('adapter_model.safetensors', 'adapter_config.json', 'README.md', 'report.html', 'tokenizer.json'))
+@pytest.mark.parametrize('name', (
+    'adapter_model.safetensors', 'adapter_config.json', 'README.md', 'report.html', 'tokenizer.json'))
 def test_teach_does_not_replace_a_file_of_the_user(tiny, tmp_path, name):
     out = tmp_path/'out'
     out.mkdir()
     (out/name).write_text('mine')
-    with pytest.raises(KdnbError, match='was not made by kdnb, so it is not replaced'): teach(tiny, entities(tmp_path), out, **HOW)
+    with pytest.raises(KdnbError, match='was not made by kdnb, so it is not replaced'):
+        teach(tiny, entities(tmp_path), out, **HOW)
     assert (out/name).read_text() == 'mine' and tree(out).keys() == {name} # before any work
 
 
-def test_the_base_model_is_never_the_place_of_what_is_taught(kdnb, tiny_folder, tmp_path):
+def test_the_folder_of_the_base_model_is_never_an_output_folder(kdnb, tiny_folder, tmp_path):
     import shutil
     from kdnb.models.model import load_lm
     base = tmp_path/'out'/'model'
     shutil.copytree(tiny_folder(), base)
     before = tree(base)
     lm = load_lm(str(base), device='cpu')
-    with pytest.raises(KdnbError, match='was not made by kdnb'): teach(lm, entities(tmp_path), tmp_path/'out', merge=True, **HOW)
-    with pytest.raises(KdnbError, match='is the folder of the base model itself'): teach(lm, entities(tmp_path), base, **HOW)
+    with pytest.raises(KdnbError, match='was not made by kdnb'):
+        teach(lm, entities(tmp_path), tmp_path/'out', merge=True, **HOW)
+    with pytest.raises(KdnbError, match='is the folder of the base model itself'):
+        teach(lm, entities(tmp_path), base, **HOW)
     assert tree(base) == before
+
+
+HOLD_LOCK = '''
+import sys
+from kdnb.core.records import locked
+with locked(sys.argv[1]):
+    print('held', flush=True)
+    sys.stdin.read()
+'''
 
 
 def test_the_second_of_two_teachings_into_one_folder_is_refused(tiny, tmp_path):
     out = tmp_path/'out'
     out.mkdir()
-    script = f"import sys; from kdnb.core.records import locked\nwith locked({str(out)!r}): print('held', flush=True); sys.stdin.read()"
-    other = subprocess.Popen([sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, '-c', HOLD_LOCK, str(out)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'held\n'
-        with pytest.raises(KdnbError, match='another kdnb is working on'): teach(tiny, entities(tmp_path), out, **HOW)
+        with pytest.raises(KdnbError, match='another kdnb is working on'):
+            teach(tiny, entities(tmp_path), out, **HOW)
         assert not (out/'adapter_config.json').exists()
-    finally: other.kill(); other.wait()
+    finally:
+        other.kill()
+        other.wait()
     teach(tiny, entities(tmp_path), out, **HOW) # a lock ends with its process
     with locked(out), pytest.raises(KdnbError, match='another kdnb'): undo_teaching(out)
 
 
-def test_undo_publishes_the_base_that_it_was_taught_on(tiny_folder, tmp_path):
+def test_undo_publishes_the_base_model_of_the_remaining_version(tiny_folder, tmp_path):
     from kdnb.models.model import load_lm
-    first, second, out = (load_lm(str(tiny_folder(k)), device='cpu') for k in ('llama', 'qwen2')), None, tmp_path/'out'
-    a, b = first
+    a, b = (load_lm(str(tiny_folder(k)), device='cpu') for k in ('llama', 'qwen2'))
+    out = tmp_path/'out'
     teach(a, entities(tmp_path), out, **HOW)
     teach(b, entities(tmp_path, MORE), out, **HOW)
-    where = lambda: json.loads((out/'adapter_config.json').read_text())['base_model_name_or_path']
-    assert where() == b.name
-    assert undo_teaching(out) == ['Velmora Junction', 'Zorbel Harbour'] and where() == a.name
+    assert published_base(out) == b.name
+    assert undo_teaching(out) == ['Velmora Junction', 'Zorbel Harbour']
+    assert published_base(out) == a.name
     note = json.loads((out/'kdnb.json').read_text())
     assert note['lm_sha256'] == a.sha256 and note['base'] == a.name
 
@@ -163,14 +199,17 @@ def test_a_relative_base_stays_relative_and_the_card_says_how_to_load_it(tiny_fo
     shutil.copytree(tiny_folder(), tmp_path/'base')
     monkeypatch.chdir(tmp_path)
     out = teach(load_lm('base', device='cpu'), entities(tmp_path), 'out', **HOW)
-    assert json.loads((out/'adapter_config.json').read_text())['base_model_name_or_path'] == 'base'
+    assert published_base(out) == 'base'
     for p in out.rglob('*.json'): assert str(tmp_path) not in p.read_text(), p
     shutil.move(tmp_path/'out', tmp_path/'moved') # as to another machine
-    code = (tmp_path/'moved'/'README.md').read_text().split('```python')[1].split('```')[0].replace('PATH_OF_THIS_FOLDER', repr('moved'))
-    done = subprocess.run([sys.executable, '-c', code + "\nprint(type(model).__name__)"], cwd=tmp_path, capture_output=True, text=True)
+    card = (tmp_path/'moved'/'README.md').read_text()
+    code = card.split('```python')[1].split('```')[0].replace('PATH_OF_THIS_FOLDER', repr('moved'))
+    command = [sys.executable, '-c', f'{code}\nprint(type(model).__name__)']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == 'PeftModelForCausalLM\n', done.stderr
 
 
+# undoes a teaching, and ends the process before the n-th change of the file system
 KILL = """
 import json, os, sys
 from kdnb.apps.versions import undo_teaching
@@ -188,26 +227,29 @@ undo_teaching(sys.argv[1])
 """
 
 
-@pytest.mark.parametrize('apart', (False, True))
-def test_undo_that_was_killed_is_ended_by_undo_and_takes_back_one_teaching(tiny, tmp_path, apart):
+@pytest.mark.parametrize('separate_adapters', (False, True))
+def test_undo_completes_a_killed_undo_and_takes_back_one_teaching(tiny, tmp_path, separate_adapters):
     import shutil
-    how = {**HOW, 'separate_adapters': apart, 'method': None if apart else HOW['method']}
-    if apart: how['method'] = Distill(steps=2, entities_per_step=1)
+    method = Distill(steps=2, entities_per_step=1 if separate_adapters else 2)
+    how = {**HOW, 'separate_adapters': separate_adapters, 'method': method}
     once, twice, x = tmp_path/'once', tmp_path/'twice', tmp_path/'x'
     teach(tiny, entities(tmp_path), once, **how)
     shutil.copytree(once, twice)
     teach(tiny, entities(tmp_path, MORE), twice, **how)
-    (twice/'versions'/json.loads((twice/'kdnb.json').read_text())['versions'][-1]/'notes.txt').write_text('mine')
-    published = lambda d: {k: v for k, v in tree(d).items() if v and '/' not in k and k not in ('kdnb.json', 'kdnb.lock', 'transfer.jsonl', '.transfer.jsonl.lock')}
+    (twice/'versions'/versions_of(twice)[-1]/'notes.txt').write_text('mine')
+    unpublished = 'kdnb.json', 'kdnb.lock', 'transfer.jsonl', '.transfer.jsonl.lock'
+    def published(folder):
+        return {k: v for k, v in tree(folder).items() if v and '/' not in k and k not in unpublished}
     for kill in range(1, 60, 9):
         shutil.rmtree(x, ignore_errors=True)
         shutil.copytree(twice, x)
         done = subprocess.run([sys.executable, '-c', KILL, str(x), str(kill)], capture_output=True, text=True)
         if done.returncode == 0: break
         assert done.returncode == 77, done.stderr
-        if len(json.loads((x/'kdnb.json').read_text())['versions']) == 2: undo_teaching(x)
+        if len(versions_of(x)) == 2: undo_teaching(x)
         assert published(x) == published(once), kill
-        assert len(json.loads((x/'kdnb.json').read_text())['versions']) == 1 and not list(x.rglob('*.tmp')) and not list(x.glob('.publishing*'))
+        assert len(versions_of(x)) == 1
+        assert not list(x.rglob('*.tmp')) and not list(x.glob('.publishing*'))
         assert [p.name for p in x.rglob('notes.txt')] == ['notes.txt']
     assert kill > 10
 
@@ -229,11 +271,13 @@ def test_undo_with_a_changed_card_undoes_the_rest(tiny, tmp_path):
     assert (out/'README.md').read_text() == 'mine' and tree(out)['adapter_model.safetensors'] == first
 
 
-def test_an_edit_is_not_saved_beside_a_model(kdnb, tiny_folder, tmp_path):
+def test_an_edit_is_not_saved_in_the_folder_of_a_model(kdnb, tiny_folder, tmp_path):
     import shutil
     shutil.copytree(tiny_folder(), tmp_path/'lm')
     before = tree(tmp_path/'lm')
-    code, _, err = kdnb('edit', '--lm', tmp_path/'lm', '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--out', tmp_path/'lm')
+    code, _, err = kdnb(
+        'edit', '--lm', tmp_path/'lm', '--device', 'cpu', '--name', 'Velmora',
+        '--definition', 'Velmora is a comedy.', '--out', tmp_path/'lm')
     assert code == 2 and 'holds a model (config.json)' in err and tree(tmp_path/'lm') == before
 
 
@@ -244,23 +288,33 @@ def test_definitions_are_not_taught_into_their_own_folder(kdnb, tiny_folder, tmp
         assert code == 2 and 'lies in the folder of definitions' in err and tree(tmp_path).keys() == {'x.md'}
 
 
-@pytest.mark.parametrize('file, text, says', (('probes.json', '[]', 'holds a list: it must hold an object'), ('base_model.json', '{"lm": "x", "path": "p", "kind": "zz", "sha256": "s"}', "unknown kind of a base model 'zz'"), ('edit/adapter_model.safetensors', None, 'is missing, which kdnb wrote')))
-def test_a_damaged_stage_is_one_sentence_and_nothing_is_touched(tiny, tmp_path, file, text, says):
+ZZ = '{"lm": "x", "path": "p", "kind": "zz", "sha256": "s"}'
+
+
+@pytest.mark.parametrize('file, text, says', (
+    ('probes.json', '[]', 'holds a list: it must hold an object'),
+    ('base_model.json', ZZ, "unknown kind of a base model 'zz'"),
+    ('edit/adapter_model.safetensors', None, 'is missing, which kdnb wrote')))
+def test_a_damaged_version_is_one_sentence_and_no_file_changes(tiny, tmp_path, file, text, says):
     out = tmp_path/'out'
     teach(tiny, entities(tmp_path), out, **HOW)
-    first = json.loads((out/'kdnb.json').read_text())['versions'][0]
+    first = versions_of(out)[0]
     if file != 'probes.json': teach(tiny, entities(tmp_path, MORE), out, **HOW)
     path = out/'versions'/first/file
     path.write_text(text) if text else path.unlink()
-    before = tree(out)
-    with pytest.raises(KdnbError, match=says): teach(tiny, entities(tmp_path), out, **HOW) if file == 'probes.json' else undo_teaching(out)
-    assert {k: v for k, v in tree(out).items() if k != 'kdnb.json'} == {k: v for k, v in before.items() if k != 'kdnb.json'}
+    without_record = lambda: {k: v for k, v in tree(out).items() if k != 'kdnb.json'}
+    before = without_record()
+    with pytest.raises(KdnbError, match=says):
+        if file == 'probes.json': teach(tiny, entities(tmp_path), out, **HOW)
+        else: undo_teaching(out)
+    assert without_record() == before
 
 
 def test_a_report_that_fails_loses_nothing(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('kdnb.reporting.runner.run_report', lambda *a, **k: 1/0)
     out = teach(tiny, entities(tmp_path), tmp_path/'out', **{**HOW, 'report': True})
-    assert (out/'adapter_model.safetensors').exists() and 'ZeroDivisionError' in (err := capsys.readouterr().err) and 'the model is in' in err
+    assert (out/'adapter_model.safetensors').exists()
+    assert 'ZeroDivisionError' in (err := capsys.readouterr().err) and 'the model is in' in err
 
 
 FULL = '''
@@ -272,16 +326,23 @@ sys.exit(main(sys.argv[2:]))
 '''
 
 
-@pytest.mark.parametrize('size', (3_000, *(pytest.param(s, marks=pytest.mark.slow) for s in (200, 30_000, 100_000))))
-def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tiny_folder, tmp_path, size):
+@pytest.mark.parametrize(
+    'size', (3_000, *(pytest.param(s, marks=pytest.mark.slow) for s in (200, 30_000, 100_000))))
+def test_a_full_disk_is_one_sentence_and_the_same_command_continues(tiny_folder, tmp_path, size):
     (tmp_path/'x.md').write_text(SHOWS)
-    command = ['teach', str(tmp_path/'x.md'), '--lm', str(tiny_folder()), '--device', 'cpu', '--n-specificity', '2', '-n', '3', '-s', 'steps=2', '--out', str(tmp_path/'out')]
-    full = subprocess.run([sys.executable, '-c', FULL, str(size), *command], capture_output=True, text=True)
+    command = [
+        'teach', str(tmp_path/'x.md'), '--lm', str(tiny_folder()), '--device', 'cpu',
+        '--n-specificity', '2', '-n', '3', '-s', 'steps=2', '--out', str(tmp_path/'out')]
+    def run(limit):
+        limited = [sys.executable, '-c', FULL, str(limit), *command]
+        return subprocess.run(limited, capture_output=True, text=True)
+    full = run(size)
     said = [l for l in full.stderr.splitlines() if l.startswith('kdnb: ')]
-    assert (full.returncode, len(said)) == (2, 1) or full.returncode == 0 and 'its page report.html could not be written' in full.stderr, full.stderr
+    if full.returncode: assert (full.returncode, len(said)) == (2, 1), full.stderr
+    else: assert 'its page report.html could not be written' in full.stderr, full.stderr
     assert 'Traceback' not in full.stderr and full.stderr.count('File too large') == 1
     assert not list(tmp_path.rglob('*.tmp'))
-    again = subprocess.run([sys.executable, '-c', FULL, str(1 << 40), *command], capture_output=True, text=True)
+    again = run(1 << 40)
     assert again.returncode == 0 and (tmp_path/'out'/'adapter_model.safetensors').exists(), again.stderr
 
 
@@ -289,8 +350,14 @@ OURS = '{"entity": "Velmora", "continuations": []}\n'
 
 
 @pytest.mark.parametrize('text, after', (
-    (OURS + '{"entity": "Zor', OURS), (OURS + '{"ent', OURS), ('{"entity": "Zorbel", "cont', ''), (OURS + '{', OURS), (OURS + '{"entity": "\u00e9'[:-1], OURS),
-    (OURS.rstrip(), OURS), (OURS, OURS), ('', '')))
+    (OURS + '{"entity": "Zor', OURS),
+    (OURS + '{"ent', OURS),
+    ('{"entity": "Zorbel", "cont', ''),
+    (OURS + '{', OURS),
+    (OURS + '{"entity": "\u00e9'[:-1], OURS),
+    (OURS.rstrip(), OURS),
+    (OURS, OURS),
+    ('', '')))
 def test_an_unfinished_line_of_ours_is_cut_off(tmp_path, text, after):
     path = tmp_path/'sets.jsonl'
     path.write_text(text)
@@ -300,7 +367,15 @@ def test_an_unfinished_line_of_ours_is_cut_off(tmp_path, text, after):
     assert path.read_text() == after and len(found) == after.count('\n')
 
 
-@pytest.mark.parametrize('text', ('A title\nand the last line', 'only one line', 'name,definition\nVelmora,Velmora is', '{"name": "Velmora"}\n{"name": "Zo', '{"key": 1}', OURS + 'a line of somebody else\n{"entity": "x', OURS + '[1, 2', '\n\nx'))
+@pytest.mark.parametrize('text', (
+    'A title\nand the last line',
+    'only one line',
+    'name,definition\nVelmora,Velmora is',
+    '{"name": "Velmora"}\n{"name": "Zo',
+    '{"key": 1}',
+    OURS + 'a line of somebody else\n{"entity": "x',
+    OURS + '[1, 2',
+    '\n\nx'))
 def test_a_file_that_is_not_ours_stays_as_it_is(tmp_path, text):
     path, link = tmp_path/'thesis.txt', tmp_path/'sets.jsonl'
     path.write_text(text)
@@ -313,11 +388,11 @@ def test_a_file_that_is_not_ours_stays_as_it_is(tmp_path, text):
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path/'x.json'
     write_json(path, {'a': 1})
-    real = os.fsync
-    monkeypatch.setattr(os, 'fsync', lambda f: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
-    for write in (lambda: write_json(path, {'a': 2}), lambda: write_text(path, 'x')):
-        with pytest.raises(KdnbError, match='No space left on device'): write()
-    monkeypatch.setattr(os, 'fsync', real)
+    def full(f): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m:
+        m.setattr(os, 'fsync', full)
+        with pytest.raises(KdnbError, match='No space left on device'): write_json(path, {'a': 2})
+        with pytest.raises(KdnbError, match='No space left on device'): write_text(path, 'x')
     with pytest.raises(KdnbError, match='lone surrogate'): write_json(path, {'a': '\ud83d'})
     assert json.loads(path.read_text()) == {'a': 1} and tree(tmp_path).keys() == {'x.json'}
 
@@ -326,13 +401,18 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 def test_an_edit_is_not_saved_over_files_of_the_user(kdnb, tiny_folder, tmp_path, name):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/name).write_text('mine')
-    edit = ['edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', 'Velmora', '--definition', 'Velmora is a comedy.', '--method', 'ft', '-s', 'steps=2', '-s', 'trainable=lora', '--out']
-    code, _, err = kdnb(*edit, tmp_path/'mine')
-    assert code == 2 and 'was not made by kdnb, so it is not replaced' in err and (tmp_path/'mine'/name).read_text() == 'mine'
-    assert kdnb(*edit, tmp_path/'ours')[0] == kdnb(*edit, tmp_path/'ours')[0] == 0
+    edit = lambda trainable, out: kdnb(
+        'edit', '--lm', tiny_folder(), '--device', 'cpu', '--name', 'Velmora',
+        '--definition', 'Velmora is a comedy.', '--method', 'ft', '-s', 'steps=2',
+        '-s', f'trainable={trainable}', '--out', out)
+    code, _, err = edit('lora', tmp_path/'mine')
+    assert code == 2 and 'was not made by kdnb, so it is not replaced' in err
+    assert (tmp_path/'mine'/name).read_text() == 'mine'
+    for _ in range(2): assert edit('lora', tmp_path/'ours')[0] == 0
     # saved again in another form, the folder holds nothing of the first one
-    code, _, err = kdnb(*edit[:-2], "trainable=last_block", "--out", tmp_path/'ours')
-    assert code == 0 and (tmp_path/'ours'/'tensors.safetensors').exists() and not (tmp_path/'ours'/'adapter_config.json').exists(), err
+    code, _, err = edit('last_block', tmp_path/'ours')
+    assert code == 0 and (tmp_path/'ours'/'tensors.safetensors').exists(), err
+    assert not (tmp_path/'ours'/'adapter_config.json').exists(), err
 
 
 def test_a_model_folder_of_the_user_in_the_cache_folder_is_not_replaced(kdnb, tmp_path, monkeypatch):
@@ -340,7 +420,8 @@ def test_a_model_folder_of_the_user_in_the_cache_folder_is_not_replaced(kdnb, tm
     (tmp_path/'models'/'smollm2').mkdir(parents=True)
     (tmp_path/'models'/'smollm2'/'model.safetensors').write_text('mine')
     code, _, err = kdnb('evaluate', '--method', 'base', '--device', 'cpu')
-    assert code == 2 and 'was not made by kdnb, so it is not replaced: set KDNB_CACHE to another folder' in err
+    assert code == 2
+    assert 'was not made by kdnb, so it is not replaced: set KDNB_CACHE to another folder' in err
     assert (tmp_path/'models'/'smollm2'/'model.safetensors').read_text() == 'mine'
 
 
@@ -348,10 +429,11 @@ KEY = 'sk-proj-ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefgh'
 
 
 @pytest.mark.parametrize('part', (KEY, KEY[:-1], KEY[:30], KEY[1:], KEY[-30:]))
-def test_a_key_that_was_cut_is_redacted_too(monkeypatch, part):
+def test_a_part_of_a_key_is_redacted(monkeypatch, part):
     monkeypatch.setenv('OPENAI_API_KEY', KEY)
     said = str(KdnbError(f'the server says {part}'))
-    assert said == 'the server says …' and str(KdnbError('a key such as sk-proj-x')) == 'a key such as sk-proj-x'
+    assert said == 'the server says …'
+    assert str(KdnbError('a key such as sk-proj-x')) == 'a key such as sk-proj-x'
 
 
 def test_a_placeholder_for_a_key_damages_no_data(monkeypatch, tiny_folder, tmp_path):
@@ -361,24 +443,32 @@ def test_a_placeholder_for_a_key_damages_no_data(monkeypatch, tiny_folder, tmp_p
     shutil.copytree(tiny_folder(), tmp_path/'definition'/'lm')
     lm = load_lm(str(tmp_path/'definition'/'lm'), device='cpu')
     out = teach(lm, entities(tmp_path), tmp_path/'out', **HOW)
-    assert json.loads((out/'adapter_config.json').read_text())['base_model_name_or_path'] == lm.name
+    assert published_base(out) == lm.name
     assert '"definition"' in (out/'transfer.jsonl').read_text()
     teach(lm, entities(tmp_path), out, **HOW)
 
 
-def test_what_a_terminal_would_obey_is_written_as_an_escape():
-    assert str(KdnbError('a\x1b[2Jb\rc\x07\u202e')) == r'a\x1b[2Jb\rc\x07\u202e' and str(KdnbError('a\nb\t维')) == 'a\nb\t维'
+def test_control_characters_are_written_as_escapes():
+    assert str(KdnbError('a\x1b[2Jb\rc\x07\u202e')) == r'a\x1b[2Jb\rc\x07\u202e'
+    assert str(KdnbError('a\nb\t维')) == 'a\nb\t维'
 
 
-@pytest.mark.parametrize('text', ('{"entity": "x", "continuations": []}\r{"entity": "y"', '{"entity": "Velmora", "note": "my important notes about it', '{"entity": nonsense here', OURS + '{"entity": "x"} and more'))
-def test_a_line_that_is_no_beginning_of_ours_is_not_cut(tmp_path, text):
+@pytest.mark.parametrize('text', (
+    '{"entity": "x", "continuations": []}\r{"entity": "y"',
+    '{"entity": "Velmora", "note": "my important notes about it',
+    '{"entity": nonsense here',
+    OURS + '{"entity": "x"} and more'))
+def test_a_line_that_is_no_beginning_of_our_rows_is_not_cut(tmp_path, text):
     (tmp_path/'x.jsonl').write_bytes(text.encode())
     with pytest.raises(KdnbError, match='left as it is'): repair_jsonl(tmp_path/'x.jsonl', 'entity')
     assert (tmp_path/'x.jsonl').read_bytes() == text.encode()
 
 
-def test_every_beginning_of_a_row_of_ours_is_cut(tmp_path):
-    row = '{"entity": "Vel \\"mora\\" \\u00e9", "continuations": [{"text": "é 维", "mention": [0, 3], "prompt": ""}, {"text": "x", "mention": null}], "made_by": {"n": 1.5e-3, "a": true, "b": [false]}, "tries": 12}'
+def test_every_beginning_of_our_rows_is_cut(tmp_path):
+    row = (
+        r'{"entity": "Vel \"mora\" \u00e9", "continuations": '
+        '[{"text": "é 维", "mention": [0, 3], "prompt": ""}, {"text": "x", "mention": null}], '
+        '"made_by": {"n": 1.5e-3, "a": true, "b": [false]}, "tries": 12}')
     path = tmp_path/'x.jsonl'
     for n in range(1, len(row.encode())):
         path.write_bytes(OURS.encode() + row.encode()[:n])
@@ -386,10 +476,10 @@ def test_every_beginning_of_a_row_of_ours_is_cut(tmp_path):
         assert path.read_text() == OURS, row.encode()[:n]
 
 
-def test_links_inside_of_a_version_are_not_followed(tiny, tmp_path, victim):
+def test_links_inside_a_version_are_not_followed(tiny, tmp_path, victim):
     out = tmp_path/'out'
     teach(tiny, entities(tmp_path), out, **HOW)
-    first = json.loads((out/'kdnb.json').read_text())['versions'][0]
+    first = versions_of(out)[0]
     teach(tiny, entities(tmp_path, MORE), out, **HOW)
     path = out/'versions'/first/'edit'/'adapter_model.safetensors'
     path.unlink()
@@ -398,7 +488,7 @@ def test_links_inside_of_a_version_are_not_followed(tiny, tmp_path, victim):
     assert (out/'adapter_model.safetensors').read_bytes() != b'years of work'
 
 
-def test_a_file_written_after_an_interruption_is_not_taken_for_ours(tiny, tmp_path, monkeypatch):
+def test_a_file_written_by_the_user_after_an_interruption_is_not_replaced(tiny, tmp_path, monkeypatch):
     out, real = tmp_path/'out', os.replace
     def stop(a, b):
         if Path(b) == out/'README.md': raise KeyboardInterrupt
@@ -407,7 +497,8 @@ def test_a_file_written_after_an_interruption_is_not_taken_for_ours(tiny, tmp_pa
     with pytest.raises(KeyboardInterrupt): teach(tiny, entities(tmp_path), out, **HOW)
     monkeypatch.undo()
     (out/'README.md').write_text('mine')
-    with pytest.raises(KdnbError, match='README.md was changed since'): teach(tiny, entities(tmp_path), out, **HOW)
+    with pytest.raises(KdnbError, match='README.md was changed since'):
+        teach(tiny, entities(tmp_path), out, **HOW)
     (out/'README.md').unlink()
     teach(tiny, entities(tmp_path), out, **HOW)
     assert (out/'README.md').exists()
