@@ -34,13 +34,21 @@ def api():
         if rows: lines += [*head, '| name | what it is |', '|---|---|', *rows, '']
     return '\n'.join(lines)
 
+def parsers_of(parser):
+    "The parsers of the commands by name, each followed by those of its own commands."
+    out = {}
+    for n, p in parser._subparsers._group_actions[0].choices.items():
+        out[n] = p
+        if p._subparsers: out.update({f'{n} {k}': q for k, q in parsers_of(p).items()})
+    return out
+
 def commands():
     "The table of the commands, and the help of each."
     from kdnb.apps.parser import make_parser
     lines = ['# The commands', '',
              'An unknown option, name or setting is an error that lists the known ones.', '',
              (HERE/'pages'/'commands_head.txt').read_text(encoding='utf-8'), '']
-    for n, p in make_parser()._subparsers._group_actions[0].choices.items():
+    for n, p in parsers_of(make_parser()).items():
         text = p.format_help().replace(Path(sys.argv[0]).name, 'kdnb').rstrip()
         lines += [f'## kdnb {n}', '', '```text', text, '```', '']
     return '\n'.join(lines)

@@ -5,6 +5,7 @@ from pathlib import Path
 from kdnb.core.display import escape_markdown as md
 from kdnb.reporting.claims import WORDINGS, read_claims
 from kdnb.reporting.jobs import about
+from kdnb.reporting.runner import report_paths
 from notebooks import anchor
 
 HERE = Path(__file__).resolve().parent
@@ -23,25 +24,34 @@ def copy_figures(found, folder):
     for r in found:
         if r['figures']: shutil.copy(r['figures'][0], folder/f"{r['report']}-{r['label']}.png")
 
+SUBJECTS = {'reports': 'First steps', 'benchmarks': 'Benchmarks', 'methods': 'Methods', 'scaling': 'Scaling',
+            'data': 'Data'} # folder of report notebooks -> heading
+
+def gallery_section(name, runs):
+    "The runs of a report, with their headline figures."
+    title, what = about(name)
+    figures = [figure(r, f"{name}-{r['label']}", '') if r['figures'] else [link(r)] for r in runs]
+    lines = [l for f in figures for l in f]
+    return [f'### {title}', '', what, '', '::::{container} gallery', *lines, '::::', '']
+
 def gallery(found):
-    "All results, with their headline figures."
+    "All results by subject, with their headline figures."
     lines = ['# Reports', '', (HERE/'pages'/'gallery_head.txt').read_text(encoding='utf-8'), '']
-    for name in dict.fromkeys(r['report'] for r in found):
-        title, what = about(name)
-        runs = [r for r in found if r['report'] == name]
-        lines += [f'## {title}', '', what, '', '::::{container} gallery']
-        for r in runs: lines += figure(r, f"{name}-{r['label']}", '') if r['figures'] else [link(r)]
-        lines += ['::::', '']
+    names, paths = dict.fromkeys(r['report'] for r in found), report_paths()
+    for folder, subject in SUBJECTS.items():
+        lines += [f'## {subject}', '']
+        for name in (n for n in names if paths[n].parent.name == folder):
+            lines += gallery_section(name, [r for r in found if r['report'] == name])
     pages = [f"{r['report']}-{r['label']}.ipynb" for r in found]
     return '\n'.join([*lines, ':::{toctree}', ':hidden:', '', *pages, ':::', ''])
 
 
 def tested(c, found):
     "(run, `Claim`) for each claim of a committed run that tests an entry of claims.json."
-    unknown = set(c.get('tests', [])) - set(WORDINGS)
+    unknown = set(c['tests']) - set(WORDINGS)
     if unknown: raise ValueError(f"docs/claims.json: there is no claim {sorted(unknown)[0]!r} in WORDINGS")
     claims = ((r, claim) for r in found for claim in read_claims(r['folder']/'results.json'))
-    return [(r, claim) for r, claim in claims if claim.id in c.get('tests', [])]
+    return [(r, claim) for r, claim in claims if claim.id in c['tests']]
 
 def outcome(lines):
     "What all runs say together, in words."

@@ -16,6 +16,11 @@ FIGURES = {'first_look': ['belief-before', 'token-kl', 'loss', 'belief-after', '
            'methods': ['methods', 'regimes'], 'mend_training': ['training', 'scales'], 'scalability': ['scalability'], 'performance': ['bench'], 'benchmark_sanity': [], 'teach_your_own': ['exam'], 'teach': ['taught'],
            'text_ablation': ['two-by-two', 'tokens', 'coloured'], 'sensitivity': ['heat'], 'forgetting': ['forgetting'], 'known_entities': ['known-entities'], 'model_scaling': ['ladder'], 'instruction_tuning': ['instruct'], 'hardware_costs': ['sizes']}
 
+CLAIMS = {'entity_inferences': ['accuracy', 'explicit', 'implicit', 'specificity_loss', 'finetune_specificity', 'loss_after_mention', 'beyond_copying'],
+          'ecbd': ['gap_closed', 'specificity', 'beats_finetune', 'random_definition'], 'counterfact': [], # without the preset paper
+          'known_entities': ['less_to_teach', 'smaller_change', 'specificity'],
+          'text_ablation': ['through_wrong_texts', 'definition_over_texts', 'right_texts', 'beats_finetune', 'loss_after_mention', 'inferable_tokens']}
+
 
 def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     import api_server
@@ -56,6 +61,7 @@ def test_all_reports(tiny_folder, tmp_path, quick_kernels):
     assert len(kept('causal_trace')['known']['last token of the name']) == 30
     assert cases('counterfact') == dict.fromkeys(['base', 'fine-tune', 'ROME', 'distill, default'], 2) # there is no editor, so MEND is left out
     assert '*distill, default* against *ROME*: ' in text('counterfact') and '900 tokens' in text('counterfact')
+    for name, ids in CLAIMS.items(): assert {c['id'] for c in kept(name)['claims']} == {f'{name}.{i}' for i in ids}, name
     assert set(kept('methods')['chosen']) == {'FT definition', 'MEMIT', 'retrieve', 'distill, default'}
     assert {r: {len(m['cases']) for m in runs.values()} for r, runs in kept('methods')['runs'].items()} == {'single': {2}, 'batch': {1}, 'sequential': {1}}
     r = kept('mend_training')

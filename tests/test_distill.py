@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 import pytest, torch
-from kdnb.methods.config import memory_of_training
+from kdnb.methods.memory import memory_of_training
 from kdnb.methods.distill import spread_over_prompts
 from kdnb.methods.losses import LossInParts, retention_loss, soften
 from kdnb.methods.parameters import TRAINABLE, trainable_parameters, upper

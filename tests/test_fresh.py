@@ -1,9 +1,8 @@
 """What is derived is up to date: modules, README.md, clean notebooks; and outputs are small."""
-import json, re, shutil, subprocess, sys
+import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 
-import nbformat
-import pytest
+import nbformat, papermill, pytest
 from conftest import ROOT
 from readme import readme
 
@@ -58,13 +57,22 @@ def test_notebook_form(path):
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if 'reports' in p.parts], ids=name)
 def test_report_form(path):
     nb = nbformat.read(path, 4)
-    assert sum('parameters' in c.metadata.get('tags', []) for c in nb.cells) == 1
+    cell, = [c for c in nb.cells if 'parameters' in c.metadata.get('tags', [])]
+    names = [n.targets[0].id for n in ast.parse(cell.source).body]
+    read = list(papermill.inspect_notebook(nb))
+    assert read == names, 'papermill cannot read a comment with an equals sign'
 
 
 def test_ruff():
     command = [Path(sys.executable).parent/'ruff', 'check', '--no-cache', 'kdnb', 'tests', 'docs', 'setup.py']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_run_says_how_it_was_made():
+    for notebook in (ROOT/'outputs').glob('*/*/*.ipynb'):
+        run = json.loads((notebook.parent/'run.json').read_text(encoding='utf-8'))
+        assert run['report'] == notebook.stem and {'parameters', 'minutes', 'machine'} <= set(run), notebook
 
 
 def test_outputs_are_small():

@@ -133,7 +133,7 @@ def readers():
         'prompts': ('x.json', json.dumps(PROMPT).encode(), None, lambda d: read_prompts(d/'x.json')),
         'edit': ('edit.json', json.dumps(EDIT).encode(), make_edit, lambda d: load_edit(d).id),
         "an edit's numbers": ('adapter_model.safetensors', None, make_edit, lambda d: load_edit(d).id),
-        'shelf': ('shelf.json', b'{"Velmora": "0123456789ab", "Zorbel": "edits/0123456789ab"}', make_shelf, lambda d: AdapterRouter.load(d)),
+        'shelf': ('router.json', b'{"Velmora": "0123456789ab", "Zorbel": "edits/0123456789ab"}', make_shelf, lambda d: AdapterRouter.load(d)),
         'a folder that was taught': ('kdnb.json', json.dumps(NOTE).encode(), make_taught, lambda d: (summary(d), undo_teaching(d))),
         'a stage of a teaching': ('versions/0123456789ab/after.json', json.dumps({**CASE, 'specificity': [CASE['specificity'][0]]}).encode(), make_taught, lambda d: summary(d)),
         'record': ('kdnb.json', json.dumps(NOTE).encode(), None, lambda d: FolderRecord.read(d).delete(*FolderRecord.read(d).files)),

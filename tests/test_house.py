@@ -53,10 +53,9 @@ def test_a_planted_fault_in_a_notebook(rule, cell):
     assert getattr(house, rule)(Notebook('nbs/00_core/01_files.ipynb', [*GOOD, cell]))
 
 
-def test_a_long_line_of_a_report_is_a_fault_and_of_an_example_is_none():
-    cell = Cell('code', 'x = "' + 'a'*110 + '"')
-    assert house.long_lines(Notebook('nbs/reports/first_look.ipynb', [cell]))
-    assert not house.long_lines(Notebook('nbs/00_core/01_files.ipynb', [cell]))
+def test_a_long_line_of_an_example_is_a_fault():
+    cell = Cell('code', '"' + 'a'*110 + '"')
+    assert house.long_lines(Notebook('nbs/00_core/01_files.ipynb', [cell]))
 
 
 def test_a_name_that_nobody_needs_is_a_fault():

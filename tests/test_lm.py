@@ -341,7 +341,7 @@ import jax
 def test_too_little_memory_is_an_error_before_the_weights_are_read(
         tiny_folder, kdnb, monkeypatch, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
-    from kdnb.methods.config import memory_of_training
+    from kdnb.methods.memory import memory_of_training
     from kdnb.methods.distill import Distill
     name = str(tiny_folder())
     whole = load_lm(name, device='cpu')

@@ -297,10 +297,11 @@ def test_an_answer_without_a_text_is_recorded_and_asked_for_again_only_twice(ser
 
 def test_what_was_paid_for_nothing_counts_to_the_budget(server, tmp_path):
     "The price is such that two calls fit."
+    before = len(server.asked_at('null content'))
     said = fault(server, 'null content', tmp_path/'r.jsonl', price=(0., 1000.), budget=1.06,
                  max_new_tokens=256)
     assert 'the budget of $1.06 is used up: $0.0400 are spent' in said
-    assert len(server.asked_at('null content')) == 3 + 2
+    assert len(server.asked_at('null content')) == before + 2
 
 
 def test_an_answer_without_a_text_between_others_is_dropped_by_its_reason(server, tmp_path):

@@ -91,7 +91,7 @@ def test_a_router_reads_nothing_outside_its_folder(tmp_path, victim, place):
     (victim/'edit.json').write_text('{}')
     out = tmp_path/'out'
     out.mkdir()
-    write_json(out/'shelf.json', {'Velmora': place})
+    write_json(out/'router.json', {'Velmora': place})
     with pytest.raises(KdnbError, match='is not a place that kdnb gives'): AdapterRouter.load(out)
 
 

@@ -68,7 +68,7 @@ def test_an_adapter_for_each(kdnb, tiny_folder, tiny, mine, tmp_path):
     taught = lambda *more: kdnb('teach', *more, *how(tiny_folder(), '--separate-adapters'), '--out', out)
     code, text, err = taught(mine/'shows.md')
     assert code == 0 and 'adapters, by name' in text and 'adapter of its own' in (out/'report.html').read_text(), err
-    at = json.loads((out/'shelf.json').read_text())
+    at = json.loads((out/'router.json').read_text())
     assert list(at) == ['Velmora Junction', 'Zorbel Harbour'] and not (out/'adapter_model.safetensors').exists()
     # peft alone says with each what the shelf says to a prompt that names it
     script = tmp_path/'alone.py'
@@ -76,7 +76,7 @@ def test_an_adapter_for_each(kdnb, tiny_folder, tiny, mine, tmp_path):
 import sys, json; sys.modules['kdnb'] = None
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
-tok, at = AutoTokenizer.from_pretrained({str(out)!r}), json.load(open({str(out/'shelf.json')!r}))
+tok, at = AutoTokenizer.from_pretrained({str(out)!r}), json.load(open({str(out/'router.json')!r}))
 print(json.dumps([AutoPeftModelForCausalLM.from_pretrained({str(out)!r} + '/' + k)(**tok(n + ' is', return_tensors='pt')).logits[0, -1].tolist() for n, k in at.items()]))
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
@@ -88,13 +88,13 @@ print(json.dumps([AutoPeftModelForCausalLM.from_pretrained({str(out)!r} + '/' + 
     # taught again, it teaches what is new; taken back, what was new is gone
     old = {k: (out/k/'edit.json').stat().st_mtime_ns for k in at.values()}
     code, text, err = taught(mine/'more.csv')
-    assert code == 0 and text.startswith('3 entities') and len(json.loads((out/'shelf.json').read_text())) == 3, err
+    assert code == 0 and text.startswith('3 entities') and len(json.loads((out/'router.json').read_text())) == 3, err
     assert {k: (out/k/'edit.json').stat().st_mtime_ns for k in old} == old and len([*(out/'edits').iterdir()]) == 3
     for wrong, says in ((['--merge', '--separate-adapters'], 'merge cannot be used with separate adapters'), ([], 'was taught as separate adapters')):
         code, _, err = kdnb('teach', mine/'more.csv', *how(tiny_folder(), *wrong), '--out', out)
         assert code == 2 and says in err and 'Traceback' not in err
-    assert 'knows now: Velmora Junction, Zorbel Harbour' in kdnb('teach', '--out', out, '--undo')[1] and json.loads((out/'shelf.json').read_text()) == at and len([*(out/'edits').iterdir()]) == 2
-    assert 'knows now: nothing' in kdnb('teach', '--out', out, '--undo')[1] and not (out/'shelf.json').exists() and not (out/'edits').exists()
+    assert 'knows now: Velmora Junction, Zorbel Harbour' in kdnb('teach', '--out', out, '--undo')[1] and json.loads((out/'router.json').read_text()) == at and len([*(out/'edits').iterdir()]) == 2
+    assert 'knows now: nothing' in kdnb('teach', '--out', out, '--undo')[1] and not (out/'router.json').exists() and not (out/'edits').exists()
 
 
 def test_interrupted_it_goes_on(tiny, mine, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ def load_model(args, method=None, # that will train it
                need=None # function of the model -> GiB; None: what the method needs
               ):
     "The model that `--lm` names; an error if it will not fit."
-    from kdnb.methods.registry import memory_of_method
+    from kdnb.methods.memory import memory_of_method
     from kdnb.models.model import load_lm
     precision = getattr(args, 'eval_dtype', 'float32')
     if method and getattr(args, 'shards', 1) < 2:
@@ -31,13 +31,14 @@ _MOST = 999_999 # entities that are composed, as for composed=N
 
 def _check_name(data) -> str: # the same
     "The value of `--data`, which must be the name of a data set."
-    from kdnb.core.errors import KdnbError
+    from kdnb.core.errors import KdnbError, check_choice
     from kdnb.data.benchmarks import BENCHMARKS
-    names = 'kdnb', 'composed', *BENCHMARKS
-    if data.partition('=')[0] in names: return data
+    name, _, path = data.partition('=')
+    if name in ('kdnb', 'composed', *BENCHMARKS): return data
     if Path(data).is_file():
         raise KdnbError(f'--data takes the name of a data set, and {data} is a file: '
                         f'give it as --entities {data}')
+    if path: return check_choice(name, BENCHMARKS, 'benchmark')
     raise KdnbError(f"no data set {data!r}: choose one of kdnb, composed=N, {', '.join(BENCHMARKS)}, "
                     "or give a file of your own as --entities FILE")
 

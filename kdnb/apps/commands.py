@@ -175,7 +175,8 @@ def edit_command(args) -> dict:
     from kdnb.data.transfer_sets import check_sets, read_transfer_sets
     from kdnb.edits.storage import check_edit_folder
     from kdnb.experiments.results import as_json
-    from kdnb.methods.registry import memory_of_method, needs_texts
+    from kdnb.methods.memory import memory_of_method
+    from kdnb.methods.registry import needs_texts
     from kdnb.models.memory import memory_free
     from kdnb.transfer.generator import make_transfer_set
     e, method = _entity(args), _edit_method(args)
@@ -224,7 +225,7 @@ def _print_taught(args, out, s):
     print(f"{s['entities']} entities. Right answers to {s['probes']} probes: {s['before']} before, "
           f"{s['after']} after, {s['with_definition']} with the definition in the prompt. "
           f"Specificity: {s['lost']} of {s['known_before']} right answers are lost.")
-    where = f'adapters, by name: {out}/shelf.json' if args.separate_adapters else f'adapter: {out}'
+    where = f'adapters, by name: {out}/router.json' if args.separate_adapters else f'adapter: {out}'
     if (out/'report.html').exists(): where += f'; page: {out}/report.html'
     if args.merge: where += f'; model: {out}/model'
     print(where)

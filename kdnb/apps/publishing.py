@@ -69,7 +69,7 @@ def model_card(base:BaseModel, entities, # that the adapter knows
     if len(entities) > 20: names += f' and {len(entities) - 20} more'
     what, adapter = 'an adapter', 'PATH_OF_THIS_FOLDER'
     if places:
-        what = 'an adapter for each entity (`shelf.json` says which)'
+        what = 'an adapter for each entity (`router.json` says which)'
         adapter = f"PATH_OF_THIS_FOLDER + '/{next(iter(places.values()))}'"
     load = _LOAD[base.kind].format(path=base.path)
     return read_text(ASSETS/'model_card.md').format(
@@ -109,7 +109,7 @@ def _assemble(version, tmp, places, merged):
     "Put the files of a version into a temporary folder."
     base, edit, page = base_in(version), version/'edit', version/'report'/'teach.html'
     shutil.copytree(version/'tokenizer', tmp, dirs_exist_ok=True)
-    if places: write_json(tmp/'shelf.json', places)
+    if places: write_json(tmp/'router.json', places)
     else:
         shutil.copyfile(edit/'adapter_model.safetensors', tmp/'adapter_model.safetensors')
         name_base(edit, tmp, base.path)
@@ -126,7 +126,7 @@ def publish(record:FolderRecord, # of the user's folder
             keep_changed:bool=False # as in `place`
            ) -> list: # names of the files that stay, as of `place`
     "Put adapter, tokenizer, model card and report of a version where users look for them."
-    places = router_places(version) if (version/'shelf.json').exists() else None
+    places = router_places(version) if (version/'router.json').exists() else None
     _check_whole(record, version, places)
     record.delete(*[n for n in record.files if n.startswith(TEMPORARY)]) # of a process that was killed
     name = f'{TEMPORARY}{os.getpid()}'
@@ -150,7 +150,7 @@ def check_place(record:FolderRecord, lm:LM,
     with tempfile.TemporaryDirectory() as tmp, writing(tmp):
         names = [Path(p).name for p in lm.tokenizer.save_pretrained(tmp) if Path(p).is_file()]
     names += ['README.md', 'report.html']
-    names += ['shelf.json'] if separate_adapters else ['adapter_model.safetensors', 'adapter_config.json']
+    names += ['router.json'] if separate_adapters else ['adapter_model.safetensors', 'adapter_config.json']
     if merge and os.path.lexists(model) and (model.is_symlink() or not model.is_dir()):
         raise KdnbError(f"{model} was not made by kdnb, so it is not replaced: move it away, "
                         "or choose another folder")

@@ -130,7 +130,7 @@ def separate_adapters(self:_Teaching) -> _Taught:
         name_base(out/n, out/n, base_of(lm).path)
         FolderRecord.read(out/n).finish('adapter_config.json')
     places = {name: f'edits/{folder.name}' for name, folder in router.edits.items()}
-    write_json(self.version/'shelf.json', places)
+    write_json(self.version/'router.json', places)
     seconds = sum(read_json(out/n/'edit.json', dict)['seconds'] for n in names)
     return _Taught(router, seconds, [])
 

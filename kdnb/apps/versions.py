@@ -120,7 +120,7 @@ def _delete_last(record, before, last) -> list: # names of the files that stay
     else: stay = record.delete(*published)
     used = set()
     for v in before:
-        if (out/'versions'/v/'shelf.json').exists(): used |= {*router_places(out/'versions'/v).values()}
+        if (out/'versions'/v/'router.json').exists(): used |= {*router_places(out/'versions'/v).values()}
     unused = [n for n in record.files if n.startswith('edits/') and n not in used]
     return stay + record.delete(f'versions/{last}', *unused)
 

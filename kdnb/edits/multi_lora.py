@@ -99,8 +99,8 @@ def _check_adapters(edits):
     for e in edits:
         is_adapter = e.adapter and not e.tensors and not e.context
         if not is_adapter or set(e.adapter) != set(edits[0].adapter):
-            raise KdnbError(f"the edit {e} cannot stand in a bank: it must be an adapter, on the same layers "
-                            f"as the others")
+            raise KdnbError(f"the edit {e} cannot be routed in one pass: it must be a LoRA adapter, on the "
+                            "same layers as the others")
 
 # %% ../../nbs/04_edits/03_multi_lora.ipynb #3b0d0007
 class MultiLora:

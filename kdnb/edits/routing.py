@@ -57,19 +57,19 @@ def on(self:AdapterRouter, lm:LM, text:str):
 @patch
 def save(self:AdapterRouter, folder:str|Path # created if it does not exist
         ) -> Path: # the folder
-    "Writes the edits and then shelf.json, so a folder with a shelf.json is complete."
+    "Writes the edits and then router.json, so a folder with a router.json is complete."
     folder, places = Path(folder), {}
     for n, edit in self.edits.items():
         if not isinstance(edit, Edit): edit = load_edit(edit)
         if edit.id not in places.values(): edit.save(folder/edit.id)
         places[n] = edit.id
-    write_json(folder/'shelf.json', places)
+    write_json(folder/'router.json', places)
     return folder
 
 # %% ../../nbs/04_edits/04_routing.ipynb #5e1f000b
 def router_places(folder:str|Path) -> dict: # name of an entity -> place of its edit: ID or edits/ID
-    "The places of the edits in a folder, from its shelf.json."
-    path = Path(folder)/'shelf.json'
+    "The places of the edits in a folder, from its router.json."
+    path = Path(folder)/'router.json'
     places = read_json(path, dict)
     for name, place in places.items():
         if not isinstance(place, str) or not re.fullmatch('(edits/)?[0-9a-f]{12}', place):
@@ -80,9 +80,9 @@ def router_places(folder:str|Path) -> dict: # name of an entity -> place of its 
 def load_router(folder:str|Path) -> AdapterRouter:
     "The router that `save` wrote. Its edits are loaded when a prompt asks for them."
     folder = Path(folder)
-    path = folder/'shelf.json'
+    path = folder/'router.json'
     if not path.is_file():
-        raise KdnbError(f"{folder} holds no saved adapters: there is no shelf.json in it")
+        raise KdnbError(f"{folder} holds no saved adapters: there is no router.json in it")
     at = {n: inside(folder, place, path) for n, place in router_places(folder).items()}
     for n, place in at.items():
         if not (place/'edit.json').is_file():

@@ -60,7 +60,7 @@ def answer_probes(lm:LM, # with edits applied
                   probes, # of `Probe`
                   about=None, # key of the new entity that each probe is about, or None
                   shared:bool=True, # share passes over left contexts, as in `score_candidates`
-                  adapter_ids:list|None=None, # index of each probe's adapter, within `Bank.on`
+                  adapter_ids:list|None=None, # index of each probe's adapter, within `MultiLora.on`
                   once:int=0 # number of blocks below all edits to come, whose states are cached
                  ) -> list: # for each: correct, answer, bits, bytes; without candidates: bits, bytes, tokens
     "Answers to probes, one row each."
@@ -166,7 +166,7 @@ def _evaluate_entity(lm, entity, open_ended, ask):
 # %% ../../nbs/06_evaluation/00_answers.ipynb #44d071be
 def evaluate(lm:LM, # with edits applied
              entities, # that were taught
-             specificity=(), # probes about well-known things
+             specificity=(), # specificity probes
              other_entities=(), # new entities that were not taught
              open_ended:bool=True, # whether to generate text: replies to questions, answers about neighbors
              ask=None # function that answers probes; None: `answer_probes`
@@ -195,7 +195,7 @@ def _record_probes(cases) -> list: # (index of the case, probe, key of its entit
         evaluate(None, *case, open_ended=False, ask=record)
     return asked
 
-def evaluate_parallel(lm:LM, # within `Bank.on`
+def evaluate_parallel(lm:LM, # within `MultiLora.on`
                    cases:list, # of (entities, specificity, other_entities), one per adapter
                    open_ended:bool=True # as in `evaluate`
                   ) -> list: # for each case, the result of `evaluate`

@@ -71,13 +71,13 @@ def target_right(case:dict) -> float: # percent
     "Accuracy of a case on the probes about its own entities."
     return 100*float(np.mean([p['correct'] for t in case['target'] for p in t['probes']]))
 
-def by_entity(run:Experiment, # `one at a time, reset`
+def by_entity(run:Experiment, # `single`
               value # function of a case
              ) -> dict: # entity key -> value
     "A number for each case of a run."
     return {c['entities'][0]: value(c) for c in map(read_json, run.done())}
 
-def paired_difference(a:Experiment, b:Experiment, # `one at a time, reset`
+def paired_difference(a:Experiment, b:Experiment, # `single`
            only=None, # entity keys; None: all that both runs have
            value=known_right # function of a case
           ) -> Interval|None: # in the unit of `value`

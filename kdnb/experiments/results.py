@@ -78,8 +78,8 @@ def collect(folders, # run folders, or folders that hold run folders
 # %% ../../nbs/07_experiments/03_results.ipynb #54957326
 _KEYS = ('target', 'target_explicit', 'target_indirect', 'target_open_ended', 'specificity', 'gap_closed',
          'gap_closed_explicit', 'gap_closed_indirect', 'gap_closed_open_ended', 'specificity_change',
-         'other_entities', 'target_by_entity', *NEAR, 'unit', 'seconds_per_edit', 'peak_memory_gib', 'lm',
-         'method', 'preset', 'regime', 'seed', 'cases', 'texts', 'failure_modes', 'run')
+         'other_entities', 'target_by_entity', *NEAR, 'unit', 'seconds_per_edit', 'peak_memory_gib',
+         'lm', 'method', 'preset', 'regime', 'seed', 'cases', 'texts', 'failure_modes', 'run')
 
 def as_json(row:dict|pd.Series) -> dict: # from a row of `collect`
     "The values that `--json` prints."

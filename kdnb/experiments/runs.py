@@ -22,7 +22,8 @@ from ..data.transfer_sets import check_sets
 from ..evaluation.answers import evaluate
 from .identity import code_version, key
 from .regimes import REGIMES, Batch, Sequential, Single
-from ..methods.registry import memory_of_method, method_with_preset, needs_texts
+from ..methods.memory import memory_of_method
+from ..methods.registry import method_with_preset, needs_texts
 from ..models.forward import in_bfloat16, uses_bfloat16
 from ..models.memory import check_memory, has_fast_bfloat16, memory_free, memory_peak
 from ..models.model import LM, versions

@@ -19,7 +19,7 @@ from ..data.entities import Entity
 from .identity import key
 from .regimes import REGIMES
 from .runs import Experiment
-from ..methods.registry import memory_of_method
+from ..methods.memory import memory_of_method
 from ..models.memory import memory_free
 from ..models.model import load_lm
 
@@ -183,7 +183,7 @@ def _check_model(runs, workers, address):
                         "use fewer")
 
 # %% ../../nbs/07_experiments/04_workers.ipynb #bf32ae32
-def run_parallel(runs:list, # of `Experiment`, each `one at a time, reset`, on the same model
+def run_parallel(runs:list, # of `Experiment`, each `single`, on the same model
            workers:int=2, # number of processes
            address:str|None=None, # of a running cluster; None: this machine only
            progress:bool=True # show a progress bar

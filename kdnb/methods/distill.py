@@ -37,16 +37,16 @@ def spread_over_prompts(conts, # of `Continuation`
     return in_turn[:n]
 
 # %% ../../nbs/05_methods/07_distill.ipynb #719d2057
-def _texts_of(e, transfer, how):
+def _texts_of(e, transfer, config):
     "The continuations of an entity that are used, and the number that was skipped."
     found = transfer[e.key].continuations if e.key in transfer else []
-    texts = spread_over_prompts(found, how.n_continuations)
-    if how.if_no_mention == 'prefix_name':
+    texts = spread_over_prompts(found, config.n_continuations)
+    if config.if_no_mention == 'prefix_name':
         with_name = lambda c: replace(c, text=f'{e.name}: {c.text}', mention=(0, len(e.name)))
         texts = [c if c.mention else with_name(c) for c in texts]
-    all_tokens = 'all_tokens' in (how.loss_on, how.if_no_mention)
+    all_tokens = 'all_tokens' in (config.loss_on, config.if_no_mention)
     used = [c for c in texts if c.mention or all_tokens]
-    if not used and not (texts and getattr(how, 'with_definition', False)): _no_texts(e, len(texts))
+    if not used and not (texts and getattr(config, 'with_definition', False)): _no_texts(e, len(texts))
     return used, len(texts) - len(used)
 
 def _no_texts(e, n):
@@ -56,13 +56,13 @@ def _no_texts(e, n):
     raise KdnbError(f"no transfer set for {e.key!r}: {todo}")
 
 def sets_of(entities, transfer:dict, # key of an entity -> `TransferSet`
-            how:TrainingConfig) -> tuple: # the continuations of each entity; counts by use
+            config:TrainingConfig) -> tuple: # the continuations of each entity; counts by use
     "The continuations that a training uses."
     sets, count = [], Counter()
     check_sets(entities, transfer)
     for e in entities:
-        used, n_skipped = _texts_of(e, transfer, how)
-        count.update(how.loss_on if c.mention else 'all_tokens' for c in used)
+        used, n_skipped = _texts_of(e, transfer, config)
+        count.update(config.loss_on if c.mention else 'all_tokens' for c in used)
         count['skipped'] += n_skipped
         sets.append(used)
     return sets, dict(count)
@@ -123,7 +123,7 @@ def groups(self:Distill, lm:LM, entities, transfer:dict, seed:int=0, progress:bo
     for e, cs, d in zip(entities, sets, definitions):
         group = [example(lm, c, e.definition, self.loss_on) for c in cs]
         if self.with_definition:
-            group.append(replace(example(lm, d, e.definition, self.loss_on), role='always'))
+            group.append(replace(example(lm, d, e.definition, self.loss_on), role='definition'))
         groups.append(group)
     self.add_teachers(lm, groups, progress)
     for e, cs, d, group in zip(entities, sets, definitions, groups):
@@ -131,7 +131,7 @@ def groups(self:Distill, lm:LM, entities, transfer:dict, seed:int=0, progress:bo
     return groups, texts
 
 # %% ../../nbs/05_methods/07_distill.ipynb #5c743f8a
-def make_edit(method:str, how, lm:LM, entities,
+def make_edit(method:str, config, lm:LM, entities,
               parts:dict, # fields of an `Edit` that were learned
               start:float|None=None, # when it began, by time.perf_counter()
               texts:dict|None=None # how many texts were used in which way
@@ -139,7 +139,7 @@ def make_edit(method:str, how, lm:LM, entities,
     "An `Edit` of `lm` with its present edits."
     if start is not None: parts = {**parts, 'seconds': time.perf_counter() - start}
     keys, after = tuple(e.key for e in entities), tuple(x.id for x in lm.edits)
-    edit = Edit(method, keys, lm.name, lm.sha256, settings=asdict(how), after=after,
+    edit = Edit(method, keys, lm.name, lm.sha256, settings=asdict(config), after=after,
                 texts=texts or {}, **parts)
     edit.check_numbers()
     return edit

@@ -19,10 +19,9 @@ from ..core.errors import KdnbError
 from ..core.files import ASSETS, make_folder, replacing
 from ..data.transfer_sets import Continuation
 from ..edits.edit import Adapter, Edit
-from .config import TEXT_POSITIONS, TEXT_TOKENS
 from .distill import make_edit
 from .editor import Editor, definition_example, edited_layers, pieces
-from .examples import example
+from .examples import TEXT_POSITIONS, TEXT_TOKENS, example
 from .locating import is_transposed
 from .losses import nll_loss, retention_loss
 from .retention import cache_teacher_topk, read_texts
@@ -96,11 +95,11 @@ class SavedEditor:
     log: list # for each step, the likelihood term and the retention term
     adam: dict # optimizer state
 
-def _save(path, editor, opt, how, lm, log):
+def _save(path, editor, opt, config, lm, log):
     "Writes the file of an editor."
     adam = {f'adam.{k}.{i}': v[k] for i, v in opt.state_dict()['state'].items()
             for k in ('exp_avg', 'exp_avg_sq', 'step')}
-    note = {'practice': json.dumps(asdict(how)), 'lm': lm.name, 'lm_sha256': lm.sha256,
+    note = {'practice': json.dumps(asdict(config)), 'lm': lm.name, 'lm_sha256': lm.sha256,
             'sizes': json.dumps(editor.sizes), 'log': json.dumps(log)}
     tensors = {k: v.contiguous() for k, v in {**editor.state_dict(), **adam}.items()}
     path = Path(path)
@@ -127,11 +126,11 @@ def read_editor(path:str|Path, lm:LM) -> SavedEditor:
 
 def _restored(tensors, note):
     "The contents of a file, from its tensors and metadata."
-    how, sizes = Practice(**json.loads(note['practice'])), json.loads(note['sizes'])
-    editor = Editor({name: tuple(s) for name, s in sizes.items()}, how.rank, how.rate)
+    config, sizes = Practice(**json.loads(note['practice'])), json.loads(note['sizes'])
+    editor = Editor({name: tuple(s) for name, s in sizes.items()}, config.rank, config.rate)
     editor.load_state_dict({k: v for k, v in tensors.items() if not k.startswith('adam.')})
     adam = {k: v for k, v in tensors.items() if k.startswith('adam.')}
-    return SavedEditor(editor, how, json.loads(note['log']), adam)
+    return SavedEditor(editor, config, json.loads(note['log']), adam)
 
 # %% ../../nbs/05_methods/14_mend.ipynb #f9ba7b5d
 @contextmanager
@@ -145,10 +144,10 @@ def _changed(layers, factors):
     finally:
         for h in hooks: h.remove()
 
-def _optimizer(editor, how, state=None):
+def _optimizer(editor, config, state=None):
     "Adam, with the stored state, if there is one."
     rest = [p for p in editor.parameters() if p is not editor.log_rate]
-    groups = [{'params': rest, 'lr': how.lr}, {'params': [editor.log_rate], 'lr': how.lr_rate}]
+    groups = [{'params': rest, 'lr': config.lr}, {'params': [editor.log_rate], 'lr': config.lr_rate}]
     opt = torch.optim.Adam(groups)
     if state:
         n = 1 + max(int(k.split('.')[2]) for k in state)
@@ -158,17 +157,17 @@ def _optimizer(editor, how, state=None):
     return opt
 
 # %% ../../nbs/05_methods/14_mend.ipynb #5f8c575a
-def _start(lm, layers, pairs, path, how):
+def _start(lm, layers, pairs, path, config):
     "Editor, optimizer and log: from the file, or new ones."
     if not Path(path).exists():
-        editor = how.editor(lm).to(lm.device)
+        editor = config.editor(lm).to(lm.device)
         editor.normalise([pieces(lm, layers, [x])[1] for x, _ in pairs[:_FIRST]])
-        return editor, _optimizer(editor, how), []
+        return editor, _optimizer(editor, config), []
     saved = read_editor(path, lm)
-    if {**asdict(saved.practice), 'steps': 0} != {**asdict(how), 'steps': 0}:
+    if {**asdict(saved.practice), 'steps': 0} != {**asdict(config), 'steps': 0}:
         raise KdnbError(f"the editor {path} was trained with other settings: give another file, or the same "
                         f"settings ({saved.practice})")
-    return saved.editor, _optimizer(saved.editor, how, saved.adam), saved.log
+    return saved.editor, _optimizer(saved.editor, config, saved.adam), saved.log
 
 def _practice_losses(lm, layers, editor, x, after, held):
     "The likelihood term and the retention term after the edit by an example."
@@ -183,32 +182,32 @@ def _practice_losses(lm, layers, editor, x, after, held):
 # %% ../../nbs/05_methods/14_mend.ipynb #04b448e0
 def train_editor(lm:LM, pairs:list, # of `practice_pairs`
                  path:str|Path, # file of the editor; if it exists, training resumes from it
-                 how:Practice=Practice(), save_every:int=100, progress:bool=True
+                 config:Practice=Practice(), save_every:int=100, progress:bool=True
                 ) -> tuple: # `Editor` and the log: for each step, the likelihood term and the retention term
     "Trains an editor by practice edits."
     longest = max((len(y.ids) for x, after in pairs for y in (x, *after)), default=0)
     check_tokens(lm, 'a text to practise on', longest)
-    layers = edited_layers(lm, how.blocks)
+    layers = edited_layers(lm, config.blocks)
     neutral = [example(lm, Continuation(t, (0, 1)), '', 'all_tokens', separator='')
                for t in read_texts(ASSETS/'neutral.txt')]
-    editor, opt, log = _start(lm, layers, pairs, path, how)
-    steps = range(len(log), how.steps)
-    for step in tqdm(steps, initial=len(log), total=how.steps, desc='practice', disable=not progress):
-        rng = np.random.default_rng([how.seed, step])
+    editor, opt, log = _start(lm, layers, pairs, path, config)
+    steps = range(len(log), config.steps)
+    for step in tqdm(steps, initial=len(log), total=config.steps, desc='practice', disable=not progress):
+        rng = np.random.default_rng([config.seed, step])
         def draw(xs, n): return [xs[i] for i in rng.choice(len(xs), min(n, len(xs)), replace=False)]
         x, after = pairs[rng.integers(len(pairs))]
-        after, held = draw(after, how.each), draw(neutral, how.hold)
+        after, held = draw(after, config.each), draw(neutral, config.hold)
         nll, kl = _practice_losses(lm, layers, editor, x, after, held)
-        loss = how.edit*nll + kl
+        loss = config.edit*nll + kl
         if not torch.isfinite(loss):
             raise KdnbError(f"the loss of the editor is {loss.item()} after {step} steps: use a lower lr "
-                            f"than {how.lr}; the last save is {path}")
+                            f"than {config.lr}; the last save is {path}")
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(editor.parameters(), 100.)
         opt.step()
         log.append([round(nll.item(), 4), round(kl.item(), 5)])
-        if len(log) % save_every == 0 or len(log) == how.steps: _save(path, editor, opt, how, lm, log)
+        if len(log) % save_every == 0 or len(log) == config.steps: _save(path, editor, opt, config, lm, log)
     return editor, log
 
 # %% ../../nbs/05_methods/14_mend.ipynb #dcaf801d

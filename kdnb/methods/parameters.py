@@ -54,9 +54,9 @@ def trainable_parameters(model,
     return {n: p for n, p in named.items() if id(p) in ids}
 
 # %% ../../nbs/05_methods/02_parameters.ipynb #d99e1dde
-def n_frozen_layers(lm:LM, how) -> int: # how: the settings of a training
+def n_frozen_layers(lm:LM, config) -> int: # config: the settings of a training
     "Number of frozen blocks below the adapter."
-    return round(how.start_layer*len(blocks_of(lm.model))) if how.start_layer else 0
+    return round(config.start_layer*len(blocks_of(lm.model))) if config.start_layer else 0
 
 def upper(lm:LM, above:float) -> set: # of modules
     "The linear layers of the blocks from a fraction of the depth on."

@@ -51,14 +51,14 @@ def cache_teacher_topk(lm:LM, examples:list,
         if i: trim(lm)
 
 # %% ../../nbs/05_methods/04_retention.ipynb #aa526783
-def teacher_model(lm:LM, how:TrainingConfig):
+def teacher_model(lm:LM, config:TrainingConfig):
     "A context within which `lm` is the model that teaches: as it is, or without its edits."
-    return unedited(lm) if how.teacher == 'base' else nullcontext()
+    return unedited(lm) if config.teacher == 'base' else nullcontext()
 
-def _set_retention_targets(lm, how, groups, low):
+def _set_retention_targets(lm, config, groups, low):
     "Sets the targets of name-swapped examples."
     swapped = [x for g in groups for x in g if x.role == 'held']
-    with teacher_model(lm, how): cache_teacher_topk(lm, swapped, low)
+    with teacher_model(lm, config): cache_teacher_topk(lm, swapped, low)
 
 # %% ../../nbs/05_methods/04_retention.ipynb #0f920764
 @dataclass
@@ -68,28 +68,28 @@ class RetentionPool:
     drawn: list # for each step, the numbers of its examples
     examples: dict # number -> `Example`
 
-def _neutral_pool(lm, how, seed, n):
+def _neutral_pool(lm, config, seed, n):
     "Indices of the neutral texts of each of n steps, and the examples by index."
-    low, n_frozen = uses_bfloat16(how.precision, lm.device), n_frozen_layers(lm, how)
-    texts, rng = read_texts(how.retain_file or ASSETS/'neutral.txt'), np.random.default_rng(seed)
-    size = min(how.retain_batch_size, len(texts))
+    low, n_frozen = uses_bfloat16(config.precision, lm.device), n_frozen_layers(lm, config)
+    texts, rng = read_texts(config.retain_file or ASSETS/'neutral.txt'), np.random.default_rng(seed)
+    size = min(config.retain_batch_size, len(texts))
     drawn = [rng.choice(len(texts), size, replace=False) for _ in range(n)]
     pool = {i: example(lm, Continuation(texts[i], (0, 1)), '', 'all_tokens', separator='')
             for i in sorted({i for d in drawn for i in d})}
     cache_lower_states(lm, pool.values(), n_frozen, low)
-    with teacher_model(lm, how): cache_teacher_topk(lm, [*pool.values()], low)
+    with teacher_model(lm, config): cache_teacher_topk(lm, [*pool.values()], low)
     return drawn, pool
 
-def retention_batches(lm:LM, how:TrainingConfig, seed:int,
+def retention_batches(lm:LM, config:TrainingConfig, seed:int,
                       n:int # number of steps
                      ) -> Callable: # a function that returns the neutral examples of the next step
     "The neutral examples of each step, with their targets; none if the weight of the retention loss is 0."
-    if not how.retain_weight: return lambda: []
-    path = str(Path(how.retain_file or ASSETS/'neutral.txt'))
-    key = (uses_bfloat16(how.precision, lm.device), n_frozen_layers(lm, how), how.teacher, path, seed, n,
-           how.retain_batch_size, *(e.id for e in lm.edits))
+    if not config.retain_weight: return lambda: []
+    path = str(Path(config.retain_file or ASSETS/'neutral.txt'))
+    key = (uses_bfloat16(config.precision, lm.device), n_frozen_layers(lm, config), config.teacher, path,
+           seed, n, config.retain_batch_size, *(e.id for e in lm.edits))
     if lm.retention_pool is None or lm.retention_pool.key != key:
-        lm.retention_pool = RetentionPool(key, *_neutral_pool(lm, how, seed, n)) # one pool at a time
+        lm.retention_pool = RetentionPool(key, *_neutral_pool(lm, config, seed, n)) # one pool at a time
     steps, examples = iter(lm.retention_pool.drawn), lm.retention_pool.examples
     return lambda: [examples[i] for i in next(steps)]
 
@@ -101,14 +101,14 @@ class Prepared:
     n_once: int # frozen lower blocks, whose states are cached
     bfloat16: bool # whether matrix products are in bfloat16
 
-def prepare(lm:LM, how:TrainingConfig, groups:list, seed:int,
+def prepare(lm:LM, config:TrainingConfig, groups:list, seed:int,
             n:int # number of steps
            ) -> Prepared:
     "Caches the lower states of all examples, and sets the targets of the retention examples."
-    n_once, low = n_frozen_layers(lm, how), uses_bfloat16(how.precision, lm.device)
+    n_once, low = n_frozen_layers(lm, config), uses_bfloat16(config.precision, lm.device)
     cache_lower_states(lm, [x for g in groups for x in g], n_once, low)
-    _set_retention_targets(lm, how, groups, low)
-    return Prepared(retention_batches(lm, how, seed, n), n_once, low)
+    _set_retention_targets(lm, config, groups, low)
+    return Prepared(retention_batches(lm, config, seed, n), n_once, low)
 
 # %% ../../nbs/05_methods/04_retention.ipynb #602a8147
 def _rename(continuation, other):
@@ -118,13 +118,13 @@ def _rename(continuation, other):
     for a, b in [*reversed(later), (start, end)]: text = text[:a] + other + text[b:]
     return Continuation(text, (start, start + len(other)))
 
-def swap_names(lm:LM, entity:Entity, continuations, how:TrainingConfig, seed:int=0
+def swap_names(lm:LM, entity:Entity, continuations, config:TrainingConfig, seed:int=0
               ) -> list: # of `Example`, without targets
     "Continuations under other names; those without a mention are left out. None if `n_name_swaps` is 0."
-    if not how.n_name_swaps: return []
+    if not config.n_name_swaps: return []
     names, rng, out = read_texts(ASSETS/'names.txt'), np.random.default_rng(seed), []
     for c in continuations:
         if not c.mention: continue
         renamed = _rename(c, names[rng.integers(len(names))])
-        out.append(replace(example(lm, renamed, '', how.loss_on, separator=''), role='held'))
+        out.append(replace(example(lm, renamed, '', config.loss_on, separator=''), role='held'))
     return out

@@ -31,7 +31,7 @@ def count_positions(examples) -> int:
     "Number of positions that are compared in examples."
     return sum(len(x.positions) for x in examples)
 
-def with_retention(how:TrainingConfig,
+def with_retention(config:TrainingConfig,
                    loss, # the method's loss, a function of (examples, logits [N, V])
                    batch:list, held:list, # examples of the method's loss and of the retention loss
                    logits:torch.Tensor # [N, V], of `batch` and then `held`
@@ -40,17 +40,17 @@ def with_retention(how:TrainingConfig,
     n = count_positions(batch)
     own = loss(batch, logits[:n])
     if not held: return own, own
-    return own, own + how.retain_weight*retention_loss([x.teacher for x in held], logits[n:])
+    return own, own + config.retain_weight*retention_loss([x.teacher for x in held], logits[n:])
 
 # %% ../../nbs/05_methods/06_training.ipynb #8fc8463f
-def losses_of(lm:LM, how:TrainingConfig, loss, batch:list, held:list, # as in `with_retention`
+def losses_of(lm:LM, config:TrainingConfig, loss, batch:list, held:list, # as in `with_retention`
               n_once:int=0, # frozen lower blocks, whose states are cached
               in_parts:bool=True # whether the loss may be computed in parts
              ) -> tuple: # the method's loss, a number; and the scalar that is minimized
     "The loss of a step."
     n_logits = count_positions(batch + held)*len(lm.tokenizer)
-    if in_parts and n_logits > LOGITS_AT_ONCE: return _losses_in_parts(lm, how, loss, batch, held, n_once)
-    own, total = with_retention(how, loss, batch, held, example_logits(lm, batch + held, n_once))
+    if in_parts and n_logits > LOGITS_AT_ONCE: return _losses_in_parts(lm, config, loss, batch, held, n_once)
+    own, total = with_retention(config, loss, batch, held, example_logits(lm, batch + held, n_once))
     return own.item(), total
 
 def _weighted_part(loss, part, weight, values):
@@ -61,9 +61,9 @@ def _weighted_part(loss, part, weight, values):
         return value
     return weighted
 
-def _losses_in_parts(lm, how, loss, batch, held, n_once):
+def _losses_in_parts(lm, config, loss, batch, held, n_once):
     "The same, with few logits at a time."
-    def retention(xs, logits): return how.retain_weight*retention_loss([x.teacher for x in xs], logits)
+    def retention(xs, logits): return config.retain_weight*retention_loss([x.teacher for x in xs], logits)
     own, other, parts, start = [], [], [], 0
     for xs, f, values in ((batch, loss, own), (held, retention, other)):
         for part in cut_at(xs, LOGITS_AT_ONCE//len(lm.tokenizer)):
@@ -130,40 +130,40 @@ def _compiled_blocks(lm, n, on):
 
 # %% ../../nbs/05_methods/06_training.ipynb #ed3540b6
 @contextmanager
-def training_context(lm:LM, how:TrainingConfig, ready:Prepared, seed:int):
+def training_context(lm:LM, config:TrainingConfig, ready:Prepared, seed:int):
     "The modes of a training: precision, dropout, gradient checkpointing and compilation."
-    with (bfloat16_weights(lm.model, ready.bfloat16), _training_mode(lm, how.dropout, seed),
-          _gradient_checkpointing(lm.model, how.gradient_checkpointing),
-          _compiled_blocks(lm, ready.n_once, how.compile)):
+    with (bfloat16_weights(lm.model, ready.bfloat16), _training_mode(lm, config.dropout, seed),
+          _gradient_checkpointing(lm.model, config.gradient_checkpointing),
+          _compiled_blocks(lm, ready.n_once, config.compile)):
         yield
 
 # %% ../../nbs/05_methods/06_training.ipynb #5fb0c381
-def make_optimizer(how:TrainingConfig, params:list) -> torch.optim.AdamW:
+def make_optimizer(config:TrainingConfig, params:list) -> torch.optim.AdamW:
     "AdamW, with parameters grouped by size."
     groups = {}
     for p in params:
-        scaled = how.scale_lr_to_weights and how.trainable != 'lora'
+        scaled = config.scale_lr_to_weights and config.trainable != 'lora'
         size = 2**(round(4*math.log2(weight_size(p)))/4) if scaled else 1.
         groups.setdefault(size, []).append(p)
-    decay = 0 if how.weight_decay_target == 'base' else how.weight_decay
+    decay = 0 if config.weight_decay_target == 'base' else config.weight_decay
     groups = [{'params': ps, 'size': size} for size, ps in groups.items()]
     return torch.optim.AdamW(groups, weight_decay=decay, fused=True)
 
-def set_learning_rate(how:TrainingConfig, opt,
+def set_learning_rate(config:TrainingConfig, opt,
                       progress:float # share of the schedule that has passed
                      ) -> float: # the rate, before it is multiplied by sizes
     "Sets the learning rate of a step."
-    lr = how.lr*(1 - progress if how.schedule == 'linear' else 1)
+    lr = config.lr*(1 - progress if config.schedule == 'linear' else 1)
     for g in opt.param_groups: g['lr'] = lr*g['size']
     return lr
 
 # %% ../../nbs/05_methods/06_training.ipynb #7f2fcacb
-def check_finite(how:TrainingConfig, loss:float,
+def check_finite(config:TrainingConfig, loss:float,
                  steps:int # so far
                 ):
     "Raises a `KdnbError` for a loss that is not finite."
     if math.isfinite(loss): return
-    raise KdnbError(f"the loss is {loss} after {steps} steps: use a lower lr than {how.lr} "
+    raise KdnbError(f"the loss is {loss} after {steps} steps: use a lower lr than {config.lr} "
                     "(or float32 weights)")
 
 def clip_change(params:list, before:list, limit:float):
@@ -179,7 +179,7 @@ class StepLoss:
 
 _TRIM_EVERY = 20 # steps after which freed memory is returned to the system: lengths differ, and it would grow
 
-def optimize(lm:LM, how:TrainingConfig, trained:Trainable,
+def optimize(lm:LM, config:TrainingConfig, trained:Trainable,
              rounds:Iterable, # of lists of `Step`
              objective:Callable, # list of `Step` -> `StepLoss`
              seed:int=0,
@@ -191,32 +191,33 @@ def optimize(lm:LM, how:TrainingConfig, trained:Trainable,
     if resume: losses, finished = [*resume.losses], {*resume.finished}
     for i, steps in enumerate(rounds):
         if resume and i < resume.step: continue
-        if opt is None or steps[0].new_optimizer: opt = make_optimizer(how, trained.params)
+        if opt is None or steps[0].new_optimizer: opt = make_optimizer(config, trained.params)
         if resume and i == resume.step and not steps[0].new_optimizer: checkpoint.restore(opt)
         if checkpoint: checkpoint.save_if_due(i, trained.params, opt, losses, finished)
         active = [s for s in steps if s.entity not in finished]
         if not active: continue
-        if how.dropout: torch.manual_seed(seed*1_000_003 + i)
-        lr = set_learning_rate(how, opt, steps[0].progress)
+        if config.dropout: torch.manual_seed(seed*1_000_003 + i)
+        lr = set_learning_rate(config, opt, steps[0].progress)
         loss = objective(active)
-        for value in loss.values: check_finite(how, value, i + 1)
+        for value in loss.values: check_finite(config, value, i + 1)
         losses += loss.values
-        stopped = [s.entity for s, value in zip(active, loss.values) if value < how.early_stop_loss]
+        stopped = [s.entity for s, value in zip(active, loss.values) if value < config.early_stop_loss]
         for entity in stopped: trained.on_stop(entity)
         finished.update(stopped)
         opt.zero_grad()
         loss.total.backward()
         if len(stopped) == len(active): continue
         opt.step()
-        _regularize(how, trained, lr)
+        _regularize(config, trained, lr)
         if i % _TRIM_EVERY == _TRIM_EVERY - 1: trim(lm)
     return losses
 
-def _regularize(how, trained, lr):
+def _regularize(config, trained, lr):
     "Weight decay towards the initial weights, and the limit on their change, after an update."
-    decay, params = how.weight_decay_target == 'base' and how.weight_decay, [p.data for p in trained.params]
-    if decay: torch._foreach_lerp_(params, trained.initial, lr*how.weight_decay)
-    if how.max_weight_change: clip_change(params, trained.initial, how.max_weight_change)
+    params = [p.data for p in trained.params]
+    decay = config.weight_decay_target == 'base' and config.weight_decay
+    if decay: torch._foreach_lerp_(params, trained.initial, lr*config.weight_decay)
+    if config.max_weight_change: clip_change(params, trained.initial, config.max_weight_change)
 
 # %% ../../nbs/05_methods/06_training.ipynb #7ed27590
 def with_positions(groups:list) -> list:
@@ -226,36 +227,36 @@ def with_positions(groups:list) -> list:
     raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that "
                     "mentions it, or use loss_on='all_tokens'")
 
-def _trainable(lm, how, seed):
+def _trainable(lm, config, seed):
     "The context within which the parameters of a training are trainable."
-    if how.trainable == 'lora':
-        return training_lora(lm, how.rank, seed, how.scale_lr_to_weights, how.start_layer)
-    return training_weights(lm, how.trainable)
+    if config.trainable == 'lora':
+        return training_lora(lm, config.rank, seed, config.scale_lr_to_weights, config.start_layer)
+    return training_weights(lm, config.trainable)
 
 # %% ../../nbs/05_methods/06_training.ipynb #17992225
-def train(lm:LM, how:TrainingConfig,
+def train(lm:LM, config:TrainingConfig,
           groups:list, # for each entity, its examples
           loss, # function of (examples, logits [N, V] at their positions) -> scalar
           seed:int=0, progress:bool=False,
           checkpoint:str|Path|None=None # file; if it exists, training resumes from it
          ) -> dict: # fields of an `Edit`: tensors or adapter, losses, peak memory
-    "Trains the parameters that `how` selects, and leaves `lm` unchanged."
+    "Trains the parameters that `config` selects, and leaves `lm` unchanged."
     groups, in_parts = with_positions(groups), has_plain_head(lm)
-    total = n_steps(how, groups)
-    ready = prepare(lm, how, groups, seed, total)
+    total = n_steps(config, groups)
+    ready = prepare(lm, config, groups, seed, total)
     saved = TrainingCheckpoint(checkpoint) if checkpoint else None
     def objective(steps):
         step, = steps
         held = ready.next_neutral() + step.retained
         with torch.autocast(lm.device.type, torch.bfloat16, enabled=ready.bfloat16):
-            own, total = losses_of(lm, how, loss, step.batch, held, ready.n_once, in_parts)
+            own, total = losses_of(lm, config, loss, step.batch, held, ready.n_once, in_parts)
         return StepLoss([own], total)
-    with _trainable(lm, how, seed) as trained, training_context(lm, how, ready, seed):
+    with _trainable(lm, config, seed) as trained, training_context(lm, config, ready, seed):
         resume = saved.load(trained.params) if saved else None
         for _ in resume.losses if resume else (): ready.next_neutral() # drawn before the interruption
-        steps = training_steps(how, groups, seed)
+        steps = training_steps(config, groups, seed)
         bar = tqdm(steps, total=total, desc='training', disable=not progress, leave=False)
-        losses = optimize(lm, how, trained, ([s] for s in bar), objective, seed, saved)
+        losses = optimize(lm, config, trained, ([s] for s in bar), objective, seed, saved)
     if saved: saved.path.unlink(missing_ok=True)
-    learned = 'adapter' if how.trainable == 'lora' else 'tensors'
+    learned = 'adapter' if config.trainable == 'lora' else 'tensors'
     return {learned: trained.learned, 'losses': losses, 'peak_memory_gib': memory_peak(lm)}

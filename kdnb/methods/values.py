@@ -79,10 +79,10 @@ class _Prompted:
     positions: list # that predict the target
     targets: list # token ids of the target
 
-def _in_contexts(lm, r, how, seed):
+def _in_contexts(lm, r, config, seed):
     "The request in each context."
     out = []
-    for c in contexts(lm, how.n_contexts, seed):
+    for c in contexts(lm, config.n_contexts, seed):
         prompt, at = subject_end(lm, c + r.prompt, r.subject)
         ids = lm.encode(f'{c}{r.prompt} {r.target.strip()}')
         n = same_start(prompt, ids)
@@ -95,8 +95,8 @@ def _in_contexts(lm, r, how, seed):
 # %% ../../nbs/05_methods/10_values.ipynb #a85fa276
 class _ValueSearch:
     "The forward pass by which a value is found: all contexts, and the text of the KL term last."
-    def __init__(self, lm, module, r, how, seed):
-        prompted = _in_contexts(lm, r, how, seed)
+    def __init__(self, lm, module, r, config, seed):
+        prompted = _in_contexts(lm, r, config, seed)
         kl_ids, kl_at = subject_end(lm, f'{r.subject} is a', r.subject)
         self.lm, self.module, n = lm, module, len(prompted)
         self.inputs = pad(lm, [x.ids for x in prompted] + [kl_ids])
@@ -113,30 +113,30 @@ class _ValueSearch:
         return logits, seen
 
 # %% ../../nbs/05_methods/10_values.ipynb #2c148fbe
-def find_value(lm:LM, module:torch.nn.Module, r:Request, how:Locate, seed:int=0
+def find_value(lm:LM, module:torch.nn.Module, r:Request, config:Locate, seed:int=0
               ) -> tuple: # what is to be added [d]; the losses of the target
     "What must be added to the output of a module at the subject's last token."
-    search, losses = _ValueSearch(lm, module, r, how, seed), []
+    search, losses = _ValueSearch(lm, module, r, config, seed), []
     with torch.no_grad(): logits, seen = search()
     base, size = logits[-1].log_softmax(-1), seen['out'][0].norm()
     delta = torch.zeros_like(seen['out'][0], requires_grad=True)
-    opt = torch.optim.Adam([delta], lr=how.lr)
-    for step in range(how.steps):
+    opt = torch.optim.Adam([delta], lr=config.lr)
+    for step in range(config.steps):
         logits, _ = search(delta)
         nll = F.cross_entropy(logits[:-1], search.targets)
         kl = F.kl_div(base, logits[-1].log_softmax(-1), reduction='sum', log_target=True)
-        loss = nll + how.kl*kl + how.decay*delta.norm()/size**2
+        loss = nll + config.kl*kl + config.decay*delta.norm()/size**2
         losses.append(nll.item())
-        if loss < _STOP_LOSS or step == how.steps - 1: break
+        if loss < _STOP_LOSS or step == config.steps - 1: break
         opt.zero_grad()
         loss.backward()
         opt.step()
         with torch.no_grad():
-            if delta.norm() > how.clamp*size: delta *= how.clamp*size/delta.norm()
+            if delta.norm() > config.clamp*size: delta *= config.clamp*size/delta.norm()
     return delta.detach(), losses
 
 # %% ../../nbs/05_methods/10_values.ipynb #b48bf376
-def mean_key(lm:LM, layer:Layer, r:Request, how:Locate, seed:int=0) -> torch.Tensor: # [d_ff]
+def mean_key(lm:LM, layer:Layer, r:Request, config:Locate, seed:int=0) -> torch.Tensor: # [d_ff]
     "The subject's key, averaged over the contexts."
-    at = [subject_end(lm, c + r.prompt, r.subject) for c in contexts(lm, how.n_contexts, seed)]
+    at = [subject_end(lm, c + r.prompt, r.subject) for c in contexts(lm, config.n_contexts, seed)]
     return read_at(lm, layer.out, at)[0].mean(0)

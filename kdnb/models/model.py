@@ -127,7 +127,7 @@ def encode(
 def encode_with_offsets(self:LM, text:str) -> tuple: # token ids; for each, its (start, end) in the text
     "Token ids as given by `encode`, and the characters they cover. Special tokens cover none."
     if not self.tokenizer.is_fast:
-        raise KdnbError(f"the tokenizer of {self.name} cannot tell where its tokens stand in a text: "
+        raise KdnbError(f"the tokenizer of {self.name} gives no character positions of its tokens: "
                         "load it with its fast tokenizer (tokenizer.json)")
     enc = self.tokenizer(text, return_offsets_mapping=True)
     _check_known(self, enc.input_ids)

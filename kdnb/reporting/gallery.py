@@ -23,8 +23,10 @@ from .jobs import NO_DIFFERENCE, about, check_index, given_parameters, report_na
 from .pages import page_head
 
 # %% ../../nbs/08_reporting/05_gallery.ipynb #8334cf8e
-def _made_by(path): # machine and minutes of a result; None if they were not recorded
-    return read_json(path, fields={'minutes': (int, float), 'machine': str}) if path.exists() else None
+def _made_by(path): # run.json as an object; None if machine and minutes were not recorded
+    if not path.exists(): return None
+    run = read_json(path, fields={'minutes': (int, float, type(None)), 'machine': (str, type(None))})
+    return None if run['minutes'] is None else run
 
 def _figure_files(folder, name) -> list: # the headline figure first
     "The figures of a result that exist."
