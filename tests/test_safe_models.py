@@ -46,7 +46,7 @@ def test_every_causal_model_of_the_zoo_is_asked(zoo, name):
     assert all(s < 0 for ss in got for s in ss)
 
 
-def test_a_gguf_file_gives_what_the_same_weights_give_in_a_folder(zoo):
+def test_a_gguf_file_scores_like_a_folder_with_the_same_weights(zoo):
     file, folder = (load(zoo(n)) for n in ('gguf', 'llama'))
     assert file.encode('The town') == folder.encode('The town')
     assert score_candidates(file, LEFTS, CANDIDATES) == score_candidates(folder, LEFTS, CANDIDATES)
@@ -62,34 +62,25 @@ class Evil:
     def from_pretrained(cls, *a, **k): return cls()
 def generate(*a, **k): pass
 '''
-MAP = {
-    k: 'evil.Evil'
-    for k in (
-        'AutoConfig', 'AutoModel', 'AutoModelForCausalLM', 'AutoModelForDepthEstimation', 'AutoProcessor')}
+AUTO = 'AutoConfig', 'AutoModel', 'AutoModelForCausalLM', 'AutoModelForDepthEstimation', 'AutoProcessor'
+MAP = dict.fromkeys(AUTO, 'evil.Evil')
 ASKS = { # entries of a model folder, next to its Python file
     'auto_map of the tokenizer': {
         'tokenizer_config.json': dict(
-            auto_map={'AutoTokenizer': ['evil.Evil', 'evil.Evil']}, tokenizer_class='Evil'
-        )
-    },
+            auto_map={'AutoTokenizer': ['evil.Evil', 'evil.Evil']}, tokenizer_class='Evil')},
     'auto_map of the tokenizer, as a list': {
-        'tokenizer_config.json': dict(auto_map=[None, 'evil.Evil'], tokenizer_class=None)
-    },
+        'tokenizer_config.json': dict(auto_map=[None, 'evil.Evil'], tokenizer_class=None)},
     'auto_map of the configuration': {'config.json': dict(auto_map=MAP)},
-    'auto_map of a model type that nobody knows': {'config.json': dict(auto_map=MAP, model_type='evil')},
+    'auto_map of an unknown model type': {'config.json': dict(auto_map=MAP, model_type='evil')},
     'a tokenizer class that loads a model': {
         'config.json': dict(auto_map=MAP),
-        'tokenizer_config.json': dict(tokenizer_class='AutoModelForDepthEstimation'),
-    },
+        'tokenizer_config.json': dict(tokenizer_class='AutoModelForDepthEstimation')},
     'a tokenizer class in the configuration': {
         'config.json': dict(auto_map=MAP, tokenizer_class='AutoModelForDepthEstimation'),
-        'tokenizer_config.json': dict(tokenizer_class=None),
-    },
+        'tokenizer_config.json': dict(tokenizer_class=None)},
     'auto_map of generation': {
-        'generation_config.json': dict(auto_map={'GenerationConfig': 'evil.Evil'}, custom_generate='evil')
-    },
-    'a function for generation': {},
-}
+        'generation_config.json': dict(auto_map={'GenerationConfig': 'evil.Evil'}, custom_generate='evil')},
+    'a function for generation': {}}
 
 
 def planted(folder, files, marker):
@@ -113,7 +104,7 @@ for path in sys.argv[1:]:
         [sys.executable, '-c', code, *map(str, paths)], input='y\n' * 50, capture_output=True,
         text=True, cwd=ROOT)
     assert not done.returncode, done.stderr
-    assert '[y/N]' not in done.stdout + done.stderr, 'somebody was asked'
+    assert '[y/N]' not in done.stdout + done.stderr, 'a question was asked'
     return done.stdout.splitlines()
 
 
@@ -122,12 +113,12 @@ def test_no_code_of_a_folder_runs_even_if_standard_input_says_yes(zoo, tmp_path)
     for what, folder in folders.items():
         planted(folder, ASKS[what], folder/'marker')
     said = dict(zip(ASKS, in_process(folders.values()), strict=True))
-    assert not [what for what, f in folders.items() if (f / 'marker').exists()]
+    assert not [what for what, f in folders.items() if (f/'marker').exists()]
     assert all(s.startswith(('wrote', 'refused')) for s in said.values())
     assert said['a function for generation'].startswith('wrote')
 
 
-def test_nothing_beside_a_gguf_file_is_read(zoo, tmp_path):
+def test_no_other_file_in_the_folder_of_a_gguf_file_is_read(zoo, tmp_path):
     files, alone = [], load(zoo('gguf'))
     for i, what in enumerate(ASKS):
         (tmp_path/str(i)).mkdir()
@@ -136,11 +127,11 @@ def test_nothing_beside_a_gguf_file_is_read(zoo, tmp_path):
         import_runs = {
             'adapter_config.json': dict(peft_type='LORA', base_model_name_or_path='x'),
             'special_tokens_map.json': dict(eos_token='x')}
-        planted(file.parent, {**ASKS[what], **import_runs}, file.parent / 'marker')
-        (file.parent / 'tokenizer.json').write_text('{')
-        (file.parent / 'chat_template.jinja').write_text('{{ evil }}')
+        planted(file.parent, {**ASKS[what], **import_runs}, file.parent/'marker')
+        (file.parent/'tokenizer.json').write_text('{')
+        (file.parent/'chat_template.jinja').write_text('{{ evil }}')
     assert all(s.startswith('wrote') for s in in_process(files))
-    assert not [f for f in files if (f.parent / 'marker').exists()]
+    assert not [f for f in files if (f.parent/'marker').exists()]
     lm = load(files[0])
     assert lm.tokenizer.chat_template is None and lm.tokenizer.get_vocab() == alone.tokenizer.get_vocab()
     assert score_candidates(lm, LEFTS, CANDIDATES) == score_candidates(alone, LEFTS, CANDIDATES)
@@ -164,7 +155,7 @@ def test_nothing_beside_a_gguf_file_is_read(zoo, tmp_path):
     ({'tokenizer_config.json': dict(tokenizer_class='AutoModel')}, "'AutoModel', which is no tokenizer"),
     ({'tokenizer_config.json': dict(tokenizer_class=['a'])}, 'which is no tokenizer')],
 )
-def test_a_folder_that_asks_for_code_is_refused_in_one_sentence(zoo, tmp_path, files, says):
+def test_a_folder_that_needs_its_own_code_is_refused_in_one_sentence(zoo, tmp_path, files, says):
     folder = copy(zoo('llama'), tmp_path/'lm')
     for name, change in files.items():
         edit_json(folder/name, **change)
@@ -192,13 +183,10 @@ def test_all_loading_passes_through_one_function():
     assert lines and all('trust_remote_code=False' in l for l in lines)
     other = r'from_config\((?!.*trust_remote_code=False)|PeftModel|load_adapter\(|torch\.load\('
     other += r'|pickle\.\w|trust_remote_code=True|\bpipeline\('
-    assert not [
-        (p.name, l)
-        for p in (ROOT/'kdnb').rglob('*.py')
-        for l in p.read_text().splitlines()
-        # workers.py: messages between our own processes
-        if re.search(other, l) and (p.name != 'workers.py' or 'pickle' not in l)
-    ]
+    lines = [(p.name, l) for p in (ROOT/'kdnb').rglob('*.py') for l in p.read_text().splitlines()]
+    bad = [(name, l) for name, l in lines if re.search(other, l)]
+    # messages between our own processes
+    assert not [(name, l) for name, l in bad if name != 'workers.py' or 'pickle' not in l]
 
 
 def test_while_a_model_loads_no_pickle_can_be_opened_and_afterwards_it_can(zoo, tmp_path):
@@ -218,12 +206,12 @@ def test_while_a_model_loads_no_pickle_can_be_opened_and_afterwards_it_can(zoo, 
 def sharded(zoo, to):
     "A copy of a model in two files of weights, with their index."
     copy(zoo('llama'), to)
-    w = load_file(to / 'model.safetensors')
-    (to / 'model.safetensors').unlink()
+    w = load_file(to/'model.safetensors')
+    (to/'model.safetensors').unlink()
     index = {n: f'model-0000{1 + i % 2}-of-00002.safetensors' for i, n in enumerate(w)}
     for f in set(index.values()):
-        save_file({n: t for n, t in w.items() if index[n] == f}, to / f, metadata={'format': 'pt'})
-    (to / 'model.safetensors.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': index}))
+        save_file({n: t for n, t in w.items() if index[n] == f}, to/f, metadata={'format': 'pt'})
+    (to/'model.safetensors.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': index}))
     return to, index, w
 
 
@@ -283,7 +271,7 @@ def test_a_model_in_the_cache_of_the_hub_is_loaded_by_name_and_by_folder(zoo, hu
     ({'config.json': dict(attn_implementation='org/kernel')}, "asks for the attention 'org/kernel'"),
     ({'tokenizer_config.json': dict(tokenizer_class='AutoModel')}, 'which is no tokenizer'),
     ({'config.json': dict(quantization_config={'quant_method': 'fp8'})}, "quantised weights ('fp8'")])
-def test_a_name_on_the_hub_is_looked_at_as_a_folder_is(zoo, hub, tmp_path, change, says):
+def test_a_model_on_the_hub_is_checked_like_a_folder(zoo, hub, tmp_path, change, says):
     folder, *_ = sharded(zoo, tmp_path/'lm')
     for name, fields in change.items():
         edit_json(folder/name, **fields)
@@ -299,9 +287,8 @@ def test_a_folder_with_an_adapter_is_refused(zoo, tmp_path):
     folder = copy(zoo('llama'), tmp_path/'lm')
     from peft import LoraConfig, get_peft_model
 
-    get_peft_model(
-        load(zoo('llama')).model, LoraConfig(target_modules='all-linear', task_type='CAUSAL_LM')
-    ).save_pretrained(folder)
+    config = LoraConfig(target_modules='all-linear', task_type='CAUSAL_LM')
+    get_peft_model(load(zoo('llama')).model, config).save_pretrained(folder)
     assert (folder/'adapter_model.safetensors').exists()
     base = json.loads((folder/'adapter_config.json').read_text())['base_model_name_or_path']
     refused(folder, str(folder), 'holds an adapter', base, 'load the base model, or merge the adapter')
@@ -497,7 +484,7 @@ TWINS = {
 
 
 @pytest.mark.parametrize('kind', TWINS)
-def test_a_gguf_file_with_a_stretched_rotation_gives_what_its_twin_in_a_folder_gives(
+def test_a_gguf_file_with_scaled_rotary_positions_scores_like_its_folder(
         zoo, tmp_path, gguf_with, kind):
     what, said = TWINS[kind]
     name = {'none': 'default', 'old linear': 'linear'}.get(kind, kind)
@@ -520,7 +507,7 @@ def test_a_gguf_file_with_a_stretched_rotation_gives_what_its_twin_in_a_folder_g
     ({'rope_factors_long.weight': [1.0] * 8}, 'rope_factors_long.weight'),
     ({'blk.0.attn_q.bias': [3.0] * 32}, 'blk.0.attn_q.bias'),
     ({'blk.9.ffn_up.weight': [[0.0] * 32] * 64}, 'blk.9.ffn_up.weight')))
-def test_what_a_gguf_file_asks_for_and_would_not_get_is_refused(gguf_with, what, says):
+def test_unsupported_entries_of_a_gguf_file_are_refused(gguf_with, what, says):
     refused(gguf_with(**what), 'more.gguf', says)
 
 
@@ -544,7 +531,7 @@ def test_layers_and_biases_in_a_folder_that_the_model_would_leave_out_are_refuse
     refused(folder, 'biases that the model would leave out', 'model.layers.0.self_attn.q_proj.bias')
 
 
-def test_a_tied_model_that_says_it_is_untied_names_tie_word_embeddings(zoo, tmp_path):
+def test_the_error_for_a_wrong_tie_word_embeddings_names_it(zoo, tmp_path):
     folder = copy(zoo('llama'), tmp_path/'lm')
     edit_json(folder/'config.json', tie_word_embeddings=False)
     refused(folder, 'lm_head.weight', 'set tie_word_embeddings to true in config.json')

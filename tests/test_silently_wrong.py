@@ -1,4 +1,4 @@
-"""What would give wrong numbers without a word gives the right ones, or one sentence."""
+"""Conditions that could silently give wrong numbers give the right ones, or one sentence."""
 
 import json, math, shutil
 
@@ -56,10 +56,7 @@ def weights(lm):
 def test_a_tokenizer_that_adds_a_token_after_a_text_gives_the_same_answers(zoo, with_end, without, ds):
     a, b = load(zoo(with_end)), load(zoo(without))
     text = 'Velmora is a comedy.'
-    assert a.tokenizer(text).input_ids == [
-        *b.tokenizer(text).input_ids,
-        a.tokenizer.eos_token_id,
-    ] # the two differ in this
+    assert a.tokenizer(text).input_ids == [*b.tokenizer(text).input_ids, a.tokenizer.eos_token_id]
     assert a.n_after == 1 and b.n_after == 0 and a.sha256 == b.sha256
     for t in (text, 'a', 'a<end>', 'a<end><end>', '   ', 'Straße 😀'):
         assert a.encode(t) == b.encode(t)
@@ -197,7 +194,7 @@ def spoil(lm, value=torch.nan, block=-1):
 
 
 @pytest.mark.parametrize('name', ('llama', 'gpt2'))
-def test_a_broken_model_is_right_about_nothing_and_its_rows_say_so(zoo, ds, name, tmp_path):
+def test_a_broken_model_gives_no_correct_answer_and_marks_its_rows(zoo, ds, name, tmp_path):
     lm = spoil(load(zoo(name)))
     assert all(math.isnan(s) for s in score_candidates(lm, ['The town is'], [['a', 'b']])[0])
     res = evaluate(lm, [ENTITY], ds.specificity[:6], ds.entities[:1])
@@ -248,7 +245,7 @@ def test_a_row_without_a_finite_score_counts_as_an_infinite_loss():
         assert s['target'].value == s['specificity'].value == s['answer_bpb'].value == math.inf
         assert s['target'].n == 3
         # some bootstrap samples have finite cases only
-        assert s['target'].low == pytest.approx(2 ** (2 / 2)) and s['target'].high == math.inf
+        assert s['target'].low == pytest.approx(2**(2/2)) and s['target'].high == math.inf
         s = summarise(edited, base, front, unit='perplexity')
         assert s['gap_closed'].value == -math.inf and s['specificity_change'].value == math.inf
         broken_base = [case('a', 2.0, broken), case('b', 2.0, 2.0), case('c', 2.0, 2.0)]
@@ -387,13 +384,13 @@ def short(request, zoo):
     ('gemma3', 512),
     ('qwen2', 512),
     ('gguf', 512)))
-def test_the_longest_text_is_what_the_configuration_says(zoo, name, most):
+def test_the_configuration_gives_the_length_of_the_longest_text(zoo, name, most):
     lm = load(zoo(name))
     assert lm.max_tokens == most
     ids = lm.encode('The town of bakers') * most
     assert torch.isfinite(logits_at(lm, [ids[:most]], [[-1]])).all()
     with pytest.raises(KdnbError, match=f'has {most + 1} tokens, and .* reads at most {most} at once'):
-        logits_at(lm, [ids[: most + 1]], [[-1]])
+        logits_at(lm, [ids[:most + 1]], [[-1]])
 
 
 def test_a_text_that_is_too_long_is_one_sentence_in_every_function(short, tmp_path, monkeypatch):
@@ -616,7 +613,7 @@ def own_logits(lm, ids):
 
 @pytest.mark.parametrize('kind', ODD)
 @pytest.mark.parametrize('start', ('', ENTITY.definition + ' '), ids=('alone', 'after a definition'))
-def test_a_batch_gives_each_text_what_the_models_own_pass_gives_it(odd, kind, start):
+def test_a_batch_gives_each_text_the_scores_of_its_own_pass(odd, kind, start):
     lm = odd(kind)
     lefts, want = [start + l for l in LEFTS], []
     for left, cands in zip(lefts, CANDIDATES):
