@@ -38,13 +38,14 @@ EVIL = (
 # --- what a page holds -------------------------------------------------------------------------------
 
 class Loads(HTMLParser):
-    "What a page runs by itself, and what it fetches from a host: links that a user clicks are neither."
+    "Scripts that a page runs by itself and hosts that it loads from; links to click do not count."
+    URLS = 'src', 'poster', 'data', 'background', 'manifest', 'formaction', 'action'
+    SCRIPTS = 'text/javascript', 'module', 'text/x-mathjax-config'
+
     def __init__(self, text):
         super().__init__()
         self.hosts, self.scripts, self.handlers, self._style = [], [], [], False
         self.feed(text)
-    URLS = 'src', 'poster', 'data', 'background', 'manifest', 'formaction', 'action'
-    SCRIPTS = 'text/javascript', 'module', 'text/x-mathjax-config'
 
     def is_remote(self, url):
         return re.match(r'\s*(?:(?!data:|file:)[a-z][a-z0-9+.-]*:)?//', url or '', re.I)
@@ -102,6 +103,7 @@ AROUND = [
     ('- ', '', {'ul', 'li', 'p'}),
     ('**', '**', {'p', 'strong'}),
     ('| HEADER |\n|---|\n| ', ' |', {'table', 'thead', 'tbody', 'tr', 'th', 'td'})]
+
 
 @pytest.mark.parametrize('text', [*NAMES, *LIVE])
 def test_markdown_shows_data_as_the_text_it_is(text):
