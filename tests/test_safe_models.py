@@ -41,7 +41,7 @@ def refused(path, *says):
 
 
 @pytest.mark.parametrize('name', CAUSAL)
-def test_every_causal_model_of_the_zoo_is_asked(zoo, name):
+def test_every_causal_model_of_the_zoo_gives_scores(zoo, name):
     got = score_candidates(load(zoo(name)), LEFTS, CANDIDATES)
     assert all(s < 0 for ss in got for s in ss)
 
@@ -328,13 +328,13 @@ def test_tied_weights_are_not_missed_and_untied_ones_are(zoo, tmp_path):
 
 @pytest.mark.parametrize('name', ('llama', 'gpt2', 'gpt_neox'))
 @pytest.mark.parametrize('prefix', ('_orig_mod.', 'module.', 'base_model.wrapped.'))
-def test_weights_with_a_prefix_are_refused_and_the_prefix_is_said(zoo, tmp_path, name, prefix):
+def test_weights_with_a_prefix_are_refused_and_the_error_names_it(zoo, tmp_path, name, prefix):
     folder = copy(zoo(name), tmp_path/'lm')
     rewrite(folder, lambda w: {prefix + k: v for k, v in w.items()})
     refused(folder, 'are not in the files', prefix)
 
 
-def test_weights_that_the_model_does_not_use_are_said(zoo, tmp_path, capsys):
+def test_unused_weights_are_named(zoo, tmp_path, capsys):
     folder = copy(zoo('llama'), tmp_path/'lm')
     want = score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
     capsys.readouterr()
@@ -410,7 +410,7 @@ def test_a_causal_model_is_not_refused_in_any_precision(zoo, name, dtype):
 @pytest.mark.parametrize('text', (
     '', '{', '[1]', '"x"', 'null', '{"a": ' + '[' * 5000,
     '\ud800'.encode('utf-8', 'surrogatepass'), b'\xff\xfe'))
-def test_a_damaged_file_is_one_sentence_or_passed_over(zoo, tmp_path, file, text):
+def test_a_damaged_file_is_one_sentence_or_ignored(zoo, tmp_path, file, text):
     folder = copy(zoo('llama'), tmp_path/'lm')
     (folder/file).write_bytes(text if isinstance(text, bytes) else text.encode())
     try:
@@ -511,7 +511,7 @@ def test_unsupported_entries_of_a_gguf_file_are_refused(gguf_with, what, says):
     refused(gguf_with(**what), 'more.gguf', says)
 
 
-def test_tensors_of_a_gguf_file_that_the_model_does_not_use_are_said(gguf_with, capsys):
+def test_unused_tensors_of_a_gguf_file_are_named(gguf_with, capsys):
     load(gguf_with())
     assert 'not used' not in capsys.readouterr().err
     load(gguf_with(**{'other.weight': [1.0, 2.0]}))
@@ -556,7 +556,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_one_sente
             ask('A <image> of bread')
 
 
-def test_a_model_with_more_embeddings_than_its_tokenizer_has_tokens_is_asked(zoo, tmp_path):
+def test_a_model_with_more_embeddings_than_tokens_gives_scores(zoo, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = copy(zoo('llama'), tmp_path/'lm')

@@ -131,7 +131,7 @@ def said(lm):
 @pytest.mark.parametrize('change', [
     *({k: v} for k, v in OTHER.items()), OTHER, dict(num_return_sequences=4, num_beams=4),
     dict(cache_implementation='static')], ids=str)
-def test_nothing_of_a_models_settings_of_generation_counts(zoo, tmp_path, change):
+def test_a_models_own_generation_settings_have_no_effect(zoo, tmp_path, change):
     folder = shutil.copytree(zoo('llama'), tmp_path/'lm')
     own = read_json(folder/'generation_config.json')
     write_json(folder/'generation_config.json', {**own, **change})
@@ -176,7 +176,7 @@ def test_a_text_ends_at_each_of_the_models_end_tokens_and_at_the_tokenizers(zoo,
     '{"num_beams": -1}', '[]', '{', '{"watermarking_config": 3}',
     '{"cache_config": 3, "max_length": "many"}',
     '{"do_sample": false, "temperature": 0.5, "num_return_sequences": 7}'))
-def test_settings_of_generation_that_make_no_sense_stop_nothing(zoo, tmp_path, text):
+def test_invalid_generation_settings_have_no_effect(zoo, tmp_path, text):
     folder = shutil.copytree(zoo('llama'), tmp_path/'lm')
     (folder/'generation_config.json').write_text(text)
     assert said(load(folder)) == said(load(zoo('llama')))
@@ -221,7 +221,7 @@ def test_the_results_of_a_sound_model_have_no_such_field(tiny, ds):
     assert 'finite' not in json.dumps(res)
 
 
-def test_a_score_that_is_no_number_never_counts_as_right():
+def test_a_score_that_is_not_finite_is_never_correct():
     nan, inf = math.nan, math.inf
     for scores in ([nan, nan], [nan, -1.0], [-1.0, nan], [inf, -1.0], [-inf, -inf], [inf, inf]):
         assert choice_of(scores) is None
@@ -302,7 +302,7 @@ def test_the_playground_shows_no_beliefs_of_a_broken_model(zoo):
     with pytest.raises(KdnbError, match=not_finite): believed(lm, ENTITY, ENTITY.probes[0])
 
 
-def test_the_papers_way_to_measure_counts_no_broken_score_as_right(zoo):
+def test_the_papers_evaluation_counts_no_broken_score_as_correct(zoo):
     from kdnb.experiments.bench import paper_answers
 
     lm = load(zoo('llama'))
@@ -425,7 +425,7 @@ def test_a_text_that_is_too_long_is_one_sentence_in_every_function(short, tmp_pa
     assert max(len(short.encode(t)) for t in own_text(short, 200)) <= 64
 
 
-def test_the_last_token_that_is_written_needs_no_position(short):
+def test_the_last_generated_token_needs_no_position(short):
     ids = short.encode('The town of bakers') * 20
     generate(short, [ids[:60]], max_new_tokens=5)
     says = 'a prompt has 60 tokens, and 6 more are to be written, and .* reads at most 64'
@@ -519,7 +519,7 @@ def test_an_edit_json_of_another_shape_is_one_sentence(edits, field):
 
 @pytest.mark.parametrize(
     'text', ('', '{', '[]', '[{}]', '"x"', 'null', '3', '{}', '{"adapter": {}}', '[' * 9999))
-def test_an_edit_json_that_is_none_is_one_sentence(edits, text):
+def test_a_malformed_edit_json_is_one_sentence(edits, text):
     for folder in edits:
         (folder/'edit.json').write_text(text)
         with pytest.raises(KdnbError) as e:
