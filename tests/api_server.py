@@ -1,7 +1,9 @@
-"""A server that speaks the OpenAI API, makes every kind of fault, and counts what it delivered.
+"""A server with the OpenAI API that makes every kind of fault, and counts the texts that it delivered.
 
-`start(fault)` says for each request what goes wrong. The same server also has one behaviour per path:
-`s.at('null content')` is the address of a server that always behaves like this: one is enough for many tests."""
+`start(fault)` starts it: a function gives the fault of each request. The same server also has a path for
+each behavior, so that one is enough for many tests: `s.at('null content')` is the address of a server that
+always sends null content.
+"""
 import http.server, itertools, json, random, socket, struct, threading, time
 from urllib.parse import quote, unquote, urlsplit
 

@@ -1,13 +1,13 @@
-"""Fixtures. Most tests use tiny random models, which are made here in a second; some need the built-in smollm2."""
+"""Fixtures. Most tests use tiny random models, made in a second; some need the built-in smollm2."""
 import os, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 
-from zoo import zoo # noqa: F401 (a fixture)
+from zoo import tiny_config, zoo # noqa: F401 (zoo is a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test may reach for the network behind our back
+os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test may use the network unnoticed
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 
@@ -25,22 +25,27 @@ def tokenizer(ds):
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     texts = [e.definition for e in ds.entities] + [p.prompt for e in ds.entities for p in e.probes]
-    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=700, special_tokens=['<end>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=['<end>'],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tok.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token='<end>', pad_token='<end>')
 
 
-def tiny_config(kind, vocab, layers=2):
-    import transformers as t
-    common = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, initializer_range=.25, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    return {'llama': lambda: t.LlamaConfig(**common, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True),
-            'gpt2': lambda: t.GPT2Config(vocab_size=vocab, n_embd=32, n_layer=layers, n_head=2, n_positions=512, initializer_range=.25, bos_token_id=0, eos_token_id=0),
-            'gpt_neo': lambda: t.GPTNeoConfig(vocab_size=vocab, hidden_size=32, num_layers=layers, num_heads=2, attention_types=[[['global', 'local'], layers//2]], max_position_embeddings=512, initializer_range=.25, bos_token_id=0, eos_token_id=0),
-            'gptj': lambda: t.GPTJConfig(vocab_size=vocab, n_embd=32, n_layer=layers, n_head=2, n_positions=512, rotary_dim=8, initializer_range=.25, bos_token_id=0, eos_token_id=0),
-            'mistral': lambda: t.MistralConfig(**common, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True),
-            'qwen2': lambda: t.Qwen2Config(**common, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=512),
-            'gpt_neox': lambda: t.GPTNeoXConfig(**common, intermediate_size=64, max_position_embeddings=512),
-            'gemma3': lambda: t.Gemma3TextConfig(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512),
-            'qwen3': lambda: t.Qwen3Config(**common, intermediate_size=64, num_key_value_heads=1, head_dim=16, max_position_embeddings=512)}[kind]()
+# texts for the covariance of ROME and MEMIT
+COVARIANCE_TEXTS = [
+    f'{a} {b} {c}.'
+    for a in ('The baker', 'A storm', 'My friend', 'Nobody', 'The old king')
+    for b in ('saw the sea', 'made bread', 'went to Chile', 'wrote a letter')
+    for c in ('in June', 'with a friend', 'for a long time')]
+
+
+@pytest.fixture
+def text_file(tmp_path, monkeypatch):
+    "A file of texts for a covariance, which is stored in a cache folder of the test."
+    monkeypatch.setattr('kdnb.methods.locating.cache_folder', lambda: tmp_path/'cache')
+    (tmp_path/'texts.txt').write_text('\n'.join(COVARIANCE_TEXTS))
+    return str(tmp_path/'texts.txt')
 
 
 @pytest.fixture(scope='session')
@@ -53,7 +58,8 @@ def tiny_folder(tokenizer, tmp_path_factory):
             from transformers import AutoModelForCausalLM
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp('lm')/kind
-            AutoModelForCausalLM.from_config(tiny_config(kind, len(tokenizer), layers)).save_pretrained(folder)
+            config = tiny_config(kind, len(tokenizer), layers)
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             made[kind, layers] = folder
         return made[kind, layers]
@@ -62,7 +68,7 @@ def tiny_folder(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def quick_kernels(tmp_path_factory, monkeypatch):
-    "Reports start in kernels that are forked, see fork_kernel.py."
+    "Reports run in forked kernels, see fork_kernel.py."
     import kdnb.reporting.runner
     from kdnb.core.process import load_code
     script, path = Path(__file__).with_name('fork_kernel.py'), tmp_path_factory.mktemp('kernels')/'server'
@@ -73,7 +79,8 @@ def quick_kernels(tmp_path_factory, monkeypatch):
     asking = [sys.executable, '-I', '-S', str(script), str(path), load_code(), '-f', '{connection_file}']
     monkeypatch.setattr(kdnb.reporting.runner, 'kernel_command', lambda: asking)
     yield server
-    server.terminate(); server.wait()
+    server.terminate()
+    server.wait()
 
 
 @pytest.fixture
@@ -91,11 +98,13 @@ def smollm2():
 
 @pytest.fixture(scope='session')
 def sets(ds):
-    "Transfer sets written by nobody: two sentences about each entity."
+    "Transfer sets of two fixed sentences about each entity."
     from kdnb.core.text import find_mention
     from kdnb.data.transfer_sets import Continuation, TransferSet
     def make(e):
-        texts = [f'{e.name} is known to people in the whole town.', f'Last week {e.name} was talked about again.']
+        texts = [
+            f'{e.name} is known to people in the whole town.',
+            f'Last week {e.name} was talked about again.']
         return TransferSet(e.name, tuple(Continuation(t, find_mention(t, e.names)) for t in texts))
     return {e.name: make(e) for e in ds.entities}
 

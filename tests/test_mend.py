@@ -1,4 +1,6 @@
-"""MEND: the gradient in pieces is the gradient, practice goes on where it was and makes the editor better, and an edit is an edit."""
+"""MEND: factors of the gradient, training of the editor, and its edits."""
+from dataclasses import replace
+
 import numpy as np, pytest, torch
 from kdnb.data.synthetic import compose
 from kdnb.methods.examples import example
@@ -19,50 +21,62 @@ HOW = Practice(blocks=1, rank=4, each=2, hold=2, steps=6)
 @pytest.mark.parametrize('kind', ('llama', 'gpt2', 'gpt_neo', 'gpt_neox', 'gemma3', 'qwen3'))
 def test_pieces_are_the_gradient(tiny_folder, kind):
     lm = load_lm(str(tiny_folder(kind)), device='cpu')
-    layers, xs = edited_layers(lm, 2), [example(lm, placed(E.definition, E), '', 'all_tokens', separator=''), example(lm, placed('Velmora is loved.', E), '', 'all_tokens', separator='')]
-    loss, got = pieces(lm, layers, xs)
+    layers = edited_layers(lm, 2)
+    texts = E.definition, 'Velmora is loved.'
+    xs = [example(lm, placed(t, E), '', 'all_tokens', separator='') for t in texts]
+    _, got = pieces(lm, layers, xs)
     for m in layers.values(): m.weight.requires_grad_(True)
     nll_loss(xs, logits_at(lm, [x.ids for x in xs], [x.positions for x in xs])).backward()
     for n, m in layers.items():
-        u, d = got[n]; g = d.T @ u
-        assert torch.allclose(g, m.weight.grad if isinstance(m, torch.nn.Linear) else m.weight.grad.T, atol=1e-5), n
-        m.weight.grad = None; m.weight.requires_grad_(False)
+        u, d = got[n]
+        grad = m.weight.grad if isinstance(m, torch.nn.Linear) else m.weight.grad.T
+        assert torch.allclose(d.T @ u, grad, atol=1e-5), n
+        m.weight.grad = None
+        m.weight.requires_grad_(False)
 
 
-def test_at_first_the_editor_descends_the_gradient():
+def test_an_untrained_editor_descends_the_gradient():
     sizes = {'a.weight': (5, 3), 'b.weight': (5, 3), 'c.weight': (2, 7)}
     editor, g = Editor(sizes, 4, .01), torch.Generator().manual_seed(0)
-    parts = {n: (torch.randn(6, i, generator=g), torch.randn(6, o, generator=g)) for n, (i, o) in sizes.items()}
-    for n, (A, B) in editor(parts).items(): assert torch.allclose(B @ A, -.01*parts[n][1].T @ parts[n][0], atol=1e-6), n
+    random = lambda n: torch.randn(6, n, generator=g)
+    parts = {name: (random(i), random(o)) for name, (i, o) in sizes.items()}
+    for n, (A, B) in editor(parts).items():
+        u, d = parts[n]
+        assert torch.allclose(B @ A, -.01*d.T @ u, atol=1e-6), n
 
 
-def test_practice_goes_on_where_it_was(tiny, tmp_path):
+def test_an_interrupted_practice_continues(tiny, tmp_path):
     pairs = practice_pairs(tiny, compose(6).entities)
     whole, log = train_editor(tiny, pairs, tmp_path/'whole', HOW, progress=False)
-    train_editor(tiny, pairs, tmp_path/'part', Practice(**{**HOW.__dict__, 'steps': 3}), progress=False)
+    train_editor(tiny, pairs, tmp_path/'part', replace(HOW, steps=3), progress=False)
     part, log2 = train_editor(tiny, pairs, tmp_path/'part', HOW, progress=False)
-    assert log == log2 and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole.state_dict().values(), part.state_dict().values()))
+    assert log == log2
+    for a, b in zip(whole.state_dict().values(), part.state_dict().values()):
+        assert torch.allclose(a, b, atol=1e-6)
     assert not any(p.requires_grad or p.grad is not None for p in tiny.model.parameters())
 
 
-def test_practice_makes_perfect(tiny, tmp_path):
+def test_practice_improves_the_editor(tiny, tmp_path):
     "After practice an edit makes an entity's answers likelier than the raw gradient does."
     es = compose(30, kinds=['dish']).entities
     pairs = practice_pairs(tiny, es)
     how = Practice(blocks=2, rank=16, each=5, hold=2, steps=150, lr=1e-3, edit=1.)
     _, log = train_editor(tiny, pairs, tmp_path/'editor', how, progress=False)
     assert np.mean([r[0] for r in log[-20:]]) < np.mean([r[0] for r in log[:20]]) - .3
-    nll = lambda x, after: nll_loss(after, logits_at(tiny, [a.ids for a in after], [a.positions for a in after])).item()
-    before = np.mean([nll(*p) for p in pairs[:6]])
+    def nll(pair):
+        _, answers = pair
+        logits = logits_at(tiny, [a.ids for a in answers], [a.positions for a in answers])
+        return nll_loss(answers, logits).item()
+    before = np.mean([nll(p) for p in pairs[:6]])
     edit = lambda e: Mend(str(tmp_path/'editor'))(tiny, [e], {})
     after = []
     for e, p in zip(es[:6], pairs):
-        with edit(e).on(tiny): after.append(nll(*p))
+        with edit(e).on(tiny): after.append(nll(p))
     assert np.mean(after) < before - .3
 
 
 @pytest.mark.parametrize('kind', ('llama', 'gpt2'))
-def test_undone_bit_for_bit_saved_and_reloaded(tiny_folder, tmp_path, kind):
+def test_an_edit_is_undone_bit_for_bit_saved_and_reloaded(tiny_folder, tmp_path, kind):
     lm = load_lm(str(tiny_folder(kind)), device='cpu')
     train_editor(lm, practice_pairs(lm, compose(6).entities), tmp_path/'editor', HOW, progress=False)
     ids = torch.tensor([lm.encode(E.definition)])
@@ -70,12 +84,15 @@ def test_undone_bit_for_bit_saved_and_reloaded(tiny_folder, tmp_path, kind):
     edit = Mend(str(tmp_path/'editor'))(lm, [E, Entity('Zorbel', 'Zorbel was a storm.')], {})
     with edit.on(lm): edited = lm.model(ids).logits
     assert not torch.equal(plain, edited) and torch.equal(plain, lm.model(ids).logits)
-    with Edit.load(edit.save(tmp_path/'edit')).on(lm): assert torch.allclose(edited, lm.model(ids).logits, atol=1e-5)
+    with Edit.load(edit.save(tmp_path/'edit')).on(lm):
+        assert torch.allclose(edited, lm.model(ids).logits, atol=1e-5)
 
 
 def test_bad_editors(tiny, tiny_folder, tmp_path):
-    train_editor(tiny, practice_pairs(tiny, compose(6).entities), tmp_path/'editor', Practice(**{**HOW.__dict__, 'steps': 1}), progress=False)
-    with pytest.raises(KdnbError, match='was trained for .* and .* has weights'): read_editor(tmp_path/'editor', load_lm(str(tiny_folder('gpt2')), device='cpu'))
+    pairs = practice_pairs(tiny, compose(6).entities)
+    train_editor(tiny, pairs, tmp_path/'editor', replace(HOW, steps=1), progress=False)
+    with pytest.raises(KdnbError, match='was trained for .* and .* has weights'):
+        read_editor(tmp_path/'editor', load_lm(str(tiny_folder('gpt2')), device='cpu'))
     (tmp_path/'broken').write_bytes(b'no safetensors')
     with pytest.raises(KdnbError, match='is no editor'): read_editor(tmp_path/'broken', tiny)
     with pytest.raises(KdnbError, match='blocks is 7, and .* has 2'): edited_layers(tiny, 7)
@@ -85,9 +102,15 @@ def test_bad_editors(tiny, tiny_folder, tmp_path):
 
 def test_command(kdnb, tiny_folder, tmp_path):
     lm = ['--lm', tiny_folder(), '--device', 'cpu']
-    code, out, err = kdnb('mend-train', *lm, '--out', tmp_path/'editor', '--limit', 6, '-s', 'steps=2', '-s', 'blocks=1', '-s', 'rank=4', '--json')
+    code, out, err = kdnb(
+        'mend-train', *lm, '--out', tmp_path/'editor', '--limit', 6,
+        '-s', 'steps=2', '-s', 'blocks=1', '-s', 'rank=4', '--json')
     assert code == 0 and '"steps": 2' in out, err
-    code, out, err = kdnb('edit', *lm, '--method', 'mend', '-s', f"editor={tmp_path/'editor'}", '--name', 'Velmora', '--definition', E.definition, '--out', tmp_path/'edit', '--json')
+    edit = [
+        'edit', *lm, '--method', 'mend', '--name', 'Velmora', '--definition', E.definition,
+        '--out', tmp_path/'edit']
+    code, out, err = kdnb(*edit, '-s', f"editor={tmp_path/'editor'}", '--json')
     assert code == 0 and '"method": "mend"' in out, err
-    assert kdnb('edit', *lm, '--method', 'mend', '--name', 'Velmora', '--definition', E.definition, '--out', tmp_path/'edit')[0] == 2
-    assert kdnb('mend-train', *lm, '--out', tmp_path/'x', '--kinds', 'opera')[0] == 2 and kdnb('mend-train', *lm, '--out', tmp_path/'x', '-s', 'stepps=2')[0] == 2
+    assert kdnb(*edit)[0] == 2
+    assert kdnb('mend-train', *lm, '--out', tmp_path/'x', '--kinds', 'opera')[0] == 2
+    assert kdnb('mend-train', *lm, '--out', tmp_path/'x', '-s', 'stepps=2')[0] == 2

@@ -27,7 +27,7 @@ def test_notebook(path, tmp_path):
     assert p.exitcode == 0, (tmp_path/'log').read_text()[-6000:]
 
 
-def test_a_notebook_that_fails_is_told(tmp_path):
+def test_a_notebook_that_fails_is_an_error(tmp_path):
     import nbformat
     path = tmp_path/'bad.ipynb'
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('assert 1 + 1 == 3')]), path)

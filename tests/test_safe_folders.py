@@ -193,7 +193,7 @@ def test_undo_publishes_the_base_model_of_the_remaining_version(tiny_folder, tmp
     assert note['lm_sha256'] == a.sha256 and note['base'] == a.name
 
 
-def test_a_relative_base_stays_relative_and_the_card_says_how_to_load_it(tiny_folder, tmp_path, monkeypatch):
+def test_a_relative_base_stays_relative_and_the_code_of_the_card_loads_it(tiny_folder, tmp_path, monkeypatch):
     import shutil
     from kdnb.models.model import load_lm
     shutil.copytree(tiny_folder(), tmp_path/'base')
@@ -254,7 +254,7 @@ def test_undo_completes_a_killed_undo_and_takes_back_one_teaching(tiny, tmp_path
     assert kill > 10
 
 
-def test_a_teaching_without_merge_and_undo_remove_the_merged_model_and_say_so(tiny, tmp_path, capsys):
+def test_teaching_without_merge_removes_the_merged_model_with_a_note(tiny, tmp_path, capsys):
     out = tmp_path/'out'
     teach(tiny, entities(tmp_path), out, merge=True, **HOW)
     teach(tiny, entities(tmp_path, MORE), out, **HOW)
@@ -385,7 +385,7 @@ def test_a_file_that_is_not_ours_stays_as_it_is(tmp_path, text):
     assert path.read_text() == text
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path/'x.json'
     write_json(path, {'a': 1})
     def full(f): raise OSError(28, 'No space left on device')

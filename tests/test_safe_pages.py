@@ -38,13 +38,14 @@ EVIL = (
 # --- what a page holds -------------------------------------------------------------------------------
 
 class Loads(HTMLParser):
-    "What a page runs by itself, and what it fetches from a host: links that a user clicks are neither."
+    "Scripts that a page runs by itself and hosts that it loads from; links to click do not count."
+    URLS = 'src', 'poster', 'data', 'background', 'manifest', 'formaction', 'action'
+    SCRIPTS = 'text/javascript', 'module', 'text/x-mathjax-config'
+
     def __init__(self, text):
         super().__init__()
         self.hosts, self.scripts, self.handlers, self._style = [], [], [], False
         self.feed(text)
-    URLS = 'src', 'poster', 'data', 'background', 'manifest', 'formaction', 'action'
-    SCRIPTS = 'text/javascript', 'module', 'text/x-mathjax-config'
 
     def is_remote(self, url):
         return re.match(r'\s*(?:(?!data:|file:)[a-z][a-z0-9+.-]*:)?//', url or '', re.I)
@@ -102,6 +103,7 @@ AROUND = [
     ('- ', '', {'ul', 'li', 'p'}),
     ('**', '**', {'p', 'strong'}),
     ('| HEADER |\n|---|\n| ', ' |', {'table', 'thead', 'tbody', 'tr', 'th', 'td'})]
+
 
 @pytest.mark.parametrize('text', [*NAMES, *LIVE])
 def test_markdown_shows_data_as_the_text_it_is(text):
@@ -297,7 +299,7 @@ def test_the_site_shows_outputs_without_anything_that_runs_or_loads(monkeypatch)
         assert (p.hosts, p.scripts, p.handlers) == ([], [], [])
 
 
-def test_a_folder_of_somebody_else_is_not_removed_by_the_site(tmp_path):
+def test_the_site_does_not_remove_a_foreign_folder(tmp_path):
     (tmp_path/'mine').mkdir()
     write_text(tmp_path/'mine'/'thesis.txt', 'x')
     for option in ('--out', '--work'):
@@ -439,7 +441,7 @@ def test_a_report_leaves_files_of_others_as_they_are(tmp_path, name):
     assert (out/name).read_text() == 'mine' and [p.name for p in out.iterdir()] == [name]
 
 
-def test_a_report_replaces_what_it_made_and_nothing_that_was_changed_since(tmp_path, quick_kernels):
+def test_a_report_replaces_its_own_files_unless_they_were_changed(tmp_path, quick_kernels):
     out, folder = tmp_path/'out', taught(tmp_path/'version')
     run_report('teach', out, folder=folder)
     first = (out/'teach.html').stat().st_mtime_ns
@@ -452,7 +454,7 @@ def test_a_report_replaces_what_it_made_and_nothing_that_was_changed_since(tmp_p
     assert (out/'taught.png').read_text() == 'mine'
 
 
-def test_a_result_of_an_earlier_version_is_known_by_what_made_it(tmp_path, quick_kernels):
+def test_a_result_without_a_record_is_recognized_by_its_notebook_or_run_json(tmp_path, quick_kernels):
     out, folder = tmp_path/'out', taught(tmp_path/'version')
     run_report('teach', out, folder=folder)
     for kept, removed in (('run.json', ()), ('teach.ipynb', ('run.json',))): # by either of them
@@ -463,7 +465,7 @@ def test_a_result_of_an_earlier_version_is_known_by_what_made_it(tmp_path, quick
     with pytest.raises(KdnbError, match='was not made by kdnb'): run_report('teach', out, folder=folder)
 
 
-def test_an_index_of_somebody_else_stays_and_is_an_error_before_anything_runs(tmp_path):
+def test_a_foreign_index_stays_and_is_an_error_before_anything_runs(tmp_path):
     shutil.copytree(ROOT/'outputs'/'tuning', tmp_path/'outputs'/'tuning')
     write_text(tmp_path/'outputs'/'index.html', '<!doctype html><title>My thesis</title>')
     foreign = 'index.html was not made by kdnb, so it is not replaced'
@@ -475,7 +477,7 @@ def test_an_index_of_somebody_else_stays_and_is_an_error_before_anything_runs(tm
     index_page(tmp_path/'outputs') # ours is replaced
 
 
-def test_a_notebook_of_somebody_else_is_no_result(tmp_path):
+def test_a_foreign_notebook_is_no_result(tmp_path):
     folder = tmp_path/'tuning'/'smollm2'
     folder.mkdir(parents=True)
     notebook = nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1')]))
@@ -619,7 +621,7 @@ def test_reports_set_the_style_that_reads_no_mathematics_before_any_figure():
                 assert 'plain_ticks' in s or 'set_xticks' in s or 'xticklabels' in s, path.name
 
 
-def test_reports_escape_what_they_show():
+def test_reports_escape_the_data_that_they_show():
     "Names, texts and labels of the data are put into Markdown through kdnb.core.display only."
     bare = re.compile(
         r"\{(?:model|base|entity|e|first|ds)\.(?:name|definition)\}"
