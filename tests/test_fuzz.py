@@ -89,7 +89,7 @@ CASE = {'target': [{'entity': 'Velmora', 'key': 'Velmora', 'definition_bpb': 1.5
         'specificity': [{'correct': True, 'answer': 'a', 'bits': 1., 'bytes': 2}, None], 'other_entities': [], 'entities': ['Velmora'], 'texts': {'after_mention': 2}, 'losses': [1., .5], 'seconds_edit': 1.5, 'seconds_evaluate': 1., 'peak_memory_gib': 1., 'key': 'x'}
 PARAMS = {'lm': 'llama', 'method': 'distill', 'preset': 'default', 'regime': 'single', 'unit': 'accuracy', 'settings': {}, 'seed': 0, 'lm_sha256': 'x', 'entities': ['Velmora']}
 EDIT = {'method': 'distill', 'entities': ['Velmora'], 'lm': 'llama', 'base': 'x', 'context': {}, 'find_above': None, 'settings': {'lr': 1.}, 'losses': [1., .5], 'seconds': 1., 'peak_memory_gib': 1., 'after': [], 'texts': {}, 'adapter': {'a.weight': [2., False]}}
-NOTE = {'lm': 'llama', 'lm_sha256': 'x', 'base': 'llama', 'apart': False, 'versions': ['0123456789ab'], 'files': {'versions/0123456789ab': 'folder', 'README.md': hashlib.sha256(b'card').hexdigest()}}
+NOTE = {'lm': 'llama', 'lm_sha256': 'x', 'base': 'llama', 'separate_adapters': False, 'versions': ['0123456789ab'], 'files': {'versions/0123456789ab': 'folder', 'README.md': hashlib.sha256(b'card').hexdigest()}}
 
 
 def make_edit(folder):

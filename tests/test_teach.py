@@ -99,7 +99,7 @@ print(json.dumps([AutoPeftModelForCausalLM.from_pretrained({str(out)!r} + '/' + 
 
 def test_interrupted_it_goes_on(tiny, mine, tmp_path, monkeypatch):
     from kdnb.methods.distill import Distill
-    entities, args = read_definitions(mine), dict(n=2, held=1, method=Distill(steps=2, entities_per_step=2), n_specificity=4, report=False, progress=False)
+    entities, args = read_definitions(mine), dict(n=2, n_held_out=1, method=Distill(steps=2, entities_per_step=2), n_specificity=4, report=False, progress=False)
     whole = teach(tiny, entities, tmp_path/'whole', **args)
     monkeypatch.setattr(Distill, '__call__', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt): teach(tiny, entities, tmp_path/'again', **args)
