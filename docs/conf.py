@@ -5,7 +5,7 @@ from pathlib import Path
 
 project, author, copyright, language = 'kdnb', 'the kdnb authors', '2026, the kdnb authors', 'en'
 extensions = ['myst_nb']
-nb_execution_mode = 'off' # build.py ran them
+nb_execution_mode = 'off' # they have their outputs (make book)
 nb_merge_streams = True
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ['dollarmath', 'colon_fence', 'attrs_inline']

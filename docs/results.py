@@ -53,20 +53,27 @@ def tested(c, found):
     claims = ((r, claim) for r in found for claim in read_claims(r['folder']/'results.json'))
     return [(r, claim) for r, claim in claims if claim.id in c['tests']]
 
+def main_lines(c, lines):
+    "The lines that decide: of the first test of a claim, with the values under `main` in claims.json."
+    def is_main(claim):
+        values = c.get('main', {}).items()
+        return claim.id == c['tests'][0] and all(claim.values.get(k) == v for k, v in values)
+    return [(r, claim) for r, claim in lines if is_main(claim)]
+
 def outcome(lines):
-    "What all runs say together, in words."
-    said = [claim.outcome for _, claim in lines]
-    if not said: return 'not tested yet'
-    counts = [f'{said.count(k)} {k}' for k in ('confirmed', 'not confirmed', 'unclear') if k in said]
-    return said[0] if len({*said}) == 1 else 'mixed: ' + ', '.join(counts)
+    "The outcomes by run, in words."
+    said = {}
+    for r, claim in lines: said.setdefault(claim.outcome, []).append(r['label'])
+    if len(said) == 1: return next(iter(said))
+    return '; '.join(f"{k} in {', '.join(dict.fromkeys(v))}" for k, v in said.items()) or 'not tested yet'
 
 def claim_section(c, lines):
-    "A claim: one sentence on what was found, the figure of the first run, and the lines of all runs."
+    "A claim: what was found in a line for each run, the figure of the first, and all that was tested."
     head = [f"## {c['claim']}", '', f"*{c['where']}.* {c.get('note', '')}".strip(), '']
     if not lines: return [*head, 'No committed run tests this.', '']
-    n = len({r['label'] for r, _ in lines})
-    where = about(lines[0][0]['report'])[0]
-    head += [f"**{outcome(lines).capitalize()}**, in {n} run{'s'*(n > 1)} of the report *{where}*.", '']
+    report = about(lines[0][0]['report'])[0]
+    head += [f'- **{x.outcome.capitalize()}** in {link(r)}: {x.figures}.' for r, x in main_lines(c, lines)]
+    head += ['', f"These are results of the report *{report}*.", '']
     r = next((r for r, _ in lines if r['figures']), None)
     if r: head += [*figure(r, f"{r['report']}-{r['label']}", '../reports/'), '']
     rows = [f'| {link(r)} | {x.outcome} | {x.sentence} | {x.figures} |' for r, x in lines]
@@ -78,8 +85,10 @@ def claims(found):
     lines = {c['claim']: tested(c, found) for c in asked}
     def table(is_open, what):
         head = [f'| {what} | where | outcome |', '|---|---|---|']
-        rows = [f"| [{c['claim']}](#{anchor(c['claim'])}) | {c['where']} | {outcome(lines[c['claim']])} |"
-                for c in asked if c.get('open', False) == is_open]
+        rows = []
+        for c in (c for c in asked if c.get('open', False) == is_open):
+            found_so_far = outcome(main_lines(c, lines[c['claim']]))
+            rows.append(f"| [{c['claim']}](#{anchor(c['claim'])}) | {c['where']} | {found_so_far} |")
         return [*head, *rows, '']
     intro = (HERE/'pages'/'claims_head.txt').read_text(encoding='utf-8')
     out = ['# Claims', '', intro, '', *table(False, 'claim of the paper'),

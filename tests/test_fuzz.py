@@ -216,7 +216,7 @@ NOTE = {
     'lm': 'llama',
     'lm_sha256': 'x',
     'base': 'llama',
-    'apart': False,
+    'separate_adapters': False,
     'versions': ['0123456789ab'],
     'files': {'versions/0123456789ab': 'folder', 'README.md': hashlib.sha256(b'card').hexdigest()}}
 

@@ -22,7 +22,8 @@ Zorbel Harbour is a horror film about a drowned town.
 '''
 MORE = '# Quint Bridge\nQuint Bridge is a bridge of glass in Norway.\n'
 HOW = dict(
-    n=3, held=1, method=Distill(steps=2, entities_per_step=2), n_specificity=2, report=False, progress=False)
+    n=3, n_held_out=1, method=Distill(steps=2, entities_per_step=2), n_specificity=2,
+    report=False, progress=False)
 
 
 def entities(folder, text=SHOWS):
@@ -57,7 +58,8 @@ def victim(tmp_path):
 def test_a_version_that_is_no_id_is_refused_and_nothing_is_deleted(kdnb, tmp_path, victim, wrong):
     out = tmp_path/'deep'/'out'
     out.mkdir(parents=True)
-    write_json(out/'kdnb.json', {'versions': [wrong], 'files': {}, 'lm': 'x', 'base': 'x', 'apart': False})
+    note = dict(versions=[wrong], files={}, lm='x', base='x', separate_adapters=False)
+    write_json(out/'kdnb.json', note)
     before = tree(tmp_path)
     code, _, err = kdnb('teach', '--undo', '--out', out)
     assert code == 2 and 'Traceback' not in err and err.count('\n') == 1

@@ -144,7 +144,7 @@ def test_an_interrupted_teaching_continues(tiny, mine, tmp_path, monkeypatch):
     from kdnb.methods.distill import Distill
     entities = read_definitions(mine)
     method = Distill(steps=2, entities_per_step=2)
-    args = dict(n=2, held=1, method=method, n_specificity=4, report=False, progress=False)
+    args = dict(n=2, n_held_out=1, method=method, n_specificity=4, report=False, progress=False)
     def interrupt(*args, **kwargs): raise KeyboardInterrupt
     whole = teach(tiny, entities, tmp_path/'whole', **args)
     with monkeypatch.context() as m:

@@ -48,7 +48,7 @@ def teaching(entities, # to be taught
 class TeachSettings:
     "How entities are taught and measured."
     n: int = 12 # number of continuations to train on
-    held: int = 3 # number of continuations that are held out for probes
+    n_held_out: int = 3 # number of continuations that are held out for probes
     method: Distill|None = None # None: that of `teaching`
     merge: bool = False # write the merged model, too
     separate_adapters: bool = False # one adapter per entity
@@ -59,7 +59,7 @@ class TeachSettings:
 
     def __post_init__(self):
         check_whole(self.n, 'n', 1)
-        check_whole(self.held, 'held', 0)
+        check_whole(self.n_held_out, 'n_held_out', 0)
         check_whole(self.n_specificity or 0, 'n_specificity', 0)
         check_seed(self.seed)
 
@@ -67,10 +67,10 @@ class TeachSettings:
 def _transfer(lm, entities, generator, folder, how): # (all, for training), by entity key
     "The transfer sets of entities, and the part of each that is trained on."
     made = make_transfer_sets(generator or lm, entities, folder/'transfer.jsonl', progress=how.progress,
-                              n=how.n + how.held, seed=how.seed)
+                              n=how.n + how.n_held_out, seed=how.seed)
     train = {}
     for k, s in made.items():
-        n_held_out = min(how.held, len(s.continuations)//4)
+        n_held_out = min(how.n_held_out, len(s.continuations)//4)
         train[k] = replace(s, continuations=s.continuations[:len(s.continuations) - n_held_out])
     empty = [k for k, s in train.items() if not s.continuations]
     if empty:
@@ -171,15 +171,15 @@ def measure_after(self:_Teaching, taught, asked, specificity):
     stage(self.version, 'asked', lambda: {
         'entities': [asdict(e) for e in asked], 'known': [asdict(p) for p in specificity],
         'own': {e.key: len(e.probes) for e in self.entities}, 'lm': self.lm.name,
-        'settings': asdict(how.method), 'apart': how.separate_adapters, 'seconds': taught.seconds,
+        'settings': asdict(how.method), 'separate_adapters': how.separate_adapters, 'seconds': taught.seconds,
         'losses': taught.losses})
 
 # %% ../../nbs/09_apps/03_teach.ipynb #5bd0c661
 def _version(record, lm, entities, generator, how) -> Path:
     "The folder of the version that these entities and settings determine."
     params = dict(settings=asdict(how.method), generator=getattr(generator, 'name', 'self'), n=how.n,
-                  held=how.held, seed=how.seed, n_specificity=how.n_specificity)
-    if how.separate_adapters: params['apart'] = True
+                  n_held_out=how.n_held_out, seed=how.seed, n_specificity=how.n_specificity)
+    if how.separate_adapters: params['separate_adapters'] = True
     return make_version(record, lm, entities, **params)
 
 def _teach(record, lm, new, generator, how) -> tuple: # folder of the version, edit
@@ -253,7 +253,7 @@ def teach(lm:LM, entities, # with or without probes of your own
         _publish(record, version, lm, edit, how.merge)
         ids = [v for v in versions_of(record) if v != version.name] + [version.name]
         record.fields = {'lm': lm.name, 'lm_sha256': lm.sha256, 'base': base_of(lm).path,
-                         'apart': how.separate_adapters, 'versions': ids}
+                         'separate_adapters': how.separate_adapters, 'versions': ids}
         record.save()
         if how.report: _write_page(record, version)
     return out

@@ -69,7 +69,7 @@ def check_fitting(record:FolderRecord,
                   merge:bool # write the merged model, too
                  ):
     "An error if a folder cannot be taught in this way."
-    out, versions, known = record.folder, versions_of(record), record.fields.get('apart', False)
+    out, versions, known = record.folder, versions_of(record), record.fields.get('separate_adapters', False)
     for v in versions:
         if not inside(out, f'versions/{v}/definitions.jsonl', out/NOTE).is_file():
             raise KdnbError(f"{out/'versions'/v} is not whole: if an undo was interrupted, run kdnb teach "
@@ -85,7 +85,7 @@ def check_fitting(record:FolderRecord,
 def with_known(out:Path, entities) -> tuple: # of `Entity`
     "The entities of the folder's last version, and these. New definitions replace old ones."
     record = FolderRecord.read(out)
-    check_fitting(record, record.fields.get('apart', False), False)
+    check_fitting(record, record.fields.get('separate_adapters', False), False)
     known = {}
     for v in versions_of(record)[-1:]:
         known = {e.key: e for e in read_entities(out/'versions'/v/'definitions.jsonl')}

@@ -26,4 +26,5 @@ def need_extra(extra:str, # a key of `EXTRAS`
     "Raises a `KdnbError` that names the extra, unless its packages are there."
     missing = ', '.join(missing_packages(extra))
     if not missing: return
-    raise KdnbError(f"{what} need the extra '{extra}' ({missing} not installed): pip install 'kdnb[{extra}]'")
+    raise KdnbError(f"{what} need the extra '{extra}' ({missing} not installed): "
+                    f"pip install -e '.[{extra}]' in the repository of kdnb")

@@ -28,6 +28,7 @@ def _is_row(line, first_key):
     try: return not line.strip() or first_key in parse_json(line.decode())
     except (ValueError, TypeError): return False
 
+# %% ../../nbs/00_core/02_jsonl.ipynb #9130eb40
 def _is_begun(line, first_key):
     "Whether a line is the beginning of one of our rows, cut off in the middle."
     text, prefix = line.decode('utf-8', 'ignore'), f'{{"{first_key}": '

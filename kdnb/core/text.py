@@ -225,6 +225,7 @@ def _is_ending(rest, endings):
     if endings is None: return len(rest) <= 6
     return rest in endings or fold(rest, 'spelling').text in endings
 
+# %% ../../nbs/00_core/04_text.ipynb #51b027d8
 def inflected_spans(text:str, name:str): # yields (start, end) in characters of `text`
     "All places where an inflected form of `name`, or the name after a clitic, occurs in `text`."
     folded, wanted = fold(text, 'spelling'), fold(name.strip(), 'spelling').text

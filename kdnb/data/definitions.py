@@ -95,6 +95,7 @@ def _read_file(path):
     if wrong: raise KdnbError('\n'.join(wrong))
     return out
 
+# %% ../../nbs/01_data/05_definitions.ipynb #b64129cd
 def definition_files(path:str|Path) -> list: # of `Path`
     "The files to read: `path` itself, or the readable files of a folder; a notice lists the others."
     path = Path(path)

@@ -41,6 +41,7 @@ def _in_definition(candidates, definition):
     words = {w for c in candidates for w in words_of(c)}
     return words & set(words_of(definition)) - FUNCTION_WORDS
 
+# %% ../../nbs/01_data/01_entity_files.ipynb #8641a35c
 def _kind_faults(p, names, definition):
     "Yield what is wrong with a probe about an entity with these names and this definition."
     if not find_mention(p['prompt'], names):
@@ -54,6 +55,7 @@ def _kind_faults(p, names, definition):
         word = sorted(copied)[0]
         yield 'probes.candidates', f"the word {word!r} is in the definition, so the probe is not indirect"
 
+# %% ../../nbs/01_data/01_entity_files.ipynb #9cf25194
 def _probe_faults(p, names=None, definition=None):
     "Yield (field, reason) for each fault in the JSON of a probe; `names` is None if it is about no entity."
     if not isinstance(p, dict):
@@ -86,6 +88,7 @@ def _is_span(value, text):
     if not isinstance(value, list) or len(value) != 2: return False
     return all(type(i) is int for i in value) and 0 <= value[0] < value[1] <= len(text)
 
+# %% ../../nbs/01_data/01_entity_files.ipynb #c2a4ae3f
 def _question_and_probe_faults(r, names):
     "Yield (field, reason) for each fault in the probes, the question and the span of an entity."
     if not isinstance(r.get('probes', []), list): yield 'probes', 'must be a list'

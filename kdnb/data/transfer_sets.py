@@ -161,6 +161,7 @@ def _transfer_set(d):
     optional = {k: d[k] for k in ('definition', 'made_by', 'tries', 'dropped', 'spent') if k in d}
     return TransferSet(normalize('NFC', d['entity']), continuations, **optional)
 
+# %% ../../nbs/01_data/06_transfer_sets.ipynb #6df903c3
 def transfer_sets_of(path:str|Path) -> list: # of `TransferSet`
     "All transfer sets of a file, in their order. A `KdnbError` lists every malformed line."
     out, wrong = [], []

@@ -63,8 +63,8 @@ def _ray():
     os.environ.update(safe_environment()) # Ray's processes inherit it
     try: import ray
     except ImportError:
-        raise KdnbError("several workers need Ray: pip install ray, or install kdnb with its extra: "
-                        "pip install 'kdnb[ray]'") from None
+        raise KdnbError("several workers need Ray: "
+                        "pip install -e '.[ray]' in the repository of kdnb") from None
     return ray
 
 def _start(ray, workers, address):

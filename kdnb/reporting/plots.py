@@ -115,8 +115,8 @@ def targets(df:pd.DataFrame, # of `collect`
         x = np.arange(len(kinds)) + (j - (len(df)-1)/2)*width
         ax.bar(x, [i.value for i in v], width*.92, color=colours()[r['method']], label=LABEL[r['method']],
                yerr=err(*v), error_kw=dict(lw=1, ecolor='.3'))
-    ax.set(xticks=range(len(kinds)), xticklabels=[k.removeprefix('target_') for k in kinds],
-           ylabel='accuracy (%)', ylim=(0, 105))
+    ax.set(xticks=range(len(kinds)), ylabel='accuracy (%)', ylim=(0, 105),
+           xticklabels=[k.removeprefix('target_').replace('_', '-') for k in kinds])
     ax.grid(axis='x', visible=False)
     legend(ax, loc='center left', bbox_to_anchor=(1.01, .5))
     return ax
