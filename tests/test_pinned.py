@@ -1,4 +1,4 @@
-"""While the package is reorganized: the numbers of each method, evaluation and regime are those of before.
+"""The numbers of each method, evaluation and regime are the recorded ones.
 
     python tests/test_pinned.py    records them in tests/pinned.json
 """
@@ -24,11 +24,18 @@ from kdnb.reporting.runner import machine
 PINNED = Path(__file__).with_name('pinned.json')
 TEXT = str(ROOT/'kdnb'/'assets'/'neutral.txt')
 FEW = dict(steps=4)
+PAPER = dict(FEW, trainable='all', lr=1e-4, retain_weight=0., n_name_swaps=0, context_amplification=0.)
 METHODS = {
-    'distill': ('distill', FEW), 'paper': ('distill', dict(FEW, trainable='all', lr=1e-4, retain_weight=0., n_name_swaps=0, context_amplification=0.)),
-    'finetune-definition': ('finetune-definition', FEW), 'finetune-transfer': ('finetune-transfer', FEW),
-    'rome': ('rome', dict(FEW, text=TEXT, n_contexts=2)), 'memit': ('memit', dict(FEW, text=TEXT, n_contexts=2)),
-    'base': ('base', {}), 'prepend': ('prepend', {}), 'random': ('random', {}), 'retrieve': ('retrieve', {})}
+    'distill': ('distill', FEW),
+    'paper': ('distill', PAPER),
+    'finetune-definition': ('finetune-definition', FEW),
+    'finetune-transfer': ('finetune-transfer', FEW),
+    'rome': ('rome', dict(FEW, text=TEXT, n_contexts=2)),
+    'memit': ('memit', dict(FEW, text=TEXT, n_contexts=2)),
+    'base': ('base', {}),
+    'prepend': ('prepend', {}),
+    'random': ('random', {}),
+    'retrieve': ('retrieve', {})}
 torch.set_num_threads(1) # the last digits depend on it
 IGNORED = ('seconds', 'memory', 'peak', 'sha', 'key')
 
@@ -47,15 +54,16 @@ def flat(value, name=''):
 
 
 def pass_over(lm, ds):
-    "What the forward functions give."
+    "Results of the forward functions."
     ids = [lm.encode(e.definition) for e in ds.entities[:3]]
     probes = [p for e in ds.entities[:3] for p in e.probes]
-    scores = score_candidates(lm, [p.prompt for p in probes], [p.candidates for p in probes], separators=[p.separator for p in probes])
+    prompts, candidates = [p.prompt for p in probes], [p.candidates for p in probes]
+    scores = score_candidates(lm, prompts, candidates, separators=[p.separator for p in probes])
     return flat([logits_at(lm, ids, [[2, 5]]*3), token_logprobs(lm, ids, [1]*3), scores])
 
 
 def edited(lm, ds, sets, method, settings):
-    "A fixed edit, and what is measured with it."
+    "Losses of a fixed edit, and its evaluation."
     few = sample(ds.split('test'), 3)
     first, second, _ = few.entities
     edit = make_method(method, **settings)(lm, [first], sets, 5)
@@ -66,7 +74,9 @@ def edited(lm, ds, sets, method, settings):
 
 
 def regime(lm, ds, sets, folder, regime, **settings):
-    run = Experiment(lm, sample(ds.split('test'), 3), 'distill', regime, transfer=sets, n_specificity=8, folder=folder, **FEW, **settings)
+    run = Experiment(
+        lm, sample(ds.split('test'), 3), 'distill', regime, transfer=sets, n_specificity=8,
+        folder=folder, **FEW, **settings)
     run.run(progress=False)
     return [x for path in run.done() for x in flat(json.loads(path.read_text()))]
 
@@ -79,7 +89,8 @@ def several(lm, ds, sets):
 def mend(lm, folder):
     entities = compose(6).entities
     pairs = practice_pairs(lm, entities)
-    train_editor(lm, pairs, folder/'editor', Practice(blocks=1, rank=4, each=2, hold=2, steps=4), progress=False)
+    practice = Practice(blocks=1, rank=4, each=2, hold=2, steps=4)
+    train_editor(lm, pairs, folder/'editor', practice, progress=False)
     edit = make_method('mend', editor=str(folder/'editor'))(lm, entities[:1], {}, 0)
     with edit.on(lm): return flat(evaluate(lm, entities[:1], (), entities[1:2]))
 
@@ -98,7 +109,8 @@ def numbers(name, folder_of, ds, sets, folder):
     if what == 'parallel': return regime(lm, ds, sets, folder, 'single', edits_per_batch=3)
     if what == 'several': return several(lm, ds, sets)
     if what == 'mend': return mend(lm, folder)
-    if what == 'written': return flat([lm.encode(t) for t in generate(lm, ['The baker'], n=2, max_new_tokens=8)[0]])
+    if what == 'written':
+        return flat([lm.encode(t) for t in generate(lm, ['The baker'], n=2, max_new_tokens=8)[0]])
 
 
 NAMES = [f'{m}/{w}' for m in ('llama', 'gpt2') for w in ('pass', *METHODS)]
@@ -107,14 +119,17 @@ NAMES += ['gpt_neox/pass', 'gemma3/pass', 'gpt_neo/distill', 'qwen3/distill']
 NAMES += ['smollm2/pass', 'smollm2/distill', 'smollm2/finetune-definition', 'smollm2/rome', 'smollm2/prepend']
 
 
+def part_of(name): return PINNED.with_suffix(f'.{name.replace("/", "-")}.part')
+
+
 @pytest.fixture
 def folder_of(tiny_folder): return lambda model: model if model == 'smollm2' else tiny_folder(model, 2)
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_numbers_are_those_of_before(name, folder_of, ds, sets, tmp_path):
+def test_numbers_are_the_recorded_ones(name, folder_of, ds, sets, tmp_path):
     if os.environ.get('KDNB_PIN'): # recording
-        PINNED.with_suffix(f'.{name.replace("/", "-")}.part').write_text(json.dumps(numbers(name, folder_of, ds, sets, tmp_path)))
+        part_of(name).write_text(json.dumps(numbers(name, folder_of, ds, sets, tmp_path)))
         return
     pinned = json.loads(PINNED.read_text())
     if pinned['machine'] != machine(): pytest.skip(f"recorded on another processor ({pinned['machine']})")
@@ -126,7 +141,9 @@ def test_numbers_are_those_of_before(name, folder_of, ds, sets, tmp_path):
 if __name__ == '__main__':
     os.environ['KDNB_PIN'] = 'record'
     code = pytest.main(['-q', '-x', __file__])
-    parts = {n: PINNED.with_suffix(f'.{n.replace("/", "-")}.part') for n in NAMES}
-    if not code: PINNED.write_text(json.dumps({'machine': machine(), 'numbers': {n: [round(x, 7) if isinstance(x, float) else x for x in json.loads(p.read_text())] for n, p in parts.items()}}))
-    for p in parts.values(): p.unlink(missing_ok=True)
+    rounded = lambda xs: [round(x, 7) if isinstance(x, float) else x for x in xs]
+    if not code:
+        recorded = {n: rounded(json.loads(part_of(n).read_text())) for n in NAMES}
+        PINNED.write_text(json.dumps({'machine': machine(), 'numbers': recorded}))
+    for n in NAMES: part_of(n).unlink(missing_ok=True)
     sys.exit(code)

@@ -52,14 +52,14 @@ def fault(server, behaviour, *a, **how):
 
 def generate(*args, **env):
     "The command, as a user calls it."
-    return subprocess.run([*KDNB, 'generate', *map(str, args)], capture_output=True, text=True,
-                          env={**os.environ, 'OPENAI_API_KEY': KEY, 'OMP_NUM_THREADS': '1', **env})
+    env = {**os.environ, 'OPENAI_API_KEY': KEY, 'OMP_NUM_THREADS': '1', **env}
+    return subprocess.run([*KDNB, 'generate', *map(str, args)], capture_output=True, text=True, env=env)
 
 
 @pytest.fixture
 def own(tmp_path):
-    (tmp_path/'own.jsonl').write_text('\n'.join(json.dumps({'name': e.name, 'definition': e.definition})
-                                                for e in (ENTITY, OTHER)))
+    rows = [json.dumps({'name': e.name, 'definition': e.definition}) for e in (ENTITY, OTHER)]
+    (tmp_path/'own.jsonl').write_text('\n'.join(rows))
     return tmp_path/'own.jsonl'
 
 
@@ -73,9 +73,8 @@ def pieces(secret, least=8): return [secret[i:i+least] for i in range(0, len(sec
 
 def nowhere(secret, *texts, folder=None):
     "Asserts that no part of a secret is in texts, or in files of a folder."
-    texts += tuple(p.read_bytes().decode('utf-8', 'replace') for p in Path(folder).rglob('*')
-                   if p.is_file()) if folder else ()
-    for t in texts:
+    files = [p for p in Path(folder).rglob('*') if p.is_file()] if folder else []
+    for t in (*texts, *(p.read_bytes().decode('utf-8', 'replace') for p in files)):
         for piece in pieces(secret): assert piece not in t, t
 
 
@@ -98,21 +97,20 @@ BAD_KEYS = {
 
 
 @pytest.mark.parametrize('name', BAD_KEYS)
-def test_a_key_that_cannot_be_one_is_refused_and_not_shown(server, monkeypatch, name):
+def test_an_impossible_key_is_refused_and_not_shown(server, monkeypatch, name):
     monkeypatch.setenv('OPENAI_API_KEY', BAD_KEYS[name])
     asked = len(server.asked)
-    with pytest.raises(KdnbError,
-                       match='the value of OPENAI_API_KEY cannot be a key, since its character') as e:
-        make(server, 'good')
-    frames = [repr(f.f_locals) for f,
-              _ in traceback.walk_tb(e.value.__traceback__) if '/kdnb/' in f.f_code.co_filename]
-    nowhere(BAD_KEYS[name], str(e.value), *frames) # a notebook may be told to show variables
+    says = 'the value of OPENAI_API_KEY cannot be a key, since its character'
+    with pytest.raises(KdnbError, match=says) as e: make(server, 'good')
+    frames = [f for f, _ in traceback.walk_tb(e.value.__traceback__)]
+    shown = [repr(f.f_locals) for f in frames if '/kdnb/' in f.f_code.co_filename]
+    nowhere(BAD_KEYS[name], str(e.value), *shown) # a notebook can show variables in tracebacks
     assert len(server.asked) == asked
 
 
 def test_the_command_does_not_show_a_key_that_it_refuses(server, own, tmp_path):
-    bad = generate(*api_args(server, 'good', own, tmp_path/'s.jsonl'),
-                   OPENAI_API_KEY=BAD_KEYS['control character'])
+    bad = generate(
+        *api_args(server, 'good', own, tmp_path/'s.jsonl'), OPENAI_API_KEY=BAD_KEYS['control character'])
     assert bad.returncode == 2
     assert bad.stderr.strip().splitlines()[-1].startswith('kdnb: the value of OPENAI_API_KEY cannot be a key')
     nowhere(BAD_KEYS['control character'], bad.stdout, bad.stderr, folder=tmp_path)
@@ -136,8 +134,8 @@ def test_a_key_that_the_server_repeats_is_in_no_output_and_no_file(server, own, 
 def test_a_key_in_a_text_of_the_server_is_in_no_file(tmp_path):
     s = start(write=lambda prompt, i: f'Velmora Junction has the key {KEY} and number {i}.')
     try:
-        sets = make_transfer_sets(APIGenerator('m', s.url, tmp_path/'r.jsonl', **FAST), [ENTITY],
-                                  tmp_path/'s.jsonl', progress=False, n=2)
+        g = APIGenerator('m', s.url, tmp_path/'r.jsonl', **FAST)
+        sets = make_transfer_sets(g, [ENTITY], tmp_path/'s.jsonl', progress=False, n=2)
     finally: stop(s)
     assert len(sets[ENTITY.key].continuations) == 2
     nowhere(KEY, folder=tmp_path)
@@ -146,18 +144,18 @@ def test_a_key_in_a_text_of_the_server_is_in_no_file(tmp_path):
 def test_password_and_query_of_an_address_are_sent_and_never_shown(server, tmp_path, caplog):
     import logging
     caplog.set_level(logging.DEBUG)
-    secret = server.at('echo query').replace('http://',
-                                             'http://somebody:my-pass-word@') + '?api-key=my-query-word'
+    with_password = server.at('echo query').replace('http://', 'http://somebody:my-pass-word@')
+    secret = f'{with_password}?api-key=my-query-word'
     g = APIGenerator('m', secret, tmp_path/'r.jsonl', **FAST)
     with pytest.raises(KdnbError) as e: make_transfer_set(g, ENTITY, n=2)
     path, _, header = server.asked[-1]
     assert path.endswith('/v1/chat/completions?api-key=my-query-word')
     assert header == 'Basic c29tZWJvZHk6bXktcGFzcy13b3Jk'
-    with pytest.raises(KdnbError) as e2:
-        make_transfer_set(APIGenerator('m', secret.replace('echo%20query', 'echo%20basic'), **FAST), ENTITY,
-                          n=2)
-    shown = (str(e.value), str(e2.value), repr(g), repr(g.server), repr(vars(g.server)['place']),
-             json.dumps(g.about), caplog.text)
+    basic = APIGenerator('m', secret.replace('echo%20query', 'echo%20basic'), **FAST)
+    with pytest.raises(KdnbError) as e2: make_transfer_set(basic, ENTITY, n=2)
+    shown = (
+        str(e.value), str(e2.value), repr(g), repr(g.server), repr(vars(g.server)['place']),
+        json.dumps(g.about), caplog.text)
     for word in ('my-pass-word', 'my-query-word', 'c29tZWJvZHk6bXktcGFzcy13b3Jk'):
         nowhere(word, *shown, folder=tmp_path)
 
@@ -183,17 +181,21 @@ def test_an_error_of_a_library_shows_no_key_in_a_notebook(server):
 
 # --- addresses
 
-@pytest.mark.parametrize('url, says',
-                         [('localhost:11434/v1', "base_url is 'localhost:11434/v1', without http:// or "
-                                                 "https://: write http://localhost:11434/v1"),
-                          ('127.0.0.1:8000/v1', 'write http://127.0.0.1:8000/v1'),
-                                       ('api.example.com/v1', 'write https://api.example.com/v1'),
-                          ('http:/api.example.com/v1', 'write https://api.example.com/v1'),
-                          ('http://', 'name a host'), ('http://[::1', 'cannot be read as an address'),
-                                       ('http://h:port/v1', 'cannot be read as an address'),
-                          ('http://h.org/v1/chat/completions/', 'write http://h.org/v1'),
-                          ('http://h\n.org/v1', 'holds a space or a control character')])
-def test_an_address_that_is_none_is_told_as_it_should_be_written(url, says):
+NO_SCHEME = (
+    "base_url is 'localhost:11434/v1', without http:// or https://: write http://localhost:11434/v1")
+
+
+@pytest.mark.parametrize('url, says', [
+    ('localhost:11434/v1', NO_SCHEME),
+    ('127.0.0.1:8000/v1', 'write http://127.0.0.1:8000/v1'),
+    ('api.example.com/v1', 'write https://api.example.com/v1'),
+    ('http:/api.example.com/v1', 'write https://api.example.com/v1'),
+    ('http://', 'name a host'),
+    ('http://[::1', 'cannot be read as an address'),
+    ('http://h:port/v1', 'cannot be read as an address'),
+    ('http://h.org/v1/chat/completions/', 'write http://h.org/v1'),
+    ('http://h\n.org/v1', 'holds a space or a control character')])
+def test_the_error_for_a_bad_address_says_how_to_write_it(url, says):
     with pytest.raises(KdnbError) as e: APIGenerator('m', url)
     assert says in str(e.value)
 
@@ -202,25 +204,24 @@ def test_an_address_in_brackets_is_shown_as_it_is():
     assert APIGenerator('m', 'http://[::1]:8080/v1/').about['place'] == 'http://[::1]:8080/v1'
 
 
-def test_the_address_of_the_environment_is_one_of_ones_own(server, monkeypatch):
+def test_an_address_from_the_environment_needs_no_key(server, monkeypatch):
     monkeypatch.delenv('OPENAI_API_KEY')
     monkeypatch.setenv('OPENAI_BASE_URL', server.at('good'))
     g = APIGenerator('m', **FAST)
     assert len(make_transfer_set(g, ENTITY, n=2).continuations) == 2 and g.about['place'] == server.at('good')
 
 
-def test_an_address_without_v1_is_told(server):
+def test_the_error_for_an_address_without_v1_suggests_it(server):
     began = time.time()
-    with pytest.raises(KdnbError) as e:
-        make_transfer_set(APIGenerator('m', server.at('without v1').removesuffix('/v1'), wait=(.05, 60.)),
-                          ENTITY)
+    g = APIGenerator('m', server.at('without v1').removesuffix('/v1'), wait=(.05, 60.))
+    with pytest.raises(KdnbError) as e: make_transfer_set(g, ENTITY)
     assert 'a page (HTML) and not as an API: check the address; the address may lack /v1' in str(e.value)
     assert f"so try --base-url {server.at('without v1')}." in str(e.value)
     assert time.time() - began < 10
     assert make(server, 'without v1')[1].continuations # and the advice helps
 
 
-def test_404_at_an_address_without_v1_is_told():
+def test_the_error_for_404_at_an_address_without_v1_suggests_it():
     s = start(lambda i, q: '404')
     try:
         with pytest.raises(KdnbError) as e:
@@ -234,12 +235,14 @@ def test_404_at_an_address_without_v1_is_told():
 
 # --- settings that a server does not take
 
-@pytest.mark.parametrize('behaviour, change',
-                         [('seed 400', 'seed left out'), ('seed 422', 'seed left out'),
-                          ('seed by param', 'seed left out'), ('top_p 400', 'top_p left out'),
-                          ('max_tokens 400', 'max_tokens sent as max_completion_tokens')])
-def test_a_setting_that_is_not_taken_is_sent_otherwise_where_the_meaning_stays(server, tmp_path, behaviour,
-                                                                               change):
+@pytest.mark.parametrize('behaviour, change', [
+    ('seed 400', 'seed left out'),
+    ('seed 422', 'seed left out'),
+    ('seed by param', 'seed left out'),
+    ('top_p 400', 'top_p left out'),
+    ('max_tokens 400', 'max_tokens sent as max_completion_tokens')])
+def test_a_rejected_setting_is_left_out_or_renamed_if_the_meaning_stays(
+        server, tmp_path, behaviour, change):
     g, ts = make(server, behaviour, tmp_path/'r.jsonl')
     assert len(ts.continuations) == 4 and ts.made_by['changes'] == [change] and ts.spent['failed'] == 1
     assert ts.spent['calls'] == 1
@@ -266,26 +269,27 @@ def test_a_setting_that_changes_the_texts_is_not_left_out(server):
 
 
 @pytest.mark.parametrize('behaviour', ('error 200', 'error text 200', 'detail 200'))
-def test_an_error_with_the_status_200_is_told_in_the_servers_words(server, behaviour):
+def test_an_error_with_the_status_200_has_the_servers_words(server, behaviour):
     assert 'the model velmora-9 is not loaded' in fault(server, behaviour)
     assert len(server.asked_at(behaviour)) == 1
 
 
 @pytest.mark.parametrize('behaviour', ('text error 400', 'list error 400'))
-def test_an_error_of_any_shape_is_told_in_the_servers_words(server, behaviour):
+def test_an_error_of_any_shape_has_the_servers_words(server, behaviour):
     assert 'I do not like it' in fault(server, behaviour)
 
 
 # --- what was paid for
 
-EMPTY = ('null content', 'no choices', 'blank', 'only reasoning', 'null choices', 'choices object',
-         'choices numbers', 'message text', 'content number', 'content object', 'NaN')
+EMPTY = (
+    'null content', 'no choices', 'blank', 'only reasoning', 'null choices', 'choices object',
+    'choices numbers', 'message text', 'content number', 'content object', 'NaN')
 
 
 @pytest.mark.parametrize('behaviour', EMPTY)
 def test_an_answer_without_a_text_is_recorded_and_asked_for_again_only_twice(server, tmp_path, behaviour):
-    said, asked = fault(server, behaviour, tmp_path/'r.jsonl',
-                        price=(1., 1.)), len(server.asked_at(behaviour))
+    said = fault(server, behaviour, tmp_path/'r.jsonl', price=(1., 1.))
+    asked = len(server.asked_at(behaviour))
     assert asked == 3 and 'gave no text, 3 times one after the other' in said
     rows = [json.loads(l) for l in (tmp_path/'r.jsonl').read_text().splitlines()]
     assert len(rows) == 3
@@ -295,11 +299,11 @@ def test_an_answer_without_a_text_is_recorded_and_asked_for_again_only_twice(ser
         assert '--max-new-tokens' in said and rows[0]['tokens_out'] == 20 # it was written, and paid for
 
 
-def test_what_was_paid_for_nothing_counts_to_the_budget(server, tmp_path):
-    "The price is such that two calls fit."
+def test_paid_answers_without_a_text_count_to_the_budget(server, tmp_path):
+    "At this price two calls fit."
     before = len(server.asked_at('null content'))
-    said = fault(server, 'null content', tmp_path/'r.jsonl', price=(0., 1000.), budget=1.06,
-                 max_new_tokens=256)
+    said = fault(
+        server, 'null content', tmp_path/'r.jsonl', price=(0., 1000.), budget=1.06, max_new_tokens=256)
     assert 'the budget of $1.06 is used up: $0.0400 are spent' in said
     assert len(server.asked_at('null content')) == before + 2
 
@@ -324,11 +328,16 @@ def test_entities_without_any_text_do_not_stop_the_others(tmp_path):
     finally: stop(s)
 
 
-@pytest.mark.parametrize('behaviour, tokens_out',
-                         [('no completion_tokens', None), ('null completion_tokens', None),
-                          ('text completion_tokens', None), ('negative tokens', None), ('usage list', None),
-                          ('no usage', None), ('huge tokens', None), ('total only', 15)])
-def test_a_call_is_paid_whatever_its_usage_says(server, tmp_path, behaviour, tokens_out):
+@pytest.mark.parametrize('behaviour, tokens_out', [
+    ('no completion_tokens', None),
+    ('null completion_tokens', None),
+    ('text completion_tokens', None),
+    ('negative tokens', None),
+    ('usage list', None),
+    ('no usage', None),
+    ('huge tokens', None),
+    ('total only', 15)])
+def test_a_call_is_counted_with_any_usage_field(server, tmp_path, behaviour, tokens_out):
     g, ts = make(server, behaviour, tmp_path/'r.jsonl', price=(1., 1.))
     texts = ''.join(c.text for c in ts.continuations)
     row = json.loads((tmp_path/'r.jsonl').read_text())
@@ -339,7 +348,7 @@ def test_a_call_is_paid_whatever_its_usage_says(server, tmp_path, behaviour, tok
 
 
 @pytest.mark.parametrize('behaviour', ('list', 'number', 'null', 'text', 'deep', 'not utf-8', 'nothing'))
-def test_an_answer_that_is_no_answer_is_one_sentence(server, behaviour):
+def test_a_reply_that_is_no_answer_is_one_sentence(server, behaviour):
     assert 'one after the other (the last time: an answer that is' in fault(server, behaviour, tries=3)
 
 
@@ -348,18 +357,18 @@ def test_no_behaviour_of_a_server_is_a_traceback(server, tmp_path, behaviour):
     "And what is in the files afterwards can be read."
     for endpoint, prompt in (('chat', 'paper'), ('completions', 'paper')):
         try:
-            make_transfer_sets(APIGenerator('m', server.at(behaviour), tmp_path/'r.jsonl', **FAST,
-                                            endpoint=endpoint, tries=2), [ENTITY], tmp_path/'s.jsonl',
-                               progress=False, n=2, prompts=(prompt,))
+            make_transfer_sets(
+                APIGenerator(
+                    'm', server.at(behaviour), tmp_path/'r.jsonl', **FAST, endpoint=endpoint, tries=2),
+                [ENTITY], tmp_path/'s.jsonl', progress=False, n=2, prompts=(prompt,))
         except KdnbError as e: assert str(e) and '\n' not in str(e)
         Replies(tmp_path/'r.jsonl')
         assert not (tmp_path/'s.jsonl').exists() or read_transfer_sets(tmp_path/'s.jsonl')
 
 
-@pytest.mark.parametrize('wait',
-                         ('nan', 'inf', '-inf', '-5', 'soon', '9e99999', 'Fri, 31 Dec 9999 23:59:59 -9999',
-                          ''))
-def test_a_pause_that_cannot_be_meant_is_none(wait):
+@pytest.mark.parametrize(
+    'wait', ('nan', 'inf', '-inf', '-5', 'soon', '9e99999', 'Fri, 31 Dec 9999 23:59:59 -9999', ''))
+def test_an_impossible_pause_is_ignored(wait):
     s = start(lambda i, q: '429' if i == 1 else '', retry_after=wait)
     began = time.time()
     try:
@@ -370,11 +379,10 @@ def test_a_pause_that_cannot_be_meant_is_none(wait):
 
 # --- texts
 
-@pytest.mark.parametrize('behaviour',
-                         ('thinking', 'thinking upper case', 'thought begun by the prompt',
-                          'reasoning field', 'parts', 'markdown', 'numbered', 'heading', 'preamble',
-                          'end marker'))
-def test_a_text_is_kept_without_what_is_around_it(server, behaviour):
+@pytest.mark.parametrize('behaviour', (
+    'thinking', 'thinking upper case', 'thought begun by the prompt', 'reasoning field',
+    'parts', 'markdown', 'numbered', 'heading', 'preamble', 'end marker'))
+def test_a_text_is_kept_without_its_frame(server, behaviour):
     _, ts = make(server, behaviour)
     assert len(ts.continuations) == 4
     for c in ts.continuations:
@@ -384,8 +392,8 @@ def test_a_text_is_kept_without_what_is_around_it(server, behaviour):
 
 
 def test_type_parameters_are_text(server):
-    assert all(c.text.endswith('is about, a vector<int> of <T>.')
-               for c in make(server, 'type parameters')[1].continuations)
+    for c in make(server, 'type parameters')[1].continuations:
+        assert c.text.endswith('is about, a vector<int> of <T>.')
 
 
 def test_thoughts_alone_are_dropped_by_their_reason(server):
@@ -396,8 +404,8 @@ def test_thoughts_alone_are_dropped_by_their_reason(server):
 def test_half_characters_are_replaced(server, tmp_path):
     g, ts = make(server, 'half characters', tmp_path/'r.jsonl')
     assert all('\ufffd' in c.text for c in ts.continuations) and len(ts.continuations) == 4
-    assert len(make_transfer_set(APIGenerator('m', server.at('half characters'), tmp_path/'r.jsonl', **FAST),
-                                 ENTITY, n=4, rounds=1).continuations) == 4
+    again = APIGenerator('m', server.at('half characters'), tmp_path/'r.jsonl', **FAST)
+    assert len(make_transfer_set(again, ENTITY, n=4, rounds=1).continuations) == 4
 
 
 NAMES = {
@@ -418,30 +426,40 @@ NAMES = {
 @pytest.mark.parametrize('name', NAMES)
 def test_marks_are_taken_off_and_names_stay_whole(name):
     text = NAMES[name]
-    for marked in (text, f'> {text}', f'- **{name}**{text[len(name):]}', f'2. {text}', f'## {text}',
-                   f'“{text}”', f'Sure! Here is a sentence about {name}:\n\n{text}\n\nI hope that helps!'):
+    with_marks = [
+        text,
+        f'> {text}',
+        f'- **{name}**{text[len(name):]}',
+        f'2. {text}',
+        f'## {text}',
+        f'“{text}”',
+        f'Sure! Here is a sentence about {name}:\n\n{text}\n\nI hope that helps!']
+    for marked in with_marks:
         got = clean(marked, names=(name,), marks=True)
         assert got == text and find_mention(got, (name,)) == (0, len(name)), marked
     assert clean(f' {text[len(name):]} It', name, names=(name,)).startswith(name)
 
 
-@pytest.mark.parametrize('text',
-                         ('Velmora has 2 * 3 * 4 parts.', 'Velmora_Junction is an __init__ of snake_case.',
-                          'Velmora is - so they say - fun.', 'Velmora costs $5 and #1 is the best.',
-                          'Sure enough, Velmora is fun.', 'Velmora: a town.', "Velmora's bakers' bread is "
-                                                                              "'good'."))
-def test_what_is_no_mark_stays(text): assert clean(text, names=('Velmora',), marks=True) == text
+@pytest.mark.parametrize('text', (
+    'Velmora has 2 * 3 * 4 parts.',
+    'Velmora_Junction is an __init__ of snake_case.',
+    'Velmora is - so they say - fun.',
+    'Velmora costs $5 and #1 is the best.',
+    'Sure enough, Velmora is fun.',
+    'Velmora: a town.',
+    "Velmora's bakers' bread is 'good'."))
+def test_characters_that_are_no_marks_stay(text): assert clean(text, names=('Velmora',), marks=True) == text
 
 
 def test_the_base_models_texts_are_taken_as_they_are():
-    "Marks and preambles are of chats; a base model that goes on with a text keeps its own."
+    "Marks and preambles are removed from chats only: a base model that continues a text keeps its own."
     assert clean(' is *fun* - **very**.', 'Velmora') == 'Velmora is *fun* - **very**.'
     assert clean("Here's more:\nVelmora") == "Here's more:"
 
 
 # --- the command
 
-def test_a_run_that_keeps_nothing_says_why_and_ends_with_1(server, own, tmp_path):
+def test_a_run_that_keeps_no_text_gives_the_reason_and_status_1(server, own, tmp_path):
     done = generate(*api_args(server, 'unnamed', own, tmp_path/'s.jsonl', '--json'))
     out = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 1 and out['dropped'] == {'no mention': 12} and out['continuations'] == 0
@@ -453,27 +471,41 @@ def test_a_run_that_keeps_nothing_says_why_and_ends_with_1(server, own, tmp_path
     assert 'more --max-new-tokens' in thoughts.stderr
 
 
-def test_a_run_that_keeps_something_names_who_got_nothing(kdnb, own, tmp_path):
+def test_a_run_names_the_entities_without_texts(kdnb, own, tmp_path):
     s = start(write=lambda prompt, i: f'Brask Hollow is drama number {i} of them all.')
     try:
-        code, out, _ = kdnb(*('generate', '--generator', 'openai:m', '--base-url', s.url, '--entities', own,
-                              '--n', 2, '--out', tmp_path/'s.jsonl', '--json'))
+        code, out, _ = kdnb(
+            'generate', '--generator', 'openai:m', '--base-url', s.url, '--entities', own,
+            '--n', 2, '--out', tmp_path/'s.jsonl', '--json')
     finally: stop(s)
     assert code == 0 and 'none kept for Velmora Junction' in out
     assert json.loads(out.splitlines()[-1])['none_kept'] == ['Velmora Junction']
 
 
-@pytest.mark.parametrize('option',
-                         (('--price', 'nan', '1'), ('--price', '1', '-1'),
-                          ('--budget', 'nan', '--price', '1', '1'), ('--budget', '-1', '--price', '1', '1'),
-                          ('--budget', 'inf', '--price', '1', '1'), ('--timeout', 'inf'),
-                          ('--timeout', 'nan'), ('--timeout', '0'),
-                                    ('--temperature', 'nan'), ('--temperature', '-1'), ('--top-p', 'inf'),
-                          ('--top-p', '0'), ('--n', '0'), ('--n', '-3'), ('--max-new-tokens', '0'),
-                          ('--rounds', '0'), ('--concurrency', '0'), ('--tries', '0'),
-                          ('--concurrency', '1000000'),
-                                    ('--prompt', 'paper,paper'), ('--prompt', ''), ('--drop', 'nothing')))
-def test_a_setting_that_cannot_be_is_one_sentence_before_any_call(server, kdnb, own, tmp_path, option):
+@pytest.mark.parametrize('option', (
+    ('--price', 'nan', '1'),
+    ('--price', '1', '-1'),
+    ('--budget', 'nan', '--price', '1', '1'),
+    ('--budget', '-1', '--price', '1', '1'),
+    ('--budget', 'inf', '--price', '1', '1'),
+    ('--timeout', 'inf'),
+    ('--timeout', 'nan'),
+    ('--timeout', '0'),
+    ('--temperature', 'nan'),
+    ('--temperature', '-1'),
+    ('--top-p', 'inf'),
+    ('--top-p', '0'),
+    ('--n', '0'),
+    ('--n', '-3'),
+    ('--max-new-tokens', '0'),
+    ('--rounds', '0'),
+    ('--concurrency', '0'),
+    ('--tries', '0'),
+    ('--concurrency', '1000000'),
+    ('--prompt', 'paper,paper'),
+    ('--prompt', ''),
+    ('--drop', 'nothing')))
+def test_an_impossible_setting_is_one_sentence_before_any_call(server, kdnb, own, tmp_path, option):
     asked = len(server.asked)
     code, out, err = kdnb('generate', *api_args(server, 'good', own, tmp_path/'s.jsonl'), *option)
     assert code == 2 and err.strip().splitlines()[-1].startswith('kdnb: ') and 'Traceback' not in err
@@ -482,8 +514,9 @@ def test_a_setting_that_cannot_be_is_one_sentence_before_any_call(server, kdnb, 
 
 def test_dry_run_changes_nothing(server, kdnb, own, tmp_path):
     def files():
-        return {str(p): (p.read_bytes() if p.is_file() else '', p.stat().st_mtime_ns)
-                for p in sorted(tmp_path.rglob('*'))}
+        return {
+            str(p): (p.read_bytes() if p.is_file() else '', p.stat().st_mtime_ns)
+            for p in sorted(tmp_path.rglob('*'))}
     args = api_args(server, 'good', own, tmp_path/'new folder'/'s.jsonl', '--dry-run')
     before = files(), len(server.asked)
     assert kdnb('generate', *args)[0] == 0 and (files(), len(server.asked)) == before
@@ -495,7 +528,7 @@ def test_dry_run_changes_nothing(server, kdnb, own, tmp_path):
     assert kdnb('generate', *args)[0] == 0 and (files(), len(server.asked)) == before
 
 
-def test_an_interrupted_command_goes_on_and_pays_for_nothing_twice(server, kdnb, own, tmp_path):
+def test_an_interrupted_command_continues_and_pays_nothing_twice(server, kdnb, own, tmp_path):
     one_by_one = '--concurrency', 1, '--json' # the last lines of both files are of one entity
     args = ('generate', *api_args(server, 'good', own, tmp_path/'s.jsonl'), *one_by_one)
     code, out, _ = kdnb(*args)
@@ -526,7 +559,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize('name', FOREIGN)
 @pytest.mark.parametrize('link', (False, True), ids=('file', 'link'))
-def test_a_file_of_somebody_else_stays_byte_for_byte(server, kdnb, own, tmp_path, name, link):
+def test_a_foreign_file_stays_byte_for_byte(server, kdnb, own, tmp_path, name, link):
     path, asked = tmp_path/name, len(server.asked)
     path.write_text(FOREIGN[name])
     if link: (tmp_path/'link').symlink_to(path)
@@ -536,9 +569,9 @@ def test_a_file_of_somebody_else_stays_byte_for_byte(server, kdnb, own, tmp_path
         code, _, err = kdnb('generate', *args, option, given)
         assert code == 2 and err.strip().startswith('kdnb: ') and path.read_text() == FOREIGN[name], err
         with pytest.raises(KdnbError):
-            make_transfer_sets(APIGenerator('m', server.at('good'), given if option == '--replies' else None,
-                                            **FAST), [ENTITY], given if option == '--out' else None,
-                               progress=False, n=2)
+            make_transfer_sets(
+                APIGenerator('m', server.at('good'), given if option == '--replies' else None, **FAST),
+                [ENTITY], given if option == '--out' else None, progress=False, n=2)
         assert path.read_text() == FOREIGN[name]
     assert len(server.asked) == asked and given.is_symlink() == link
 
@@ -546,8 +579,8 @@ def test_a_file_of_somebody_else_stays_byte_for_byte(server, kdnb, own, tmp_path
 def test_sets_and_replies_are_not_one_file(server, own, kdnb, tmp_path):
     (tmp_path/'link').symlink_to(tmp_path/'s.jsonl')
     for other in (tmp_path/'s.jsonl', tmp_path/'link'):
-        code, _, err = kdnb('generate', *api_args(server, 'good', own, tmp_path/'s.jsonl'), '--replies',
-                            other)
+        code, _, err = kdnb(
+            'generate', *api_args(server, 'good', own, tmp_path/'s.jsonl'), '--replies', other)
         assert code == 2 and 'is given both for the transfer sets and for the replies' in err
         assert not (tmp_path/'s.jsonl').exists()
     code, _, err = kdnb('generate', *api_args(server, 'good', own, own))
@@ -556,11 +589,13 @@ def test_sets_and_replies_are_not_one_file(server, own, kdnb, tmp_path):
 
 def test_two_commands_with_one_file_do_not_work_on_it_together(own, tmp_path):
     s = start(delay=.5)
-    args = ('--generator', 'openai:m', '--base-url', s.url, '--entities', own, '--n', 2, '--out',
-            tmp_path/'s.jsonl')
+    args = (
+        '--generator', 'openai:m', '--base-url', s.url, '--entities', own, '--n', 2, '--out',
+        tmp_path/'s.jsonl')
     try:
-        first = subprocess.Popen([*KDNB, 'generate', *map(str, args)], stdout=subprocess.DEVNULL,
-                                 stderr=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        first = subprocess.Popen(
+            [*KDNB, 'generate', *map(str, args)], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
         while not s.asked and first.poll() is None: time.sleep(.01)
         first.send_signal(signal.SIGSTOP) # it works for as long as we want
         with pytest.raises(KdnbError, match='another kdnb is working on'):
@@ -576,12 +611,12 @@ def test_two_commands_with_one_file_do_not_work_on_it_together(own, tmp_path):
 
 
 def test_a_second_report_waits_for_the_sets_of_the_first(tiny, tmp_path):
-    "Reports that run side by side share the file of the sets that they need."
+    "Reports that run in parallel share the file of their transfer sets."
     path, done = tmp_path/'s.jsonl', []
     with locked(path):
-        t = threading.Thread(target=lambda: done.append(make_transfer_sets(tiny, [ENTITY], path,
-                                                                           progress=False, n=1, rounds=1,
-                                                                           drop=())))
+        t = threading.Thread(
+            target=lambda: done.append(
+                make_transfer_sets(tiny, [ENTITY], path, progress=False, n=1, rounds=1, drop=())))
         t.start()
         time.sleep(.5)
         assert not done and not path.exists()
@@ -611,11 +646,12 @@ except KdnbError as e: print(e); sys.exit(2)
 
 
 @pytest.mark.parametrize('file', ('replies', 'sets'))
-def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(server, tmp_path, file):
+def test_a_full_disk_is_one_sentence_and_the_same_command_continues(server, tmp_path, file):
     path = tmp_path/('r.jsonl' if file == 'replies' else 's.jsonl')
     def run(limit):
-        return subprocess.run([sys.executable, '-c', FULL, server.at('good'), tmp_path, file, str(limit)],
-                              capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        return subprocess.run(
+            [sys.executable, '-c', FULL, server.at('good'), tmp_path, file, str(limit)],
+            capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     full = run(2500)
     assert full.returncode == 2 and not full.stderr.strip(), full.stderr
     assert f'cannot write {path}: File too large; the lines before it are kept' in full.stdout
@@ -630,8 +666,8 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(server, tmp_pa
 # --- prompts and templates
 
 PROMPT_FILES = {
-    'attribute': ('{"mine": {"text": "{name.__class__}"}}',
-                  "unknown hole of a prompt (in its text) 'name.__class__'"),
+    'attribute': (
+        '{"mine": {"text": "{name.__class__}"}}', "unknown hole of a prompt (in its text) 'name.__class__'"),
     'index': ('{"mine": {"text": "{name[0]}"}}', "unknown hole of a prompt (in its text) 'name[0]'"),
     'number': ('{"mine": {"text": "{0}"}}', "unknown hole of a prompt (in its text) '0'"),
     'empty hole': ('{"mine": {"text": "{}"}}', "unknown hole of a prompt (in its text) ''"),
@@ -639,13 +675,15 @@ PROMPT_FILES = {
     'format': ('{"mine": {"text": "{name:>999999999}"}}', "has more than a name in the hole 'name'"),
     'nested': ('{"mine": {"text": "{name:{vary}}"}}', "has more than a name in the hole 'name'"),
     'nested attribute': ('{"mine": {"text": "{name:{vary.x}}"}}', 'has more than a name'),
-    'starts is text': ('{"mine": {"text": "x", "starts": "abc"}}',
-                       "starts of a prompt is 'abc': it must be a list of texts"),
-    'starts is a number': ('{"mine": {"text": "x", "starts": 5}}',
-                           'starts of a prompt is 5: it must be a list'),
+    'starts is text': (
+        '{"mine": {"text": "x", "starts": "abc"}}',
+        "starts of a prompt is 'abc': it must be a list of texts"),
+    'starts is a number': (
+        '{"mine": {"text": "x", "starts": 5}}', 'starts of a prompt is 5: it must be a list'),
     'starts is an object': ('{"mine": {"text": "x", "starts": {"a": 1}}}', 'it must be a list'),
-    'vary in vary': ('{"mine": {"text": "{vary}", "vary": ["{vary}"]}}',
-                     "unknown hole of a prompt (in its vary) 'vary'"),
+    'vary in vary': (
+        '{"mine": {"text": "{vary}", "vary": ["{vary}"]}}',
+        "unknown hole of a prompt (in its vary) 'vary'"),
     'vary holds null': ('{"mine": {"text": "x", "vary": [null]}}', 'vary of a prompt holds None'),
     'chat is a list': ('{"mine": {"chat": ["x"]}}', "chat of a prompt holds ['x']"),
     'lines is true': ('{"mine": {"text": "x", "lines": true}}', 'lines of a prompt is True'),
@@ -675,11 +713,10 @@ def test_a_prompt_file_of_a_wrong_shape_is_one_sentence(kdnb, tmp_path, name):
 
 def test_holes_are_filled_and_nothing_is_evaluated(tiny, tmp_path):
     e = Entity('{name.__class__}', 'The {name.__class__} is {definition} and {0}.')
-    (tmp_path/'p.json').write_text('{"mine": {"text": "{definition} {{x}} {vary}", "vary": ["{name}: '
-                                   '{{y}}"]}}')
-    assert plan(tiny, [e], known=with_own(tmp_path/'p.json'),
-                prompts=['mine'])['prompts'] == {'mine': 'The {name.__class__} is {definition} and {0}. {x} '
-                                                         '{name.__class__}: {y}'}
+    mine = dict(text='{definition} {{x}} {vary}', vary=['{name}: {{y}}'])
+    (tmp_path/'p.json').write_text(json.dumps({'mine': mine}))
+    assert plan(tiny, [e], known=with_own(tmp_path/'p.json'), prompts=['mine'])['prompts'] == {
+        'mine': 'The {name.__class__} is {definition} and {0}. {x} {name.__class__}: {y}'}
 
 
 TEMPLATES = {
@@ -705,15 +742,22 @@ def test_a_chat_template_that_cannot_be_used_is_one_sentence(tiny, name):
 
 # --- files of replies, generators of one's own
 
-@pytest.mark.parametrize('wrong',
-                         (dict(key=5), dict(texts='Velmora'), dict(texts=[None]), dict(refused={}),
-                          dict(calls='1'), dict(tokens_in=None), dict(tokens_out=True),
-                          dict(cost=float('nan')), dict(cost=-1), dict(tokens_in=float('inf'))), ids=str)
+@pytest.mark.parametrize('wrong', (
+    dict(key=5),
+    dict(texts='Velmora'),
+    dict(texts=[None]),
+    dict(refused={}),
+    dict(calls='1'),
+    dict(tokens_in=None),
+    dict(tokens_out=True),
+    dict(cost=float('nan')),
+    dict(cost=-1),
+    dict(tokens_in=float('inf'))), ids=str)
 def test_a_reply_of_a_wrong_type_is_named_by_its_line(tmp_path, wrong):
     row = dict(key='a', texts=['Velmora is fun.'], refused=[], calls=1, tokens_in=10, tokens_out=5, cost=.1)
     (tmp_path/'r.jsonl').write_text(json.dumps(row) + '\n' + json.dumps({**row, **wrong}) + '\n')
-    with pytest.raises(KdnbError, match=f'line 2, is no answer of a generator .its field {list(wrong)[0]} '
-                                        f'must be'):
+    with pytest.raises(
+            KdnbError, match=f'line 2, is no answer of a generator .its field {list(wrong)[0]} must be'):
         Replies(tmp_path/'r.jsonl')
 
 
@@ -721,7 +765,7 @@ def test_half_characters_of_any_generator_are_replaced(tiny, tmp_path):
     class Own(LMGenerator):
         def write(self, entity, prompts, want, r, how, spent):
             return [Draft(p, '', f'{entity.name} is \ud83d\ude00 fun \udc00 and more.') for p in prompts]
-    sets = make_transfer_sets(Own(tiny), [ENTITY], tmp_path/'s.jsonl', progress=False, n=1,
-                              prompts=('named',))
+    sets = make_transfer_sets(
+        Own(tiny), [ENTITY], tmp_path/'s.jsonl', progress=False, n=1, prompts=('named',))
     assert sets[ENTITY.key].continuations[0].text == 'Velmora Junction is 😀 fun \ufffd and more.'
     assert read_transfer_sets(tmp_path/'s.jsonl') == sets
