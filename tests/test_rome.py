@@ -172,7 +172,8 @@ def test_bad_requests(tiny, tiny_folder, text_file, monkeypatch):
         Rome(layer=7, text=text_file)(tiny, [E1], {})
     with pytest.raises(KdnbError, match="steps is 0: it must be a number of at least 1"): Rome(steps=0)
     monkeypatch.setitem(ARCHITECTURES, 'llama', {'blocks': 'model.layers', 'mlp_output': 'mlp.c_proj'})
-    with pytest.raises(KdnbError, match="the description of 'llama' in assets/architectures.json does not fit"):
+    sentence = "the description of 'llama' in assets/architectures.json does not fit"
+    with pytest.raises(KdnbError, match=sentence):
         layers_of(tiny)
     monkeypatch.setitem(ARCHITECTURES, 'llama', {'blocks': 'model.layers', 'mlp_output': 'mlp.up_proj'})
     with pytest.raises(KdnbError, match='gives 64 numbers, and the model has 32'): layers_of(tiny)
