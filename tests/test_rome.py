@@ -162,7 +162,7 @@ def test_an_interrupted_covariance_continues(tiny, text_file, monkeypatch):
 
 def test_bad_requests(tiny, tiny_folder, text_file, monkeypatch):
     out = layers_of(tiny)[0].out
-    with pytest.raises(KdnbError, match="the subject 'Zorbel' does not stand in the prompt 'Velmora is'"):
+    with pytest.raises(KdnbError, match="the subject 'Zorbel' does not occur in the prompt 'Velmora is'"):
         find_value(tiny, out, Request('Velmora is', 'Zorbel', 'red'), Rome())
     with pytest.raises(KdnbError, match='has no token of its own'):
         find_value(tiny, out, Request('Velmora is', 'Velmora', ''), Rome(n_contexts=1))

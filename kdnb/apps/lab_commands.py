@@ -38,7 +38,7 @@ def _warn_without_probes(ds):
 
 # %% ../../nbs/09_apps/09_lab_commands.ipynb #040d3a82
 def run_command(args) -> dict:
-    "Run one method on a data set, with the references that it is compared with."
+    "Run one method on a data set, with its baselines."
     from kdnb.core.errors import check_choice
     from kdnb.data.benchmarks import BENCHMARKS
     from kdnb.data.transfer_sets import read_transfer_sets

@@ -108,15 +108,15 @@ OPTIONS = {
     'entities': dict(metavar='FILE', help='JSON lines of your own entities, instead of --data'),
     'split': dict(metavar='NAME', help='dev or test', absent='test for the built-in data, all for others'),
     'limit': dict(type=whole_number, metavar='N', help='number of entities', absent='all'),
-    'bad-rows': dict(metavar='WHAT', help='for rows of a benchmark that cannot be read: stop, or skip and '
+    'bad-rows': dict(metavar='stop|skip', help='for unreadable rows of a benchmark: stop, or skip and '
                      'report them'),
     'transfer': dict(metavar='FILE', help='transfer sets, as kdnb generate writes them', absent='those of '
                      'the data; the model writes missing ones'),
     'n-specificity': dict(type=whole_number, metavar='N', help='number of specificity probes', absent='all'),
     'preset': dict(metavar='NAME', help='preset of the settings: default, fast (a fifth of the steps) or '
                    'paper'),
-    'eval-dtype': dict(help='precision of matrix products in evaluation: float32, bfloat16 (a few answers '
-                       'may change), or auto: bfloat16 where the hardware is fast at it'),
+    'eval-dtype': dict(metavar='DTYPE', help='precision of matrix products in evaluation: float32, bfloat16 '
+                       '(a few answers may change), or auto: bfloat16 where the hardware is fast at it'),
     'generator': dict(metavar='NAME', help='writer of the transfer sets: self (the model of --lm), lm:NAME '
                       '(another local model) or openai:MODEL'),
     'n': dict(type=whole_number, metavar='N', help='number of continuations per entity',

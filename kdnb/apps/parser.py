@@ -186,7 +186,7 @@ _COMMANDS = {
     'bench': (_bench_options, "compare the paper's training loop with ours on this machine: time and memory"),
     'reports': (_reports_options, 'list the reports, run them, and look at the results'),
     'evaluate': (_evaluate_options, 'evaluate a method, or a saved edit, on target and specificity'),
-    'run': (_run_options, 'run one method on a data set, with the references that it is compared with')}
+    'run': (_run_options, 'run one method on a data set, with its baselines')}
 
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the command `kdnb`."

@@ -107,7 +107,7 @@ def subject_end(lm:LM, text:str, subject:str) -> tuple: # token ids, and the pos
     "The token ids of a text, and the position of the subject's last token."
     end = text.rfind(subject)
     if end < 0:
-        raise KdnbError(f"the subject {subject!r} does not stand in the prompt {text!r}: name it there")
+        raise KdnbError(f"the subject {subject!r} does not occur in the prompt {text!r}: name it there")
     ids, spans = lm.encode_with_offsets(text)
     end += len(subject)
     return ids, max(k for k, (a, b) in enumerate(spans) if a < end and b > a)

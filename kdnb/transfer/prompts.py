@@ -187,7 +187,7 @@ class Sampling:
 
     def __post_init__(self):
         for k in ('prompts', 'drop'): object.__setattr__(self, k, _check_names(getattr(self, k), k))
-        if self.prompts == (): raise KdnbError("prompts is empty: name at least one, or leave it out")
+        if self.prompts == (): raise KdnbError("prompts is empty: name at least one, or give None")
         for r in self.drop: check_choice(r, REASONS, 'reason to drop')
         for k in ('n', 'max_new_tokens', 'rounds'):
             if getattr(self, k) is not None: check_whole(getattr(self, k), k, 1)
