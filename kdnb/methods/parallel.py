@@ -26,7 +26,7 @@ from ..models.memory import memory_peak
 from ..models.model import LM
 
 # %% ../../nbs/05_methods/18_parallel.ipynb #65591f0e
-def _new_bank(lm, config, n, seed):
+def _new_adapters(lm, config, n, seed):
     "n untrained adapters on the layers that `config` selects."
     head, layers = lm.model.get_output_embeddings(), {}
     selected = upper(lm, config.start_layer) if config.start_layer else None
@@ -95,7 +95,7 @@ def train_separate_adapters(lm:LM, config:TrainingConfig,
     groups = with_positions(groups)
     n, losses = len(groups), [[] for _ in groups]
     ready = prepare(lm, config, groups, seed, config.steps)
-    bank = _new_bank(lm, config, n, seed)
+    bank = _new_adapters(lm, config, n, seed)
     params = [p for A, B, _ in bank.layers.values() for p in (A, B)]
     decay = config.weight_decay_target == 'base' and config.weight_decay
     learned, initial = {}, [p.detach().clone() for p in params] if decay else []
