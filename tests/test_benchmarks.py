@@ -235,7 +235,7 @@ def test_a_line_of_two_gigabytes_is_refused_at_once(kdnb, tmp_path):
 PLACES = {
     'a directory': ('entity-inferences={}', 'Is a directory'),
     'nothing there': ('entity-inferences={}/none.json', 'No such file'),
-    'an unknown benchmark': ('entities={}', "no data set 'entities="),
+    'an unknown benchmark': ('entities={}', "unknown benchmark 'entities'"),
     'an empty file': ('ecbd={}/empty.json', 'holds no row that can be read')}
 
 

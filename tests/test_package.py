@@ -62,7 +62,8 @@ def test_an_extra_names_packages_that_it_requires():
 
 def test_a_missing_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(EXTRAS, 'lab', ('papermill', 'no_such_package'))
-    sentence = r"^reports need the extra 'lab' \(no_such_package not installed\): pip install 'kdnb\[lab\]'$"
+    sentence = (r"^reports need the extra 'lab' \(no_such_package not installed\): "
+                r"pip install -e '\.\[lab\]' in the repository of kdnb$")
     with pytest.raises(KdnbError, match=sentence): need_extra('lab', 'reports')
 
 
