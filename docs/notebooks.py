@@ -62,6 +62,9 @@ def imports_only(code):
 def clean_outputs(cell, outputs, alt):
     "Gives a cell its outputs, without progress bars, stderr and live content; a picture gets its text."
     cell.outputs = safe_outputs(filter(is_wanted, outputs), markdown=False)
+    for data in (o.data for o in cell.outputs if 'text/html' in o.get('data', {})):
+        # without links to places within the output, since their ids are removed
+        data['text/html'] = re.sub(r'<a\b[^>]*href="#[^"]*"[^>]*>.*?</a>', '', data['text/html'])
     has_picture = any('image/png' in o.get('data', {}) for o in cell.outputs)
     if has_picture: cell.metadata['mystnb'] = {'image': {'alt': alt}}
 
