@@ -11,18 +11,20 @@ from notebooks import anchor
 HERE = Path(__file__).resolve().parent
 
 
-def link(r): return f"[{md(r['label'])}](/reports/{r['report']}-{r['label']}.ipynb)"
+def page_name(r): return f"{r['report']}-{r['label']}"
 
-def figure(r, name, to):
-    "The headline figure of a run, named NAME.png, as a figure whose caption and picture lead to the run."
+def link(r): return f"[{md(r['label'])}](/reports/{page_name(r)}.ipynb)"
+
+def figure(r, to=''):
+    "The headline figure of a run, in the folder `to`, whose caption and picture lead to the run."
     alt = f"{about(r['report'])[0]}, {r['label']}: {r['figures'][0].stem}"
-    target = f"../reports/{r['report']}-{r['label']}.html"
-    return [f':::{{figure}} {to}{name}.png', f':alt: {alt}', f':target: {target}', '', link(r), ':::']
+    target = f'../reports/{page_name(r)}.html'
+    return [f':::{{figure}} {to}{page_name(r)}.png', f':alt: {alt}', f':target: {target}', '', link(r), ':::']
 
 def copy_figures(found, folder):
     "The headline figure of each run, as REPORT-LABEL.png."
     for r in found:
-        if r['figures']: shutil.copy(r['figures'][0], folder/f"{r['report']}-{r['label']}.png")
+        if r['figures']: shutil.copy(r['figures'][0], folder/f'{page_name(r)}.png')
 
 SUBJECTS = {'reports': 'First steps', 'benchmarks': 'Benchmarks', 'methods': 'Methods', 'scaling': 'Scaling',
             'data': 'Data'} # folder of report notebooks -> heading
@@ -30,7 +32,7 @@ SUBJECTS = {'reports': 'First steps', 'benchmarks': 'Benchmarks', 'methods': 'Me
 def gallery_section(name, runs):
     "The runs of a report, with their headline figures."
     title, what = about(name)
-    figures = [figure(r, f"{name}-{r['label']}", '') if r['figures'] else [link(r)] for r in runs]
+    figures = [figure(r) if r['figures'] else [link(r)] for r in runs]
     lines = [l for f in figures for l in f]
     return [f'### {title}', '', what, '', '::::{container} gallery', *lines, '::::', '']
 
@@ -42,16 +44,15 @@ def gallery(found):
         lines += [f'## {subject}', '']
         for name in (n for n in names if paths[n].parent.name == folder):
             lines += gallery_section(name, [r for r in found if r['report'] == name])
-    pages = [f"{r['report']}-{r['label']}.ipynb" for r in found]
+    pages = [f'{page_name(r)}.ipynb' for r in found]
     return '\n'.join([*lines, ':::{toctree}', ':hidden:', '', *pages, ':::', ''])
 
 
-def tested(c, found):
-    "(run, `Claim`) for each claim of a committed run that tests an entry of claims.json."
+def tested(c, said):
+    "Those of all (run, `Claim`) that test an entry of claims.json."
     unknown = set(c['tests']) - set(WORDINGS)
     if unknown: raise ValueError(f"docs/claims.json: there is no claim {sorted(unknown)[0]!r} in WORDINGS")
-    claims = ((r, claim) for r in found for claim in read_claims(r['folder']/'results.json'))
-    return [(r, claim) for r, claim in claims if claim.id in c['tests']]
+    return [(r, claim) for r, claim in said if claim.id in c['tests']]
 
 def main_lines(c, lines):
     "The lines that decide: of the first test of a claim, with the values under `main` in claims.json."
@@ -75,14 +76,15 @@ def claim_section(c, lines):
     head += [f'- **{x.outcome.capitalize()}** in {link(r)}: {x.figures}.' for r, x in main_lines(c, lines)]
     head += ['', f"These are results of the report *{report}*.", '']
     r = next((r for r, _ in lines if r['figures']), None)
-    if r: head += [*figure(r, f"{r['report']}-{r['label']}", '../reports/'), '']
+    if r: head += [*figure(r, '../reports/'), '']
     rows = [f'| {link(r)} | {x.outcome} | {x.sentence} | {x.figures} |' for r, x in lines]
     return [*head, '| run | outcome | claim | figures |', '|---|---|---|---|', *rows, '']
 
 def claims(found):
     "The claims of the paper and of its readers with what the reports found."
     asked = json.loads((HERE/'claims.json').read_text(encoding='utf-8'))
-    lines = {c['claim']: tested(c, found) for c in asked}
+    said = [(r, claim) for r in found for claim in read_claims(r['folder']/'results.json')]
+    lines = {c['claim']: tested(c, said) for c in asked}
     def table(is_open, what):
         head = [f'| {what} | where | outcome |', '|---|---|---|']
         rows = []
