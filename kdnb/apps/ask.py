@@ -160,7 +160,9 @@ def as_text(answers:Answers) -> str:
     if answers.with_definition is None: rows.pop('with the definition')
     if answers.taught is None: rows['taught'] = '(as base: the text mentions none of the taught entities)'
     width = max(map(len, rows)) + 2
-    def shown(text): return printable(text.strip() or '(nothing)').replace('\n', '\n' + ' '*width)
+    def shown(text):
+        lines = printable(text.strip() or '(nothing)').split('\n')
+        return '\n'.join([lines[0], *(' '*width + line if line.strip() else '' for line in lines[1:])])
     return '\n'.join(f'{name:<{width}}{shown(text)}' for name, text in rows.items())
 
 # %% ../../nbs/09_apps/12_ask.ipynb #a49f44e5
