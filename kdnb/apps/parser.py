@@ -112,7 +112,7 @@ def _teach_options(t):
 
 def _ask_options(a):
     a.add_argument('folder', type=some_text, metavar='DIR', help='folder of kdnb teach or kdnb edit')
-    a.add_argument('question', type=some_text, nargs='*', metavar='QUESTION',
+    a.add_argument('question', type=some_text, nargs='*', default=[], metavar='QUESTION',
                    help='what ends in a question mark is put into a frame of questions and answers, and the '
                         'answer ends with its first sentence; another text is continued as it is; without '
                         'one, a prompt line (or one question per line of a pipe)')

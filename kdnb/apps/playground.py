@@ -132,7 +132,8 @@ class _Playground:
             self.message.value = escape_html(error)
             return
         self.cards.children = [w.HTML(card(c, prompt, r)) for c, r in found.items()]
-        self.message.value = '' if 'edited' in found else 'not taught yet: the edited model comes after the button'
+        untaught = 'not taught yet: the edited model comes after the button'
+        self.message.value = '' if 'edited' in found else untaught
 
 # %% ../../nbs/09_apps/04_playground.ipynb #1dc92cdf
 @patch

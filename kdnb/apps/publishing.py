@@ -74,8 +74,8 @@ def _front_matter(base) -> str: # YAML
 def _place_of(base) -> str:
     "What somebody on another machine must know about a base model in a folder."
     if base.kind != 'folder': return ''
-    where = ("This is a folder of the machine on which the model was taught: on another machine, put the base "
-             "model's place into the code below and into each `adapter_config.json`. ")
+    where = ("This is a folder of the machine on which the model was taught: on another machine, put the "
+             "base model's place into the code below and into each `adapter_config.json`. ")
     if base.lm not in BUILTIN: return where
     return where + f"`kdnb.load_lm('{base.lm}')` downloads the same weights. "
 
