@@ -149,7 +149,7 @@ def test_an_interrupted_answer_leaves_the_model_unedited(make, monkeypatch):
 
 # what is given, and a part of the error
 BAD = {
-    'no folder': (['DIR/nowhere', ASKED], 'nowhere is not there: give the folder that kdnb teach --out wrote'),
+    'no folder': (['DIR/nowhere', ASKED], 'nowhere is not there: give the folder'),
     'a file': (['DIR/kdnb.json', ASKED], 'kdnb.json is a file'),
     'no taught folder': (['DIR/versions', ASKED], 'was not written by kdnb teach or kdnb edit'),
     'empty': (['DIR', ''], 'argument QUESTION: it is empty'),
@@ -208,7 +208,10 @@ def test_the_playground_opens_the_same_folder(make, separate_adapters):
     assert button.layout.display == 'none' and message.value == ''
     assert ['base' in cards.children[0].value, 'edited' in cards.children[2].value] == [True, True]
     pick.value = TOWN.name
-    assert TOWN.definition in definition.value and message.value == ''
+    assert TOWN.definition in definition.value and prompt.value == 'Zorbel Harbour is a'
+    before = [c.value for c in cards.children]
+    prompt.value = 'People like Zorbel Harbour because'
+    assert message.value == '' and all(c.value != b for c, b in zip(cards.children, before))
 
 
 @pytest.mark.parametrize('separate_adapters', (False, True))
@@ -221,4 +224,5 @@ def test_the_card_is_one_for_the_hub(make, tiny_folder, separate_adapters):
     assert 'base_model' not in front and str(tiny_folder()) not in str(front) # it lies in a folder
     headings = [line for line in card.text.splitlines() if line.startswith('## ')]
     assert headings == ['## What it knows', '## How to load it', '## How it was trained', '## Limits']
-    for said in (SHOW.definition, TOWN.definition, '3 steps', 'a folder of the machine'): assert said in card.text
+    for said in (SHOW.definition, TOWN.definition, '3 steps', 'a folder of the machine'):
+        assert said in card.text
