@@ -35,7 +35,8 @@ def question_prompt(question:str, # on one line
 
 # %% ../../nbs/06_evaluation/04_asking.ipynb #6c2b0b64
 _SENTENCE_END = re.compile(r'[.!?…]+["”’»)]*(?=\s+[^\s\d\Wa-zß-öø-ÿ])|[。！？।]+[」』”]?')
-_ABBREVIATION = re.compile(r'(?:^|[\s(])(?:\w|Dr|Mr|Mrs|Ms|Prof|St|No|vs|etc|[Ee]\.g|[Ii]\.e|(?:\w\.)+\w)\.$')
+_ABBREVIATION = re.compile(
+    r'(?:^|[\s(])(?:[^\W\d_]|Dr|Mr|Mrs|Ms|Prof|St|vs|etc|[Ee]\.g|[Ii]\.e|(?:\w\.)+\w)\.$')
 
 def short_answer(text:str # that a model wrote after `question_prompt`
                 ) -> str:
