@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['front_matter', 'parse_markdown', 'plain_text', 'left_out', 'heading_readings', 'term_of', 'Piece', 'row_text',
-           'joined']
+           'joined', 'split_cell', 'split_questions']
 
 # %% ../../nbs/00_core/11_markdown_text.ipynb #0f570022
 import re
@@ -123,3 +123,29 @@ def joined(pieces:list) -> str:
             out += '.' if p.kind == 'paragraph' else ';'
         out = f'{out} {p.text}'.strip()
     return out
+
+# %% ../../nbs/00_core/11_markdown_text.ipynb #d19f6a4a
+def split_cell(text:str) -> list: # of str
+    "The parts of a text that lists several with semicolons."
+    return [part.strip() for part in text.split(';') if part.strip()]
+
+_QUESTION = re.compile(r'Q(?:uestion)?\s*\d*\s*:\s*(.+?)(?:\s*/?\s*\bA(?:nswer)?\s*\d*\s*:\s*(.*))?')
+_ANSWER = re.compile(r'/?\s*A(?:nswer)?\s*\d*\s*:\s*(.*)')
+
+def split_questions(pieces:list) -> tuple: # (pieces without questions, line -> question as a JSON object)
+    "Questions among the pieces of a text, by line. A `ValueError` names one without an answer."
+    rest, questions, pieces = [], {}, [*pieces]
+    while pieces:
+        p = pieces.pop(0)
+        m = _QUESTION.fullmatch(p.text)
+        if not m:
+            rest.append(p)
+            continue
+        answer = m[2]
+        if answer is None and pieces and (a := _ANSWER.fullmatch(pieces[0].text)):
+            answer = a[1]
+            pieces.pop(0)
+        if not split_cell(answer or ''):
+            raise ValueError(f'line {p.line}: the question {m[1]!r:.60} has no answer: add "A: ..." after it')
+        questions[p.line] = {'text': m[1], 'answers': split_cell(answer)}
+    return rest, questions

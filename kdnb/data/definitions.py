@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['csv_rows', 'text_rows', 'definition_files', 'Definitions', 'read_files', 'read_definitions']
 
-# %% ../../nbs/01_data/05_definitions.ipynb #a26117ca
+# %% ../../nbs/01_data/05_definitions.ipynb #dfe7579a
 import csv, io, re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.errors import KdnbError, is_text
 from ..core.files import read_text
-from ..core.markdown_text import Piece, joined
+from ..core.markdown_text import Piece, joined, split_questions
 from ..core.remarks import Remark, notice_remarks
 from ..core.text import find_mention, spans, words_of
-from .markdown import md_rows, split_questions
+from .markdown import md_rows
 from .entity_files import CELLS, entity_faults, entity_of, read_entities, row_of_cells
 
 # %% ../../nbs/01_data/05_definitions.ipynb #5ff28760
@@ -81,7 +81,7 @@ def csv_rows(path:Path) -> tuple: # (list of (line, row as a dictionary), list o
         raise KdnbError(f"{path}, line {before + table.line_num}: not a table ({e})") from None
     return rows, remarks
 
-# %% ../../nbs/01_data/05_definitions.ipynb #fa51ba7f
+# %% ../../nbs/01_data/05_definitions.ipynb #192bd8ca
 def _text_pieces(lines): # yields `Piece`
     "The paragraphs, list items and questions of a plain text; `lines` are pairs (number, text)."
     piece = None
@@ -97,10 +97,11 @@ def _text_pieces(lines): # yields `Piece`
     if piece: yield piece
 
 def _title(lines):
-    "The first line, if it is a title: short, without final punctuation, above an empty or an underlining line."
+    "The first line, if it is a title: short, without final punctuation, above an empty line or a rule."
     first, second = (line.strip() for _, line in lines[:2]) if len(lines) > 2 else ('', 'x')
-    is_short = 0 < len(words_of(first)) <= 8 and len(first) <= 60 and not first.endswith(('.', ':', '!', '?', '。'))
-    return first if is_short and not second.strip('=-') else ''
+    is_short = 0 < len(words_of(first)) <= 8 and len(first) <= 60
+    is_sentence = first.endswith(('.', ':', '!', '?', '。'))
+    return first if is_short and not is_sentence and not second.strip('=-') else ''
 
 def _spelled(name, text):
     "A name as a text spells it."
@@ -114,11 +115,12 @@ def _document_name(path, title, text):
         return title, 'it is the short first line of the text'
     return stem, 'it is the name of the file'
 
-# %% ../../nbs/01_data/05_definitions.ipynb #d2b9b2b7
+# %% ../../nbs/01_data/05_definitions.ipynb #a2637007
 def text_rows(path:Path) -> tuple: # as `csv_rows`
     "The entity of a text file; or the rows of a table, which spreadsheets save as text, too."
     text = read_text(path, utf16=True)
-    if {'name', 'definition'} <= set(text.partition('\n')[0].strip().casefold().split('\t')): return csv_rows(path)
+    header = text.partition('\n')[0].strip().casefold()
+    if {'name', 'definition'} <= set(header.split('\t')): return csv_rows(path)
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1)]
     while lines and not lines[0][1].strip(): lines.pop(0)
     if not lines: return [], [Remark(str(path), 0, 'the file', 'it is empty')]
@@ -128,8 +130,9 @@ def text_rows(path:Path) -> tuple: # as `csv_rows`
     line, text = lines[0][0], joined(pieces)
     name, why = _document_name(path, title, text)
     remarks = [Remark(str(path), line, f'the name {name!r}', why, ignored=False)]
-    if title and name != title: remarks.append(Remark(str(path), line, f'the title {title!r}', 'no text names it'))
-    return [(line, {'name': name, 'definition': text, 'questions': questions})], remarks
+    if title and name != title:
+        remarks.append(Remark(str(path), line, f'the title {title!r}', 'the text never names it'))
+    return [(line, {'name': name, 'definition': text, 'questions': [*questions.values()]})], remarks
 
 # %% ../../nbs/01_data/05_definitions.ipynb #08cf8d97
 def _merged(rows):
