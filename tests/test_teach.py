@@ -165,9 +165,10 @@ def test_an_interrupted_teaching_continues(tiny, mine, tmp_path, monkeypatch):
 # name and text of a file, and a part of the error
 BAD = {
     'no file': (None, 'there is no file or folder'),
-    'another kind': (('x.txt', 'Velmora is new.'), 'is none of the files that are read: .jsonl, .csv, .md'),
+    'another kind': (('x.pdf', 'Velmora is new.'), 'is none of the files that are read: .jsonl, .csv, .md'),
     'never named': (
-        ('x.md', '# Velmora\nA comedy.\n'), "line 1, field definition: never names the entity 'Velmora'"),
+        ('x.jsonl', '{"name": "Velmora", "definition": "A comedy."}'),
+        "line 1, field definition: never names the entity 'Velmora'"),
     'no definition': (('x.md', '# Velmora\n\n# Zorbel\nZorbel is new.\n'), 'line 1, field definition'),
     'no heading': (('x.md', 'Velmora is new.\n'), 'has no heading'),
     'no column': (('x.csv', 'name,text\na,b\n'), "has no column 'definition'"),
