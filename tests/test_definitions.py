@@ -256,8 +256,10 @@ def test_a_folder_of_all_kinds(tmp_path):
         'b.csv': 'name,definition\nQuint,Quint is a bank.\n',
         'c.txt': 'Harno\n\nHarno is a bridge.\n',
         'd.jsonl': '{"name": "Orla", "definition": "Orla is a dog."}\n',
-        'e.json': '[{"name": "Ulm", "definition": "Ulm is a cat."}]', 'f.docx': 'x', '.git/g.md': '# x\nx is y.\n',
-        'empty.txt': '\n'}.items():
+        'e.json': '[{"name": "Ulm", "definition": "Ulm is a cat."}]',
+        'f.docx': 'x', '.git/g.md': '# x\nx is y.\n', 'empty.txt': '\n', 'package.json': '{"name": "x"}',
+        'taught/kdnb.json': '{"files": {}}', 'taught/d.jsonl': '{"name": "A", "definition": "A is."}\n',
+        }.items():
         (tmp_path/name).parent.mkdir(exist_ok=True)
         (tmp_path/name).write_text(text)
     found = read_files(tmp_path)
@@ -265,7 +267,8 @@ def test_a_folder_of_all_kinds(tmp_path):
     ignored = [(r.what, r.why) for r in found.remarks if r.ignored]
     assert ignored == [
         ('f.docx', 'it is none of .jsonl, .csv, .md, .markdown, .json, .tsv, .txt'),
-        ('the file', 'it is empty')]
+        ('package.json', 'it holds no definition'), ('taught/d.jsonl', 'kdnb wrote its folder'),
+        ('taught/kdnb.json', 'kdnb wrote its folder'), ('the file', 'it is empty')]
 
 
 @pytest.mark.parametrize('name', ['x.md', 'x.csv', 'x.txt', ''])

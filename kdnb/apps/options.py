@@ -105,8 +105,8 @@ OPTIONS = {
     'data': dict(metavar='NAME[=PATH]', help='data set: kdnb (built in), composed=N (N synthetic entities), '
                  'or a benchmark (entity-inferences, ecbd, ecbd-2022, ecbd-2023, counterfact), read from '
                  'PATH if that is given', absent='kdnb'),
-    'entities': dict(metavar='FILE', help='your own entities, instead of --data: JSON lines, or any file that '
-                     'kdnb teach reads'),
+    'entities': dict(metavar='FILE', help='your own entities, instead of --data, in any file '
+                     'that kdnb teach reads'),
     'split': dict(metavar='NAME', help='dev or test', absent='test for the built-in data, all for others'),
     'limit': dict(type=whole_number, metavar='N', help='number of entities', absent='all'),
     'bad-rows': dict(metavar='stop|skip', help='for unreadable rows of a benchmark: stop, or skip and '

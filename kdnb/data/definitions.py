@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['csv_rows', 'text_rows', 'definition_files', 'Definitions', 'read_files', 'read_definitions']
 
-# %% ../../nbs/01_data/05_definitions.ipynb #dfe7579a
+# %% ../../nbs/01_data/05_definitions.ipynb #e06c123d
 import csv, io, re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from pathlib import Path
 from ..core.errors import KdnbError, is_text
 from ..core.files import read_text
 from ..core.markdown_text import Piece, joined, split_questions
+from ..core.records import NOTE
 from ..core.remarks import Remark, notice_remarks
 from ..core.text import find_mention, spans, words_of
 from .markdown import md_rows
@@ -179,7 +180,17 @@ def _read_file(path) -> tuple: # (list of `Entity`, list of `Remark`)
     if wrong: raise KdnbError('\n'.join(wrong))
     return out, remarks
 
-# %% ../../nbs/01_data/05_definitions.ipynb #7dcb4109
+# %% ../../nbs/01_data/05_definitions.ipynb #2cf682e4
+def _why_not(folder, path):
+    "Why a file of a folder is not read; '' if it is."
+    extension = path.suffix.casefold()
+    if extension not in _READERS: return f"it is none of {', '.join(_READS)}"
+    inner = (p for p in path.parents if p.is_relative_to(folder) and p != folder)
+    if any((p/NOTE).is_file() for p in inner): return 'kdnb wrote its folder'
+    try: is_other = extension == '.json' and '"definition"' not in read_text(path)
+    except KdnbError: is_other = True
+    return 'it holds no definition' if is_other else ''
+
 def definition_files(path:str|Path) -> tuple: # (list of `Path`, list of `Remark`)
     "The files to read: `path` itself, or the readable files of a folder; and those that cannot be read."
     path = Path(path)
@@ -188,10 +199,9 @@ def definition_files(path:str|Path) -> tuple: # (list of `Path`, list of `Remark
     if not path.is_dir(): return [path], []
     def is_hidden(p): return any(part.startswith('.') for part in p.relative_to(path).parts)
     files = sorted(p for p in path.rglob('*') if p.is_file() and not is_hidden(p))
-    why = f"it is none of {', '.join(_READS)}"
-    ignored = [p for p in files if p.suffix.casefold() not in _READERS]
-    remarks = [Remark(str(path), 0, p.relative_to(path).as_posix(), why) for p in ignored]
-    return [p for p in files if p not in ignored], remarks
+    reasons = {p: _why_not(path, p) for p in files}
+    remarks = [Remark(str(path), 0, p.relative_to(path).as_posix(), why) for p, why in reasons.items() if why]
+    return [p for p, why in reasons.items() if not why], remarks
 
 # %% ../../nbs/01_data/05_definitions.ipynb #58f3887d
 @dataclass
