@@ -199,7 +199,7 @@ def test_only_adapters_are_taught(kdnb, tiny_folder, mine, tmp_path):
     assert 'say what to teach' in kdnb('teach', *how(tiny_folder()), '--out', tmp_path/'out')[2]
 
 
-GLOSSARY = '# Words\nOurs.\n\n## Quint\nQuint is a bank.\n- Q: Where is Quint? / A: Norway; Oslo\n\n```\nx\n```\n'
+WORDS = '# Words\nWe.\n\n## Quint\nQuint is a bank.\n- Q: Where is Quint? / A: Norway; Oslo\n\n```\nx\n```\n'
 
 
 def snapshot(folder):
@@ -210,7 +210,7 @@ def test_a_dry_run_shows_what_would_be_taught_and_changes_nothing(kdnb, tiny_fol
     out = tmp_path/'taught'
     args = [*how(tiny_folder()), '--out', out]
     teach(tiny, read_definitions(mine/'shows.md'), out, n=2, n_held_out=1, n_specificity=2, report=False)
-    (mine/'words.md').write_text(GLOSSARY + '\n## Zorbel Harbour\nZorbel Harbour is a comedy.\n')
+    (mine/'words.md').write_text(WORDS + '\n## Zorbel Harbour\nZorbel Harbour is a comedy.\n')
     before = snapshot(tmp_path)
     new = [*args[:-1], tmp_path.parent/'elsewhere']
     code, text, err = kdnb('teach', mine/'words.md', *new, '--dry-run')
@@ -230,7 +230,7 @@ def test_a_dry_run_shows_what_would_be_taught_and_changes_nothing(kdnb, tiny_fol
     assert [(r['line'], r['what']) for r in row['remarks']] == [
         (1, "the title 'Words' with the text below it"), (8, 'a code block')]
     assert row['minutes'] >= 0 and row['memory'] > 0 and set(row['seconds']) == {
-        'writing texts', 'training', 'measuring'}
+        'writing texts', 'training', 'writing probes', 'measuring'}
     code, _, err = kdnb('teach', mine/'words.md', *args, '--dry-run', '--undo')
     assert code == 2 and '--dry-run and --undo were both given: give one of them' in err
     assert snapshot(tmp_path) == before

@@ -6,7 +6,7 @@
 __all__ = ['PlannedEntity', 'planned_entities', 'Rates', 'measure_rates', 'seconds_of_teaching', 'DryRun', 'dry_run',
            'dry_run_command']
 
-# %% ../../nbs/09_apps/13_dry_run.ipynb #8c0d7a55
+# %% ../../nbs/09_apps/13_dry_run.ipynb #3fdefa52
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..methods.memory import memory_of_method
 from ..models.forward import uses_bfloat16
 from ..models.generation import generate
 from ..models.memory import memory_free
-from ..models.model import LM, load_lm
+from ..models.model import LM
 from ..transfer.generator import LMGenerator
 
 # %% ../../nbs/09_apps/13_dry_run.ipynb #cb275f03
@@ -86,13 +86,14 @@ def measure_rates(lm:LM,
     def write(): generate(lm, [text], batch, _WRITTEN, seed=0, fast=True)
     return Rates(ids.numel()/_seconds(read), _seconds(write)/_WRITTEN)
 
-# %% ../../nbs/09_apps/13_dry_run.ipynb #088154b0
-_ROUNDS, _STEP_COST = 2, 3 # rounds of writing; cost of a training step, in forward passes
+# %% ../../nbs/09_apps/13_dry_run.ipynb #3e439dfe
+_ROUNDS, _STEP_COST = 2, 5 # rounds of writing; cost of a training step, in forward passes
 _MEASUREMENTS = 2 # of the specificity probes: before and after
+_PROBE_STEPS = 36 # tokens that are written one after the other for the probes of an entity
 
 def _training_tokens(method, entities, n_tokens):
     "Tokens of the forward passes that a training is worth."
-    definition = 2*n_tokens/max(len(entities), 1)*getattr(method, 'with_definition', False)
+    definition = n_tokens/len(entities)*getattr(method, 'with_definition', False)
     texts = (method.batch_size or method.n_continuations)*TEXT_TOKENS + definition
     retained = (method.retain_batch_size*bool(method.retain_weight) + method.n_name_swaps)*TEXT_TOKENS
     per_step = min(method.entities_per_step, len(entities))*texts + retained
@@ -118,6 +119,7 @@ def seconds_of_teaching(lm:LM, entities, # all that the folder will know
     training = _training_tokens(method, entities, n_tokens) + _teacher_tokens(entities, n, n_tokens)
     return {'writing texts': n_new*_ROUNDS*_SAMPLES['max_new_tokens']*rates.write,
             'training': training/rates.read,
+            'writing probes': len(entities)*_PROBE_STEPS*rates.write,
             'measuring': _MEASUREMENTS*_probe_tokens(lm, probes)/rates.read}
 
 # %% ../../nbs/09_apps/13_dry_run.ipynb #03646a40
