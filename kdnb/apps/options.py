@@ -122,6 +122,8 @@ OPTIONS = {
                       '(another local model) or openai:MODEL'),
     'n': dict(type=whole_number, metavar='N', help='number of continuations per entity',
               absent="the generator's"),
+    'dry-run': dict(action='store_true', help='change nothing: only show what would be done (prompts, or '
+                    'entities and what is ignored), and estimate what it takes'),
     'base-url': dict(metavar='URL', help='openai: address of your own server')}
 
 # %% ../../nbs/09_apps/05_options.ipynb #926e3b94

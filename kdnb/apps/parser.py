@@ -56,7 +56,7 @@ def _generate_options(g):
                    help='JSON lines of the transfer sets; sets that the file holds already are kept')
     add_options(g, 'generator data entities split limit bad-rows n', generator='self', bad_rows='stop')
     _sampling_options(g)
-    g.add_argument('--dry-run', action='store_true', help='only estimate the cost, and show the prompts')
+    add_options(g, 'dry-run')
     _api_options(g)
     add_shared(g)
 
@@ -108,8 +108,7 @@ def _teach_options(t):
     t.add_argument('--separate-adapters', action='store_true',
                    help='train one adapter per entity, and route each prompt to the adapter of the entity '
                         'that it mentions; for many entities')
-    t.add_argument('--dry-run', action='store_true',
-                   help='only show what would be taught and what is ignored, and estimate minutes and memory')
+    add_options(t, 'dry-run')
     t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
 
 def _edit_options(e):
