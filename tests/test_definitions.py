@@ -117,6 +117,13 @@ MARKDOWN = {
     'names that no text mentions, below a title': (
         '# Words\n## Velmora\nA show.\n## Zorbel\nA film.\n',
         {'Velmora': 'Velmora: A show.', 'Zorbel': 'Zorbel: A film.'}),
+    'a fragment below a heading': (
+        '# Velmora\nVelmora is a show.\n## Owner\nOslo TV\n## Cast\nTwo bakers.\n',
+        {'Velmora': 'Velmora is a show. Owner: Oslo TV Two bakers.'}),
+    'groups with introductions': (
+        '# Handbook\nHello.\n## Shows\nOur shows.\n### Velmora\nVelmora is a show.\n'
+        '### Zorbel\nZorbel is a film.\n## Teams\n### Mira\nMira leads a team.\n',
+        {**SHOW_AND_FILM, 'Mira': 'Mira leads a team.'}),
     'paragraphs': (
         '# Velmora\nVelmora is a show.\n\nIt ends in Oslo.\n',
         {'Velmora': 'Velmora is a show. It ends in Oslo.'}),
@@ -322,7 +329,7 @@ BAD = {
     'a glossary or an article': (
         'x.md', '# Words\nOurs.\n## Velmora\nA show.\n## Zorbel\nA film.\n',
         "x.md, line 1: no text names 'Words' or the headings below it (Velmora, Zorbel), so it is unclear "
-        'which of them are entities: begin each definition with its name, such as Velmora is …'),
+        "which of them are entities: begin the text of each entity with its name, as in 'Words is …'"),
     'a definition that never names its entity, in JSON': (
         'x.jsonl', '{"name": "Velmora", "definition": "A show."}\n', "never names the entity 'Velmora'"),
     'another encoding': ('x.csv', None, 'x.csv is not UTF-8 text (byte 16): save it as UTF-8'),

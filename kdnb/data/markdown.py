@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core.errors import KdnbError
 from ..core.files import read_text
 from ..core.remarks import Remark
-from ..core.text import find_mention, spans, words_of
+from ..core.text import RULES, find_mention, spans, words_of
 from kdnb.core.markdown_text import (
     Piece, front_matter, heading_readings, joined, left_out, parse_markdown, plain_text, row_text,
     split_questions, term_of,
@@ -37,9 +37,10 @@ class Section:
         "The reading of the heading that the text mentions, or else the likeliest."
         return next((t for t in self.titles if t and find_mention(self.text, [t])), self.titles[0])
 
-    def names_itself(self) -> bool:
+    def names_itself(self, *rules # of mentions; all if none is given
+                    ) -> bool:
         "Whether the text mentions what the heading says, and so is a definition of it."
-        return bool(self.title and find_mention(self.text, [self.title]))
+        return bool(self.title and find_mention(self.text, [self.title], rules or RULES))
 
     def begins_with_itself(self) -> bool:
         "Whether the text begins with the title as it is written, possibly after an article."
@@ -164,8 +165,9 @@ def _is_title(sections, i, glossaries):
         texts = ' '.join(s.text for s in below)
         return not section.text and bool(texts) and not find_mention(texts, section.titles)
     if not section.names_itself(): return True
-    only = sum(s.level == section.level for s in sections) == 1
-    return i == 0 and only and n_named > 1 and not section.begins_with_itself()
+    if n_named == 1 or section.begins_with_itself(): return False
+    only = i == 0 and sum(s.level == section.level for s in sections) == 1
+    return only or not section.names_itself('exact') and find_mention(section.text, [section.title])[0] > 0
 
 def _glossaries(sections, path):
     "The sections that are tables or lists of terms: line -> what `section_terms` returns."
@@ -224,7 +226,9 @@ class _Entities:
     def extend(self, s):
         "A heading as a part of the entity above it."
         line, row = self.rows[-1]
-        row['definition'] = f"{row['definition']} {s.text}".strip()
+        is_sentence = s.text.endswith(('.', '!', '?', '。')) or len(words_of(s.text)) >= _SENTENCE
+        text = s.text if is_sentence or not s.text else f'{s.title}: {s.text}' # Owner: Pricing
+        row['definition'] = f"{row['definition']} {text}".strip()
         row['questions'] += s.questions.values()
         if not s.text: return
         self.added.append(s.title)
@@ -236,8 +240,8 @@ class _Entities:
         if not self.added or find_mention(self.rows[-1][1]['definition'], [self.rows[-1][1]['name']]): return
         line, row = self.rows[-1]
         raise KdnbError(f"{self.path}, line {line}: no text names {row['name']!r} or the headings below it "
-                        f"({', '.join(self.added)}), so it is unclear which of them are entities: begin each "
-                        f"definition with its name, such as {self.added[0]} is …")
+                        f"({', '.join(self.added)}), so it is unclear which of them are entities: begin the "
+                        f"text of each entity with its name, as in '{row['name']} is …'")
 
 # %% ../../nbs/01_data/04_markdown.ipynb #a13a8dad
 def markdown_entities(sections:list, path='' # for the remarks
