@@ -119,7 +119,7 @@ MARKDOWN = {
         {'Velmora': 'Velmora: A show.', 'Zorbel': 'Zorbel: A film.'}),
     'a fragment below a heading': (
         '# Velmora\nVelmora is a show.\n## Owner\nOslo TV\n## Cast\nTwo bakers.\n',
-        {'Velmora': 'Velmora is a show. Owner: Oslo TV Two bakers.'}),
+        {'Velmora': 'Velmora is a show. Owner: Oslo TV. Two bakers.'}),
     'groups with introductions': (
         '# Handbook\nHello.\n## Shows\nOur shows.\n### Velmora\nVelmora is a show.\n'
         '### Zorbel\nZorbel is a film.\n## Teams\n### Mira\nMira leads a team.\n',

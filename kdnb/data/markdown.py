@@ -103,7 +103,7 @@ def markdown_sections(text:str, path='' # for the remarks
     return sorter.sections, sorter.remarks
 
 # %% ../../nbs/01_data/04_markdown.ipynb #08cb9064
-_SENTENCE = 4 # words that a definition has at least
+_SENTENCE, _END = 4, ('.', '!', '?', '。') # words that a definition has at least; ends of sentences
 
 def _are_definitions(texts):
     "Whether at least half of these texts are long enough to define something."
@@ -169,6 +169,11 @@ def _is_title(sections, i, glossaries):
     only = i == 0 and sum(s.level == section.level for s in sections) == 1
     return only or not section.names_itself('exact') and find_mention(section.text, [section.title])[0] > 0
 
+def _as_part(section):
+    "The text of a section as a part of a definition; with its heading if it is no sentence."
+    s, is_long = section, len(words_of(section.text)) >= _SENTENCE
+    return s.text if not s.text or is_long or s.text.endswith(_END) else f'{s.title}: {s.text}.'
+
 def _glossaries(sections, path):
     "The sections that are tables or lists of terms: line -> what `section_terms` returns."
     found = {}
@@ -226,9 +231,7 @@ class _Entities:
     def extend(self, s):
         "A heading as a part of the entity above it."
         line, row = self.rows[-1]
-        is_sentence = s.text.endswith(('.', '!', '?', '。')) or len(words_of(s.text)) >= _SENTENCE
-        text = s.text if is_sentence or not s.text else f'{s.title}: {s.text}' # Owner: Pricing
-        row['definition'] = f"{row['definition']} {text}".strip()
+        row['definition'] = f"{row['definition']} {_as_part(s)}".strip()
         row['questions'] += s.questions.values()
         if not s.text: return
         self.added.append(s.title)
