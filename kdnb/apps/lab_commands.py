@@ -45,7 +45,7 @@ def run_command(args) -> dict:
     from kdnb.experiments.regimes import REGIMES
     from kdnb.experiments.results import as_json, collect
     from kdnb.experiments.runs import Experiment
-    from kdnb.methods.registry import method_with_preset
+    from kdnb.methods.presets import method_with_preset
     check_choice(args.regime, REGIMES, 'regime')
     settings, (ds, sets) = method_settings(args.set, args.method), load_entities(args)
     lm = load_model(args, method_with_preset(args.preset, args.method, ds, args.regime, **settings))
@@ -203,7 +203,7 @@ def _first_picture(lm, ds, sets, path, seed):
     "One entity taught with the fastest settings, and the model's answer to one probe before and after."
     from kdnb.apps.playground import believed
     from kdnb.core.files import replacing
-    from kdnb.methods.registry import method_with_preset
+    from kdnb.methods.presets import method_with_preset
     from kdnb.reporting import plots
     e = ds.entities[0]
     probe = next(p for p in e.probes if p.kind == 'indirect')
