@@ -2,7 +2,10 @@
 import json
 
 import pytest
+from kdnb.apps.versions import make_version
 from kdnb.core.errors import KdnbError
+from kdnb.core.files import make_folder
+from kdnb.core.records import FolderRecord
 from kdnb.data.benchmarks import load_data
 from kdnb.data.definitions import read_definitions, read_files
 from kdnb.data.entity_files import read_entities
@@ -357,3 +360,11 @@ def test_spaces_around_names_and_candidates_are_removed_with_a_note(tmp_path, ca
     err = capsys.readouterr().err
     assert (e.name, e.probes[0].gold, e.probes[0].candidates) == ('Velmora', 'comedy', ('comedy', 'river'))
     assert err.count('were removed') == 3 and 'line 1, field candidates' in err
+
+
+def test_questions_survive_a_version_of_a_taught_folder(tmp_path, tiny):
+    "The definitions of a version are written as JSON lines and read again by the next teaching."
+    (tmp_path/'x.md').write_text(QUESTIONS['one line.md'])
+    entities = read_definitions(tmp_path/'x.md')
+    version = make_version(FolderRecord.read(make_folder(tmp_path/'out')), tiny, entities)
+    assert read_entities(version/'definitions.jsonl') == entities
