@@ -56,7 +56,7 @@ def _generate_options(g):
                    help='JSON lines of the transfer sets; sets that the file holds already are kept')
     add_options(g, 'generator data entities split limit bad-rows n', generator='self', bad_rows='stop')
     _sampling_options(g)
-    g.add_argument('--dry-run', action='store_true', help='only estimate the cost, and show the prompts')
+    add_options(g, 'dry-run')
     _api_options(g)
     add_shared(g)
 
@@ -97,8 +97,8 @@ def _api_options(g):
 # %% ../../nbs/09_apps/06_parser.ipynb #e818239c
 def _teach_options(t):
     t.add_argument('definitions', type=some_text, nargs='?', metavar='FILE',
-                   help='JSON lines, a table (.csv with name and definition) or Markdown (.md, a heading per '
-                        'entity); or a folder of such files')
+                   help='Markdown (.md), a table (.csv with name and definition), text (.txt, one entity a '
+                        'file) or JSON (.jsonl, .json); or a folder of such files')
     t.add_argument('--out', type=some_text, metavar='DIR', required=True,
                    help='folder of the adapter; if it was taught before, it keeps what it knows')
     add_shared(t)
@@ -108,6 +108,7 @@ def _teach_options(t):
     t.add_argument('--separate-adapters', action='store_true',
                    help='train one adapter per entity, and route each prompt to the adapter of the entity '
                         'that it mentions; for many entities')
+    add_options(t, 'dry-run')
     t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
 
 def _ask_options(a):
