@@ -147,7 +147,7 @@ def make_edit(method:str, config, lm:LM, entities,
 @patch
 def __call__(self:TrainingConfig, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False,
              checkpoint=None, # file, as for `train`
-             earlier:Edit|None=None # an edit by an adapter, from which training continues; None: from the base
+             earlier:Edit|None=None # an edit by an adapter, from which training continues
             ) -> Edit:
     "Teaches `lm` the entities: the edit, with `lm` unchanged."
     check_seed(seed)
