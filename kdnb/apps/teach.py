@@ -229,7 +229,7 @@ def _teach(record, lm, new, generator, how) -> Path: # folder of the version
     exams = t.exams()
     taught = stage(version, 'taught', lambda: t.rounds(exams, time.perf_counter() - start))
     t.keep(taught['best'])
-    write_text(version/'report.html', teach_page(read_taught(version), record.folder.name))
+    write_text(version/'report.html', teach_page(read_taught(version), record.folder.resolve().name))
     return version
 
 # %% ../../nbs/09_apps/03_teach.ipynb #0b34043b

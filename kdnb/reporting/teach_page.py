@@ -6,7 +6,9 @@
 __all__ = ['Round', 'Taught', 'sentence_of', 'teach_page']
 
 # %% ../../nbs/08_reporting/06_teach_page.ipynb #0a05a3fd
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 from ..core.display import page_head
@@ -180,4 +182,5 @@ def teach_page(taught:Taught,
     plain = lambda value: printable(value) if type(value) is str else value
     jinja = Environment(autoescape=True, finalize=plain, trim_blocks=True)
     template = jinja.from_string(read_text(ASSETS/'teach_page.html'))
-    return template.render(head=Markup(page_head()), lm=taught.lm, page=shown, folder=folder)
+    return template.render(head=Markup(page_head()), lm=Path(taught.lm).name, page=shown, folder=folder,
+                           in_shell=shlex.quote(folder))
