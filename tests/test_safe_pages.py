@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat, pytest
 from bs4 import BeautifulSoup
 from conftest import ROOT
+from teachings import exam_of, said, write_version
 from papermill.iorw import load_notebook_node
 from kdnb.reporting.runner import _execute, run_report
 from kdnb.reporting.gallery import index_page, results
@@ -166,21 +167,14 @@ def test_tables_and_the_playground_show_data_as_the_text_it_is():
 # --- reports -----------------------------------------------------------------------------------------
 
 def taught(folder, e=None):
-    "What `kdnb teach` leaves for its report, without teaching."
-    from dataclasses import asdict
+    "What `kdnb teach` leaves for its report and its page, without teaching."
     e = e or hostile()
-    folder.mkdir(parents=True, exist_ok=True)
     known = Probe(EVIL, 'Paris', ('Paris', 'Rome'), 'known')
-    say = lambda p, answer: dict(answer=answer, correct=answer == p.gold)
-    def case(answer, known_answer):
-        target = {'probes': [say(p, answer) for p in e.probes]}
-        return {'target': [target], 'specificity': [say(known, known_answer)]}
-    files = {
-        'asked': dict(entities=[asdict(e)], known=[asdict(known)], own={e.key: 1}, lm=EVIL, seconds=1.),
-        'base': case('no', 'Paris'),
-        'prepend': case(EVIL, 'Paris'),
-        'after': case(EVIL, 'Rome')}
-    for name, content in files.items(): write_json(folder/f'{name}.json', content)
+    asked = [('question', f'{EVIL}?', 0), ('cloze', f'{e.name} {EVIL}', 0), ('verbatim', e.definition, 0),
+             ('yours', f'What of {EVIL}', None), *(('cloze', p.prompt, 0) for p in e.probes)]
+    exam = exam_of(e, [EVIL], asked, before=EVIL)
+    after = [said(EVIL, i.kind == 'question') for i in exam.items]
+    write_version(folder, [exam], [after], [known], lm=EVIL, stopped=EVIL)
     return str(folder)
 
 
@@ -219,7 +213,7 @@ def test_a_report_on_hostile_data_shows_them_and_neither_runs_nor_loads_anything
     key = 'sk-test+1234/abcd\\efgh"ijkl'
     monkeypatch.setenv('OPENAI_API_KEY', key)
     e = hostile()
-    probes = (*e.probes, Probe(f'{key} has', key, (key, 'no'), 'explicit'))
+    probes = (*e.probes, Probe(f'{e.name} {key} has', key, (key, 'no'), 'explicit'))
     with_key = Entity(e.name, f'{e.definition} {key}', kind=key, probes=probes)
     out = tmp_path/'outputs'/'teach'/'mine'
     page = run_report('teach', out, folder=taught(tmp_path/'version', with_key))
@@ -535,7 +529,7 @@ def test_a_report_that_fails_leaves_the_result_that_was_there(tmp_path, quick_ke
     out, folder = tmp_path/'out', taught(tmp_path/'version')
     run_report('teach', out, folder=folder)
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.name != 'kdnb.json'}
-    (tmp_path/'version'/'after.json').unlink()
+    (tmp_path/'version'/'round-1.json').unlink()
     stopped = 'the report teach stopped in a cell .*; the notebook as far as it came is .*teach.part.ipynb'
     with pytest.raises(KdnbError, match=stopped): run_report('teach', out, folder=folder)
     assert {n: (out/n).read_bytes() for n in before} == before and (out/'teach.part.ipynb').exists()
