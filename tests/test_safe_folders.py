@@ -332,7 +332,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize(
-    'size', (3_000, *(pytest.param(s, marks=pytest.mark.slow) for s in (200, 30_000, 100_000))))
+    'size', (3_000, *(pytest.param(s, marks=pytest.mark.slow) for s in (200, 30_000, 60_000))))
 def test_a_full_disk_is_one_sentence_and_the_same_command_continues(tiny_folder, tmp_path, size):
     (tmp_path/'x.md').write_text(SHOWS)
     command = [
@@ -343,8 +343,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_continues(tiny_folder,
         return subprocess.run(limited, capture_output=True, text=True)
     full = run(size)
     said = [l for l in full.stderr.splitlines() if l.startswith('kdnb: ')]
-    if full.returncode: assert (full.returncode, len(said)) == (2, 1), full.stderr
-    else: assert 'its page report.html could not be written' in full.stderr, full.stderr
+    assert (full.returncode, len(said)) == (2, 1), full.stderr
     assert 'Traceback' not in full.stderr and full.stderr.count('File too large') == 1
     assert not list(tmp_path.rglob('*.tmp'))
     again = run(1 << 40)
