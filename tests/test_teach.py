@@ -9,6 +9,7 @@ import kdnb.evaluation.exam_writer as writer
 from kdnb.apps.rounds import Examination
 from kdnb.apps.teach import teach
 from kdnb.apps.versions import read_taught, summary
+from kdnb.core.errors import KdnbError
 from kdnb.core.text import words_of
 from kdnb.data.definitions import read_definitions
 from kdnb.evaluation.harm import KnownAnswers
@@ -230,6 +231,20 @@ def test_an_interrupted_teaching_continues(tiny, mine, tmp_path, monkeypatch, st
     exams.called = []
     teach(tiny, shows, again, **how) # all is there
     assert exams.called == []
+
+
+@pytest.mark.parametrize('damage', ({}, {'found': {}}, {'found': {'answers': {}}}, {'seconds': None}, {'steps': 'x'}))
+def test_a_damaged_round_of_an_interrupted_teaching_is_one_sentence(tiny, mine, tmp_path, monkeypatch, damage):
+    shows, exams = read_definitions(mine/'shows.md'), Exams(monkeypatch, [1, 2, 4])
+    exams.stop_at = 'train', 2
+    with pytest.raises(KeyboardInterrupt): teach(tiny, shows, tmp_path/'out', **HOW)
+    path, = tmp_path.glob('out/versions/*/round-1.json')
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps({**row, **damage} if damage else {}))
+    exams.stop_at, exams.round = None, 1
+    with pytest.raises(KdnbError, match='round-1.json'): teach(tiny, shows, tmp_path/'out', **HOW)
+    path.write_text(json.dumps(row))
+    teach(tiny, shows, tmp_path/'out', **HOW)
 
 
 def test_harm_over_the_limit_keeps_the_earlier_round(tiny, mine, tmp_path, monkeypatch):
