@@ -33,7 +33,8 @@ def exam_of(entity, texts, asked=(), before='no'):
     return Exam(entity, facts, tuple(Asked(i, said(before), said(i.wanted, True)) for i in items))
 
 
-def write_version(folder, exams, after, probes=(), known=('Paris', 'Rome'), lm='smollm2', stopped='it is known'):
+def write_version(
+        folder, exams, after, probes=(), known=('Paris', 'Rome'), lm='smollm2', stopped='it is known'):
     """The files of a version. `after`: for each exam, its answers. `known`: what the model wrote to every
     probe before and after; right is the probe's gold."""
     make_folder(folder)

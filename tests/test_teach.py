@@ -155,8 +155,9 @@ FACTS = {'Velmora Junction': ['slapstick comedy series', 'rival bakers'],
 
 
 class Exams:
-    """Exams by hand, since a tiny model answers nothing: after round r, `known[r]` of the four facts are known
-    and `lost[r]` of the well-known things are lost."""
+    """Exams by hand, since a tiny model answers nothing.
+
+    After round r, `known[r]` of the four facts are known and `lost[r]` of the well-known things are lost."""
 
     def __init__(self, monkeypatch, known, lost=(0,)*9):
         self.known, self.lost, self.called, self.stop_at, self.round = known, lost, [], None, 0
@@ -233,8 +234,9 @@ def test_an_interrupted_teaching_continues(tiny, mine, tmp_path, monkeypatch, st
     assert exams.called == []
 
 
-@pytest.mark.parametrize('damage', ({}, {'found': {}}, {'found': {'answers': {}}}, {'seconds': None}, {'steps': 'x'}))
-def test_a_damaged_round_of_an_interrupted_teaching_is_one_sentence(tiny, mine, tmp_path, monkeypatch, damage):
+@pytest.mark.parametrize(
+    'damage', ({}, {'found': {}}, {'found': {'answers': {}}}, {'seconds': None}, {'steps': 'x'}))
+def test_a_damaged_round_of_a_stopped_teaching_is_one_sentence(tiny, mine, tmp_path, monkeypatch, damage):
     shows, exams = read_definitions(mine/'shows.md'), Exams(monkeypatch, [1, 2, 4])
     exams.stop_at = 'train', 2
     with pytest.raises(KeyboardInterrupt): teach(tiny, shows, tmp_path/'out', **HOW)
@@ -310,14 +312,15 @@ def grams(text, n=8):
 
 
 def clashes(version):
-    "Items in other words than the definition's that are in a text of the training, or share 8 words with one."
+    "Items in other words than the definition's that are in a text of the training, or share 8 words."
     files = [version.parent.parent/'transfer.jsonl', *version.glob('texts-*.json')]
     rows = [json.loads(line) for line in files[0].read_text().splitlines()]
     texts = [c['text'] for r in rows for c in r['continuations']]
     texts += [c['text'] for f in files[1:] for cs in json.loads(f.read_text()).values() for c in cs]
     assert texts and len(files) > 1
     items = [i for e in read_taught(version).exams for i in e.items if i.tests_use]
-    inside = lambda i, t: len(words_of(i.prompt)) > 3 and ' '.join(words_of(i.prompt)) in ' '.join(words_of(t))
+    same = lambda text: ' '.join(words_of(text))
+    inside = lambda i, t: len(words_of(i.prompt)) > 3 and same(i.prompt) in same(t)
     return [i.prompt for i in items if any(inside(i, t) or grams(i.prompt) & grams(t) for t in texts)]
 
 
@@ -379,8 +382,8 @@ def test_the_page_needs_no_notebooks_and_names_nothing_of_the_machine(tiny_folde
     out = tmp_path/'my-model'
     with (mine/'shows.md').open('a') as f: f.write('\n- Q: Where is Zorbel Harbour? / A: in the sea\n')
     argv = ['teach', mine/'shows.md', *how(tiny_folder()), '--out', 'my-model', '--minutes', '0']
-    done = subprocess.run([sys.executable, '-c', WITHOUT_LAB, *map(str, argv)], capture_output=True, text=True,
-                          cwd=tmp_path)
+    command = [sys.executable, '-c', WITHOUT_LAB, *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     page = (out/'report.html').read_text(encoding='utf-8')
     soup = BeautifulSoup(page, 'html.parser')
@@ -390,11 +393,12 @@ def test_the_page_needs_no_notebooks_and_names_nothing_of_the_machine(tiny_folde
     assert 'Velmora Junction is a slapstick comedy series about two rival bakers.' in text
     assert '<script' not in page and 'http' not in page.replace('http-equiv', '')
     machine = [tmp_path, tiny_folder(), sys.prefix, Path.home(), Path(__file__).parent]
-    assert [p for p in machine if str(p) in page] == [] and not re.search(r'/(tmp|home|root|Users|work)/', page)
+    assert [p for p in machine if str(p) in page] == []
+    assert not re.search(r'/(tmp|home|root|Users|work)/', page)
     assert soup.find_all(['img', 'link', 'iframe', 'object']) == [] and 'url(' not in page
 
 
-def test_the_page_of_a_teaching_into_the_working_folder_names_it(kdnb, tiny_folder, mine, tmp_path, monkeypatch):
+def test_a_page_in_the_working_folder_names_it(kdnb, tiny_folder, mine, tmp_path, monkeypatch):
     (tmp_path/'my-model').mkdir()
     monkeypatch.chdir(tmp_path/'my-model')
     code, _, err = kdnb('teach', mine/'shows.md', *how(tiny_folder()), '--out', '.')

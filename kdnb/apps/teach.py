@@ -186,9 +186,9 @@ def rounds(self:_Teaching, exams, spent:float # seconds before the first round
         r = len(numbers) + 1
         found = self.round(r, exams, base, found)
         row = read_json(self.version/f'round-{r}.json', fields=dict(texts=int, steps=int, seconds=float))
-        numbers.append(reached(exams, base, found, row['seconds']))
-        last = numbers[-1]
-        rows.append(asdict(Round(row['texts'], row['steps'], last.seconds, last.known, last.asked, last.lost)))
+        numbers.append(last := reached(exams, base, found, row['seconds']))
+        made = row['texts'], row['steps'], last.seconds
+        rows.append(asdict(Round(*made, last.known, last.asked, last.lost)))
         if self.how.progress: notice(f'round {r}: {last.known} of {last.asked} facts known')
         why = why_stop(numbers, self.how.minutes, self.how.max_lost, spent)
     return dict(lm=self.lm.name, rounds=rows, best=best_round(numbers, self.how.max_lost), stopped=why,
