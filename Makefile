@@ -1,4 +1,5 @@
-# make demo   a real language model learns eight new entities, by six methods; ends with a table of results
+# make demo   a real language model learns a few new entities in minutes; a first picture, then a table and a page
+#             make demo FULL=1: all six methods, more entities and more steps
 # make test   every notebook, the invariants, the command line, bad inputs, ruff
 # make book   runs the tutorials and chapters, and stores their outputs in them
 # make docs   the site, in _docs
@@ -9,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 
 .PHONY: demo test test-all book docs readme clean
 demo: .venv/core
-	$(BIN)/kdnb demo
+	$(BIN)/kdnb demo $(if $(filter-out 0,$(FULL)),--full)
 
 # a process for each core, with one thread each: most tests are on tiny models, which more threads do not make quicker
 test: .venv/dev
@@ -29,7 +30,7 @@ readme: .venv/dev
 
 .venv/core: setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e .
+	$(INSTALL) --no-compile -e . # Python compiles what is used, which is little
 	touch $@
 
 .venv/dev: .venv/core

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['QUICK', 'FULL', 'Demo', 'first_beliefs', 'first_probe', 'missing_cases', 'findings', 'run_demo']
 
-# %% ../../nbs/09_apps/12_demo.ipynb #a6dfd9f6
-import base64, os, sys, time
+# %% ../../nbs/09_apps/12_demo.ipynb #7085ceea
+import base64, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
@@ -29,7 +29,7 @@ from ..models.memory import has_fast_bfloat16, release_memory
 from ..reporting import plots
 from ..transfer.generator import ready_sets
 
-# %% ../../nbs/09_apps/12_demo.ipynb #35930df4
+# %% ../../nbs/09_apps/12_demo.ipynb #79831a14
 @dataclass(frozen=True)
 class Demo:
     "What a demo teaches, and what it asks."
@@ -37,29 +37,30 @@ class Demo:
     limit: int # number of entities
     n_specificity: int # number of specificity probes
     n_other_entities: int # number of other entities that are asked about after each edit
-    preset: str # preset of the methods' settings
-    distill: dict # settings of distillation that differ from the preset
+    distill: dict # settings of distillation that differ from the preset `default`
+    distill_cost: float # cost of distilling one entity in float32, in products
 
-QUICK = Demo(('base', 'prepend', 'distill', 'finetune-definition'), 6, 24, 0, 'fast', {})
+# chosen on development entities: see the lab notes of 2026-11-30
+_DISTILL = dict(start_layer=.3, steps=10, lr=8e-3, batch_size=3, n_continuations=12, retain_batch_size=2)
+QUICK = Demo(('base', 'prepend', 'distill', 'finetune-definition'), 5, 24, 0, _DISTILL, 570)
 FULL = Demo(('base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill'),
-            8, 37, 2, 'default', {})
+            8, 37, 2, {}, 1650)
 
-# %% ../../nbs/09_apps/12_demo.ipynb #7b62bd7c
-_TRAINING = {
-    'fast': {'distill': 200, 'finetune-definition': 570},
-    'default': {'distill': 1650, 'finetune-definition': 570, 'finetune-transfer': 1140}}
+# %% ../../nbs/09_apps/12_demo.ipynb #6cbacd96
+_TRAINING = {'finetune-definition': 570, 'finetune-transfer': 1140} # per entity, in float32
 _ASKING, _BASE_ASKING, _LOADING = 160, 60, 200 # per entity, the same for the base model, and once
 
 def _case_cost(demo:Demo, method:str, # a key of `METHODS`
-              fast_bfloat16:bool # whether the hardware multiplies bfloat16 natively
-             ) -> float: # in products
+               fast_bfloat16:bool # whether the hardware multiplies bfloat16 natively
+              ) -> float: # in products
     "Cost of teaching an entity and asking about it."
     asking = (_BASE_ASKING if method == 'base' else _ASKING)*(.4 + .6*demo.n_specificity/24)
-    return asking + _TRAINING[demo.preset].get(method, 0)/(3 if fast_bfloat16 else 1)
+    training = demo.distill_cost if method == 'distill' else _TRAINING.get(method, 0)
+    return asking + training/(2 if fast_bfloat16 else 1)
 
 def _demo_cost(demo:Demo, n:int, # number of entities
-              fast_bfloat16:bool # as for `_case_cost`
-             ) -> float: # in products
+               fast_bfloat16:bool # as for `_case_cost`
+              ) -> float: # in products
     "Cost of a demo, including the loading of the model."
     return _LOADING + n*sum(_case_cost(demo, m, fast_bfloat16) for m in demo.methods)
 
@@ -83,11 +84,11 @@ def first_probe(entity):
     "The first probe whose answer only follows from the definition."
     return next(p for p in entity.probes if p.kind == 'indirect')
 
-# %% ../../nbs/09_apps/12_demo.ipynb #d2a49b70
+# %% ../../nbs/09_apps/12_demo.ipynb #de12815e
 _CONDITIONS = {'base': 'before', 'prepend': 'definition in the prompt', 'distill': 'after teaching'}
 
 def _beliefs_text(entity, beliefs:pd.DataFrame # as of `first_beliefs`
-                ) -> str:
+                 ) -> str:
     "The first picture for a terminal."
     probe, rows = first_probe(entity), beliefs.rename(columns=_CONDITIONS)
     rows.index = [f"  {c}{' (right)' if c == probe.gold else ''}" for c in rows.index]
@@ -122,7 +123,7 @@ def _finish_cases(runs:dict, costs:dict, # method -> cost of a case
     progress.end()
     for run in runs.values(): run.run(progress=False) # writes its summary
 
-# %% ../../nbs/09_apps/12_demo.ipynb #65e3653c
+# %% ../../nbs/09_apps/12_demo.ipynb #0e3483fb
 def _between(i, unit): # of an `Interval`
     return f'{i.value:.0f} {unit} (95% interval {i.low:.0f} to {i.high:.0f})'
 
@@ -131,11 +132,10 @@ def _gaps(by):
     low, high = by.target['base'].value, by.target['prepend'].value
     yield (f'The line to reach: with its definition in the prompt, {high:.0f} percent of the probes about an '
            f'entity are answered correctly; without it, {low:.0f} percent.')
-    closed = {m: by.gap_closed.get(m) for m in ('distill', 'finetune-definition')}
-    if high <= low or None in closed.values(): yield 'So the definition does not help this model.'
-    else: yield (f"Distillation reaches {_between(closed['distill'], 'percent')} of this gain with nothing "
-                 'in the prompt, fine-tuning on the definition '
-                 f"{_between(closed['finetune-definition'], 'percent')}.")
+    distilled, tuned = (by.gap_closed[m] for m in ('distill', 'finetune-definition'))
+    if high <= low or None in (distilled, tuned): yield 'So the definition does not help this model.'
+    else: yield (f"Distillation reaches {_between(distilled, 'percent')} of this gain with nothing in the "
+                 f"prompt, fine-tuning on the definition {_between(tuned, 'percent')}.")
 
 def _known(by, n): # n: number of specificity probes
     changes = [f"{name} by {_between(by.specificity_change[m], 'points')}" for m, name in (
@@ -170,7 +170,7 @@ td,th{padding:.2rem .7rem;text-align:right;white-space:nowrap}
 td:first-child{text-align:left}
 </style></head><body>"""
 
-# %% ../../nbs/09_apps/12_demo.ipynb #f532bd82
+# %% ../../nbs/09_apps/12_demo.ipynb #e97d39c5
 def _image(path):
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="" src="data:image/png;base64,{data}">'
@@ -178,10 +178,10 @@ def _image(path):
 def _cells(values, tag): return '<tr>' + ''.join(f'<{tag}>{escape_html(v)}</{tag}>' for v in values) + '</tr>'
 
 def _demo_page(entities, found:list, # sentences of `findings`
-              shown:pd.DataFrame, # columns of the table, as text
-              pictures:list, # paths of PNG files
-              note:str # what was asked and how long it took
-             ) -> str: # HTML, which loads nothing
+               shown:pd.DataFrame, # columns of the table, as text
+               pictures:list, # paths of PNG files
+               note:str # what was asked and how long it took
+              ) -> str: # HTML, which loads nothing
     "The page of the demo."
     parts = [_HEAD, '<h1>What a language model learned</h1>']
     parts += [f'<p>{escape_html(s)}</p>' for s in found]
@@ -191,28 +191,26 @@ def _demo_page(entities, found:list, # sentences of `findings`
     parts += ['<h2>What was taught</h2>', *(f'<p>{escape_html(e.definition)}</p>' for e in entities)]
     return '\n'.join(parts) + '</body></html>\n' 
 
-# %% ../../nbs/09_apps/12_demo.ipynb #59da1905
+# %% ../../nbs/09_apps/12_demo.ipynb #260ca294
 def _announce(demo, n, args) -> float: # estimated seconds of a product
     "Say how long the demo takes on this machine."
-    device = 'cuda' if args.device == 'auto' and torch.cuda.is_available() else args.device
-    device = 'cpu' if device == 'auto' else device
-    unit = product_seconds(device)
-    fast = has_fast_bfloat16(torch.device(device))
-    seconds = unit*_demo_cost(demo, n, fast)
-    bfloat16 = 'with' if fast else 'without'
-    notice(f'On this machine the demo takes about {duration(seconds)} (a product of two 1024 x 1024 '
-           f'matrices: {1000*unit:.0f} ms; {bfloat16} bfloat16 in hardware): {n} entities, '
+    device = args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
+    try: unit, fast = product_seconds(device), has_fast_bfloat16(torch.device(device))
+    except (RuntimeError, AssertionError): return 0. # there is no such device, which `load_lm` reports
+    seconds = duration(unit*_demo_cost(demo, n, fast))
+    notice(f'On this machine the demo takes about {seconds} (a product of two 1024 x 1024 matrices: '
+           f"{1000*unit:.0f} ms; with{'' if fast else 'out'} bfloat16 in hardware): {n} entities, "
            f'{len(demo.methods)} methods, {demo.n_specificity} specificity probes')
     return unit
 
 def _runs(demo, lm, ds, sets, folder, seed) -> dict: # method -> `Experiment`
     "The runs of a demo, none of which is started."
-    how = dict(seed=seed, transfer=sets, preset=demo.preset, n_specificity=demo.n_specificity,
+    how = dict(seed=seed, transfer=sets, n_specificity=demo.n_specificity,
                n_other_entities=demo.n_other_entities, folder=folder)
-    own = {'distill': demo.distill}
-    return {m: Experiment(lm, ds, m, **how, **own.get(m, {})) for m in demo.methods}
+    return {m: Experiment(lm, ds, m, **how, **(demo.distill if m == 'distill' else {}))
+            for m in demo.methods}
 
-# %% ../../nbs/09_apps/12_demo.ipynb #1df99360
+# %% ../../nbs/09_apps/12_demo.ipynb #ed716b4b
 def _teach_all(demo, lm, runs, unit):
     "Run the missing cases of a demo."
     fast, size = has_fast_bfloat16(lm.device), lm.n_params/134.5e6
@@ -228,16 +226,12 @@ def _full_report(demo, args, runs_folder, n):
     notice('writing the report …')
     return run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device,
                       accept_terms=args.accept_terms, n_entities=n, skip=[], runs=str(runs_folder.resolve()),
-                      preset=demo.preset, seed=args.seed, n_specificity=demo.n_specificity)
+                      preset='default', seed=args.seed, n_specificity=demo.n_specificity)
 
-# %% ../../nbs/09_apps/12_demo.ipynb #1f5425b5
+# %% ../../nbs/09_apps/12_demo.ipynb #44ed3fe4
 _FILES = 'first.png', 'results.png', 'demo.html', 'demo.json'
 
-def _cpu_minutes(): # of this process
-    t = os.times()
-    return (t.user + t.system)/60
-
-def _write_results(demo, out, lm, runs, minutes) -> list: # of sentences
+def _write_results(demo, out, lm, runs, minutes) -> pd.DataFrame: # of `collect`
     "Write figures, page and numbers of a finished demo."
     entities = runs['distill'].taught
     df = collect([r.folder for r in runs.values()], [e.key for e in entities])
@@ -250,14 +244,14 @@ def _write_results(demo, out, lm, runs, minutes) -> list: # of sentences
             'In brackets: 95% bootstrap intervals over entities, for specificity over its probes.')
     page = _demo_page(entities, found, shown_columns(df), [out/'first.png', out/'results.png'], note)
     write_text(out/'demo.html', page)
-    fast = has_fast_bfloat16(lm.device)
     write_json(out/'demo.json', dict(
-        **minutes, machine=machine(), bfloat16=fast, lm=lm.name, entities=len(entities),
-        n_specificity=demo.n_specificity, findings=found, methods=[as_json(r) for _, r in df.iterrows()]))
+        **minutes, machine=machine(), bfloat16=has_fast_bfloat16(lm.device), lm=lm.name,
+        entities=len(entities), n_specificity=demo.n_specificity, findings=found,
+        methods=[as_json(r) for _, r in df.iterrows()]))
     print(f'{table(df)}\n\n' + '\n'.join(f'- {s}' for s in found))
     return df
 
-# %% ../../nbs/09_apps/12_demo.ipynb #81f77353
+# %% ../../nbs/09_apps/12_demo.ipynb #79577e0e
 def _demo_of(args) -> tuple: # `Demo`, number of entities
     "The demo that the arguments ask for."
     demo = FULL if args.full else QUICK
@@ -270,7 +264,7 @@ def run_demo(args) -> dict:
     ds = sample(load_dataset().split('test'), n, args.seed)
     unit = _announce(demo, n, args)
     minutes_so_far = lambda: round((time.perf_counter() - start)/60, 1)
-    lm = load_model(args, method_with_preset(demo.preset, 'distill', ds, **demo.distill))
+    lm = load_model(args, method_with_preset('default', 'distill', ds, **demo.distill))
     folder, record = out/'runs', FolderRecord.read(make_folder(out))
     record.claim(*_FILES)
     sets = ready_sets(lm, ds.entities, folder)
@@ -279,7 +273,7 @@ def run_demo(args) -> dict:
     _first_picture(quick, out/'first.png')
     minutes = dict(to_first_picture=minutes_so_far())
     _teach_all(demo, lm, runs, unit)
-    minutes |= dict(minutes=minutes_so_far(), cpu_minutes=round(_cpu_minutes(), 1))
+    minutes |= dict(minutes=minutes_so_far(), cpu_minutes=round(time.process_time()/60, 1))
     df = _write_results(demo, out, lm, runs, minutes)
     FolderRecord.read(out).finish(*_FILES)
     report = _full_report(demo, args, folder, n) if args.full else None
