@@ -170,10 +170,9 @@ td,th{padding:.2rem .7rem;text-align:right;white-space:nowrap}
 td:first-child{text-align:left}
 </style></head><body>"""
 
-# %% ../../nbs/09_apps/12_demo.ipynb #e97d39c5
+# %% ../../nbs/09_apps/12_demo.ipynb #93b6a6ac
 def _image(path):
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="" src="data:image/png;base64,{data}">'
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 def _cells(values, tag): return '<tr>' + ''.join(f'<{tag}>{escape_html(v)}</{tag}>' for v in values) + '</tr>'
 
