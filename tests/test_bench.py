@@ -7,7 +7,7 @@ import pytest
 def test_the_papers_loop_and_ours_reach_the_same_weights(tiny, ds, sets):
     from kdnb.experiments.bench import paper_answers, paper_edit
     from kdnb.methods.distill import Distill
-    from kdnb.methods.registry import preset_settings
+    from kdnb.methods.presets import preset_settings
     from kdnb.evaluation.answers import answer_probes
     e = ds.entities[0]
     student = paper_edit(tiny, e, sets[e.key].continuations, lr=1e-3)

@@ -24,7 +24,7 @@ def is_interval(v): return set(v) == {'value', 'low', 'high', 'n'} and v['low'] 
 
 
 @pytest.mark.parametrize('command', (
-    '', 'demo', 'generate', 'edit', 'evaluate', 'run', 'teach', 'bench', 'mend-train', 'reports'))
+    '', 'demo', 'generate', 'edit', 'evaluate', 'run', 'teach', 'ask', 'bench', 'mend-train', 'reports'))
 def test_help(kdnb, command):
     code, out, _ = kdnb(*([command] if command else []), '--help')
     assert code == 0 and 'usage: kdnb' in out and all(len(l) < 140 for l in out.splitlines())

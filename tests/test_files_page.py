@@ -108,3 +108,7 @@ def test_a_dry_run_writes_nothing(kdnb, tiny_folder, place):
         '--dry-run')
     assert code == 0, err
     assert files(place) == before
+    code, _, err = kdnb(
+        'teach', 'shows.md', '--lm', tiny_folder(), '--device', 'cpu', '--out', 'out', '--dry-run')
+    assert code == 0, err
+    assert files(place) == before and not (place/'out').exists()

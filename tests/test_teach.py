@@ -165,9 +165,10 @@ def test_an_interrupted_teaching_continues(tiny, mine, tmp_path, monkeypatch):
 # name and text of a file, and a part of the error
 BAD = {
     'no file': (None, 'there is no file or folder'),
-    'another kind': (('x.txt', 'Velmora is new.'), 'is none of the files that are read: .jsonl, .csv, .md'),
+    'another kind': (('x.pdf', 'Velmora is new.'), 'is none of the files that are read: .jsonl, .csv, .md'),
     'never named': (
-        ('x.md', '# Velmora\nA comedy.\n'), "line 1, field definition: never names the entity 'Velmora'"),
+        ('x.jsonl', '{"name": "Velmora", "definition": "A comedy."}'),
+        "line 1, field definition: never names the entity 'Velmora'"),
     'no definition': (('x.md', '# Velmora\n\n# Zorbel\nZorbel is new.\n'), 'line 1, field definition'),
     'no heading': (('x.md', 'Velmora is new.\n'), 'has no heading'),
     'no column': (('x.csv', 'name,text\na,b\n'), "has no column 'definition'"),
@@ -196,3 +197,40 @@ def test_only_adapters_are_taught(kdnb, tiny_folder, mine, tmp_path):
         'teach', mine/'shows.md', *how(tiny_folder(), '-s', 'trainable=all'), '--out', tmp_path/'out')
     assert code == 2 and "trainable must be 'lora'" in err
     assert 'say what to teach' in kdnb('teach', *how(tiny_folder()), '--out', tmp_path/'out')[2]
+
+
+WORDS = '# Words\nWe.\n\n## Quint\nQuint is a bank.\n- Q: Where is Quint? / A: Norway; Oslo\n\n```\nx\n```\n'
+
+
+def snapshot(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+def test_a_dry_run_shows_what_would_be_taught_and_changes_nothing(kdnb, tiny_folder, tiny, mine, tmp_path):
+    out = tmp_path/'taught'
+    args = [*how(tiny_folder()), '--out', out]
+    teach(tiny, read_definitions(mine/'shows.md'), out, n=2, n_held_out=1, n_specificity=2, report=False)
+    (mine/'words.md').write_text(WORDS + '\n## Zorbel Harbour\nZorbel Harbour is a comedy.\n')
+    before = snapshot(tmp_path)
+    new = [*args[:-1], tmp_path.parent/'elsewhere']
+    code, text, err = kdnb('teach', mine/'words.md', *new, '--dry-run')
+    assert code == 0 and '(new; ' in text and 'known already' not in text, err
+    code, text, err = kdnb('teach', mine/'words.md', *args, '--dry-run', '--json')
+    assert code == 0 and snapshot(tmp_path) == before, err
+    assert text.startswith(f'2 entities would be taught to {tiny_folder()}, into {out}:')
+    assert 'Quint (new; 4 words, ' in text and 'question: Where is Quint? / Norway; Oslo' in text
+    assert 'Zorbel Harbour (replaces another definition; 5 words' in text
+    assert f'also known to {out}, and taught again with them: Velmora Junction' in text
+    assert "words.md, line 1: the title 'Words' with the text below it (it is above the entities" in text
+    assert 'words.md, line 8: a code block (code is no part of a definition)' in text
+    assert 'nothing was changed' in text
+    row = json.loads(text.splitlines()[-1])
+    assert [(e['name'], e['questions']) for e in row['entities']] == [
+        ('Quint', [{'text': 'Where is Quint?', 'answers': ['Norway', 'Oslo']}]), ('Zorbel Harbour', [])]
+    assert [(r['line'], r['what']) for r in row['remarks']] == [
+        (1, "the title 'Words' with the text below it"), (8, 'a code block')]
+    assert row['minutes'] >= 0 and row['memory'] > 0 and set(row['seconds']) == {
+        'writing texts', 'training', 'writing probes', 'measuring'}
+    code, _, err = kdnb('teach', mine/'words.md', *args, '--dry-run', '--undo')
+    assert code == 2 and '--dry-run and --undo were both given: give one of them' in err
+    assert snapshot(tmp_path) == before

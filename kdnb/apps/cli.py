@@ -15,9 +15,13 @@ from .options import check_renamed
 from .parser import make_parser
 
 # %% ../../nbs/09_apps/10_cli.ipynb #47c327b4
+def _ask(args) -> dict: # imported when it is used, since it stands after this page
+    from kdnb.apps.ask import ask_command
+    return ask_command(args)
+
 COMMANDS = {
     'demo': demo_command, 'generate': generate_command, 'edit': edit_command, 'teach': teach_command,
-    'mend-train': mend_train_command, 'bench': bench_command, 'reports': reports_command,
+    'ask': _ask, 'mend-train': mend_train_command, 'bench': bench_command, 'reports': reports_command,
     'evaluate': evaluate_command, 'run': run_command}
 
 def _run_command(args) -> int: # exit status

@@ -48,7 +48,7 @@ def _data(args) -> str: # as `load_data` reads it
     file = args.entities
     if file is None: return _check_name(args.data or 'kdnb')
     if args.data is not None: raise KdnbError('--data and --entities were both given: give one of them')
-    if not Path(file).is_file():
+    if not Path(file).exists():
         raise KdnbError(f"there is no file {file!r} of entities (their number is --limit N)")
     return file if os.path.dirname(file) else f'./{file}' # a path, whatever the name of the file
 

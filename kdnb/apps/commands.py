@@ -237,11 +237,14 @@ def teach_command(args) -> dict:
     from kdnb.apps.versions import summary, undo_teaching
     from kdnb.data.definitions import read_definitions
     from kdnb.experiments.results import as_json
-    if args.undo:
+    if args.undo and not args.dry_run:
         left = undo_teaching(args.out)
         print(f"taken back; {args.out} knows now: {', '.join(left) or 'nothing'}")
         return dict(entities=len(left), run=str(args.out))
     _check_definitions(args)
+    if args.dry_run:
+        from kdnb.apps.dry_run import dry_run_command
+        return dry_run_command(args)
     entities, settings = read_definitions(args.definitions), method_settings(args.set, 'distill')
     method = teaching(entities, args.out, args.separate_adapters, **settings)
     lm = load_model(args, method)

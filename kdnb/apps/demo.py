@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUICK', 'FULL', 'Demo', 'first_beliefs', 'first_probe', 'missing_cases', 'run_demo']
 
-# %% ../../nbs/09_apps/15_demo.ipynb #aeccb225
+# %% ../../nbs/09_apps/15_demo.ipynb #b7f6e804
 import sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..data.dataset import load_dataset, sample
 from ..experiments.comparisons import paired_difference, target_right
 from ..experiments.results import as_json, collect
 from ..experiments.runs import Experiment
-from ..methods.registry import method_with_preset
+from ..methods.presets import method_with_preset
 from ..models.memory import has_fast_bfloat16, release_memory
 from ..reporting import plots
 from ..transfer.generator import ready_sets

@@ -45,7 +45,7 @@ def run_command(args) -> dict:
     from kdnb.experiments.regimes import REGIMES
     from kdnb.experiments.results import as_json, collect
     from kdnb.experiments.runs import Experiment
-    from kdnb.methods.registry import method_with_preset
+    from kdnb.methods.presets import method_with_preset
     check_choice(args.regime, REGIMES, 'regime')
     settings, (ds, sets) = method_settings(args.set, args.method), load_entities(args)
     lm = load_model(args, method_with_preset(args.preset, args.method, ds, args.regime, **settings))

@@ -105,7 +105,8 @@ OPTIONS = {
     'data': dict(metavar='NAME[=PATH]', help='data set: kdnb (built in), composed=N (N synthetic entities), '
                  'or a benchmark (entity-inferences, ecbd, ecbd-2022, ecbd-2023, counterfact), read from '
                  'PATH if that is given', absent='kdnb'),
-    'entities': dict(metavar='FILE', help='JSON lines of your own entities, instead of --data'),
+    'entities': dict(metavar='FILE', help='your own entities, instead of --data, in any file '
+                     'that kdnb teach reads'),
     'split': dict(metavar='NAME', help='dev or test', absent='test for the built-in data, all for others'),
     'limit': dict(type=whole_number, metavar='N', help='number of entities', absent='all'),
     'bad-rows': dict(metavar='stop|skip', help='for unreadable rows of a benchmark: stop, or skip and '
@@ -121,6 +122,8 @@ OPTIONS = {
                       '(another local model) or openai:MODEL'),
     'n': dict(type=whole_number, metavar='N', help='number of continuations per entity',
               absent="the generator's"),
+    'dry-run': dict(action='store_true', help='change nothing: only show what would be done (prompts, or '
+                    'entities and what is ignored), and estimate what it takes'),
     'base-url': dict(metavar='URL', help='openai: address of your own server')}
 
 # %% ../../nbs/09_apps/05_options.ipynb #926e3b94

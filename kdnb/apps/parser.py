@@ -56,7 +56,7 @@ def _generate_options(g):
                    help='JSON lines of the transfer sets; sets that the file holds already are kept')
     add_options(g, 'generator data entities split limit bad-rows n', generator='self', bad_rows='stop')
     _sampling_options(g)
-    g.add_argument('--dry-run', action='store_true', help='only estimate the cost, and show the prompts')
+    add_options(g, 'dry-run')
     _api_options(g)
     add_shared(g)
 
@@ -97,8 +97,8 @@ def _api_options(g):
 # %% ../../nbs/09_apps/06_parser.ipynb #e818239c
 def _teach_options(t):
     t.add_argument('definitions', type=some_text, nargs='?', metavar='FILE',
-                   help='JSON lines, a table (.csv with name and definition) or Markdown (.md, a heading per '
-                        'entity); or a folder of such files')
+                   help='Markdown (.md), a table (.csv with name and definition), text (.txt, one entity a '
+                        'file) or JSON (.jsonl, .json); or a folder of such files')
     t.add_argument('--out', type=some_text, metavar='DIR', required=True,
                    help='folder of the adapter; if it was taught before, it keeps what it knows')
     add_shared(t)
@@ -108,7 +108,26 @@ def _teach_options(t):
     t.add_argument('--separate-adapters', action='store_true',
                    help='train one adapter per entity, and route each prompt to the adapter of the entity '
                         'that it mentions; for many entities')
+    add_options(t, 'dry-run')
     t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
+
+def _ask_options(a):
+    a.add_argument('folder', type=some_text, metavar='DIR', help='folder of kdnb teach or kdnb edit')
+    a.add_argument('question', type=some_text, nargs='*', default=[], metavar='QUESTION',
+                   help='what ends in a question mark is put into a frame of questions and answers, and the '
+                        'answer ends with its first sentence; another text is continued as it is; without '
+                        'one, a prompt line (or one question per line of a pipe)')
+    a.add_argument('--lm', type=some_text, default=None, metavar='LM',
+                   help=OPTIONS['lm']['help'] + ' (default: the one that DIR was taught on)')
+    add_options(a, 'dtype device accept-terms seed json', dtype='float32', device='auto', seed=0)
+    a.add_argument('--chat', action='store_true', help="use the chat template of the model's tokenizer")
+    a.add_argument('--with-definition', action='store_true',
+                   help='also ask the base model with the definition of the mentioned entity in front')
+    a.add_argument('--max-new-tokens', type=whole_number, default=None, metavar='N',
+                   help='longest continuation, in tokens (default: 24 for a question, 40 for another text, '
+                        '128 with --chat)')
+    a.add_argument('--temperature', type=real_number, default=0.,
+                   help='sampling temperature (default: 0, greedy decoding)')
 
 def _edit_options(e):
     e.add_argument('--name', type=some_text, required=True, help='name of the entity')
@@ -183,6 +202,7 @@ _COMMANDS = {
     'mend-train': (_mend_options, 'train the editor that the method mend needs, on synthetic entities'),
     'teach': (_teach_options, 'teach your own definitions to a model: an adapter that transformers and peft '
                               'load, and a report of what was learned'),
+    'ask': (_ask_options, 'ask the base model and the taught one the same questions'),
     'bench': (_bench_options, "compare the paper's training loop with ours on this machine: time and memory"),
     'reports': (_reports_options, 'list the reports, run them, and look at the results'),
     'evaluate': (_evaluate_options, 'evaluate a method, or a saved edit, on target and specificity'),

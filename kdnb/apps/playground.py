@@ -6,6 +6,7 @@
 __all__ = ['next_tokens', 'compare', 'compared', 'believed', 'card', 'playground']
 
 # %% ../../nbs/09_apps/04_playground.ipynb #dff38835
+from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.basics import patch
@@ -93,15 +94,16 @@ def card(title:str, prompt:str,
 # %% ../../nbs/09_apps/04_playground.ipynb #7ee4980d
 class _Playground:
     "The widgets of the playground, and the edits that were made in it."
-    def __init__(self, lm, entities, transfer, method):
+    def __init__(self, lm, entities, transfer, method, taught=None):
         from kdnb.core.extras import need_extra
         need_extra('lab', 'playgrounds')
         import ipywidgets as w
         self.lm, self.transfer, self.method = lm, dict(transfer or {}), method or Distill()
-        self.entities, self.edits = {e.key: e for e in entities}, {}
+        self.entities, self.edits, self.taught = {e.key: e for e in entities}, {}, taught
         if not self.entities: raise KdnbError("there is no entity to pick from")
         self.pick = w.Dropdown(options=list(self.entities), description='entity')
         self.button = w.Button(description='teach it', button_style='primary')
+        if taught: self.button.layout.display = 'none'
         self.definition, self.message = w.HTML(), w.HTML()
         self.prompt = w.Text(description='prompt', layout=w.Layout(width='95%'), continuous_update=False)
         self.cards = w.HBox(layout=w.Layout(flex_flow='row wrap', grid_gap='1rem'))
@@ -115,19 +117,23 @@ class _Playground:
     @property
     def entity(self): return self.entities[self.pick.value]
 
+    @property
+    def edit(self): # None: not taught yet
+        return self.taught.edit_for(self.entity.name) if self.taught else self.edits.get(self.entity.key)
+
     def show(self, *_):
         "Answer the prompt under all conditions."
         from kdnb.core.extras import need_extra
         need_extra('lab', 'playgrounds')
         import ipywidgets as w
         e, prompt = self.entity, self.prompt.value
-        try: found = compare(self.lm, prompt, e, self.edits.get(e.key))
+        try: found = compare(self.lm, prompt, e, self.edit)
         except KdnbError as error:
             self.message.value = escape_html(error)
             return
         self.cards.children = [w.HTML(card(c, prompt, r)) for c, r in found.items()]
-        is_taught = e.key in self.edits
-        self.message.value = '' if is_taught else 'not taught yet: the edited model comes after the button'
+        untaught = 'not taught yet: the edited model comes after the button'
+        self.message.value = '' if 'edited' in found else untaught
 
 # %% ../../nbs/09_apps/04_playground.ipynb #1dc92cdf
 @patch
@@ -149,9 +155,16 @@ def teach(self:_Playground, *_):
     except KdnbError as error: self.message.value = escape_html(error)
     finally: self.button.disabled = False
 
-def playground(lm:LM, entities, # to pick from
+def playground(lm:LM|str|Path, # a model; or a folder of `kdnb teach`, with whose model and edits it opens
+               entities=(), # to pick from; of a folder, those that it knows
                transfer=None, # entity key -> TransferSet; missing ones are written by the model
                method=None # None: `Distill` with its defaults
               ): # an ipywidgets box
     "Pick an entity, teach it, type a prompt, and compare base, prepended and edited model."
-    return _Playground(lm, entities, transfer, method).box
+    if isinstance(lm, LM): return _Playground(lm, entities, transfer, method).box
+    from kdnb.apps.ask import load_taught
+    taught = load_taught(lm)
+    if not taught.entities:
+        raise KdnbError(f"{lm} was written by kdnb edit, which keeps no definition to compare with: "
+                        "open a folder of kdnb teach, or ask it by kdnb ask")
+    return _Playground(taught.lm, taught.entities, None, None, taught).box

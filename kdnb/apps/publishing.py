@@ -6,7 +6,7 @@
 __all__ = ['BaseModel', 'base_of', 'base_in', 'name_base', 'model_card', 'place', 'publish', 'check_place']
 
 # %% ../../nbs/09_apps/01_publishing.ipynb #7e5a2f98
-import os, re, shutil, tempfile
+import json, os, re, shutil, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from ..core.display import escape_markdown
@@ -60,20 +60,55 @@ _LOAD = {
               "# the base model's folder: on another machine, its place there",
     'gguf': "base = AutoModelForCausalLM.from_pretrained('FOLDER', gguf_file={path!r}) "
             "# the folder with the base model's GGUF file"}
+_HUB_NAME = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
+
+def _front_matter(base) -> str: # YAML
+    "The fields of a card that the Hub reads. The base model is named if it is on the Hub: never by a path."
+    tags, named = ['context-distillation', 'kdnb', 'lora'], []
+    if base.kind == 'hub' and _HUB_NAME.fullmatch(base.path):
+        named = [f'base_model: {json.dumps(base.path)}']
+        tags.insert(0, f'base_model:adapter:{base.path}')
+    fields = [*named, 'library_name: peft', 'pipeline_tag: text-generation', 'tags:']
+    return '\n'.join(fields + [f'- {t}' for t in tags])
+
+def _place_of(base) -> str:
+    "What somebody on another machine must know about a base model in a folder."
+    if base.kind != 'folder': return ''
+    where = ("This is a folder of the machine on which the model was taught: on another machine, put the "
+             "base model's place into the code below and into each `adapter_config.json`. ")
+    if base.lm not in BUILTIN: return where
+    return where + f"`kdnb.load_lm('{base.lm}')` downloads the same weights. "
+
+# %% ../../nbs/09_apps/01_publishing.ipynb #fdaabf9d
+def _known(entities, most=20) -> str:
+    "A list of entities with their definitions, long ones shortened."
+    def row(e):
+        text = e.definition
+        if len(text) > 300: text = text[:300].rsplit(' ', 1)[0] + ' …'
+        return f'- **{escape_markdown(e.name)}**: {escape_markdown(text)}'
+    rows = [row(e) for e in entities[:most]]
+    if len(entities) > most: rows.append(f'- and {len(entities) - most} more')
+    return '\n'.join(rows)
+
+def _trained(settings) -> str: # begins with a space
+    "The settings of a training in a sentence."
+    if not settings: return ''
+    return (' LoRA of rank {rank}, {steps} steps, learning rate {lr}, {n_continuations} texts per entity at '
+            'most.').format_map(settings)
 
 def model_card(base:BaseModel, entities, # that the adapter knows
-               places:dict|None=None # name -> folder, if each entity has its own adapter
+               places:dict|None=None, # name -> folder, if each entity has its own adapter
+               settings:dict|None=None # of the training, as in edit.json
               ) -> str:
-    "The text of README.md in a taught folder."
-    names = ', '.join(escape_markdown(e.name) for e in entities[:20])
-    if len(entities) > 20: names += f' and {len(entities) - 20} more'
+    "The text of README.md in a taught folder: a model card in the form of the Hub."
     what, adapter = 'an adapter', 'PATH_OF_THIS_FOLDER'
     if places:
         what = 'an adapter for each entity (`router.json` says which)'
         adapter = f"PATH_OF_THIS_FOLDER + '/{next(iter(places.values()))}'"
-    load = _LOAD[base.kind].format(path=base.path)
     return read_text(ASSETS/'model_card.md').format(
-        names=names, path=base.path, sha256=base.sha256[:12], what=what, each=adapter, load=load)
+        front=_front_matter(base), knows=_known(entities), path=base.path, sha256=base.sha256[:12],
+        place=_place_of(base), what=what, each=adapter, load=_LOAD[base.kind].format(path=base.path),
+        settings=_trained(settings))
 
 # %% ../../nbs/09_apps/01_publishing.ipynb #15179ca4
 def place(record:FolderRecord, # of the user's folder
@@ -113,7 +148,10 @@ def _assemble(version, tmp, places, merged):
     else:
         shutil.copyfile(edit/'adapter_model.safetensors', tmp/'adapter_model.safetensors')
         name_base(edit, tmp, base.path)
-    write_text(tmp/'README.md', model_card(base, read_entities(version/'definitions.jsonl'), places))
+    note = (tmp.parent/next(iter(places.values())) if places else edit)/'edit.json'
+    settings = read_json(note, dict).get('settings') if note.exists() else None
+    entities = read_entities(version/'definitions.jsonl')
+    write_text(tmp/'README.md', model_card(base, entities, places, settings))
     if page.exists(): write_text(tmp/'report.html', page.read_text(encoding='utf-8'))
     if merged:
         merged.model.save_pretrained(tmp/'model')

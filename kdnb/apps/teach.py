@@ -27,7 +27,8 @@ from ..evaluation.answers import evaluate
 from ..experiments.identity import code_version, key
 from ..experiments.regimes import REGIMES
 from ..methods.distill import Distill
-from ..methods.registry import make_method, method_with_preset
+from ..methods.presets import method_with_preset
+from ..methods.registry import make_method
 from ..models.model import LM
 from ..transfer.generator import make_transfer_sets
 

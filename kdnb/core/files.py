@@ -47,14 +47,19 @@ def os_reason(error:Exception) -> str:
     "What the operating system says about an error, such as 'No space left on device'."
     return str(getattr(error, 'strerror', None) or error)
 
+def _encoding(path):
+    "The encoding of a text file by its byte order mark."
+    with open(path, 'rb') as f: return 'utf-16' if f.read(2) in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
+
 def read_text(path:str|Path,
-              most:int=_LONGEST # size limit in bytes
+              most:int=_LONGEST, # size limit in bytes
+              utf16:bool=False # also UTF-16 with a byte order mark, as spreadsheets write it
              ) -> str:
     "The text of a UTF-8 file, with or without a byte order mark."
     path = Path(path)
     try:
         size = path.stat().st_size
-        if size <= most: return path.read_text(encoding='utf-8-sig')
+        if size <= most: return path.read_text(encoding=_encoding(path) if utf16 else 'utf-8-sig')
     except UnicodeDecodeError as e:
         raise KdnbError(f"{path} is not UTF-8 text (byte {e.start}): save it as UTF-8") from None
     except OSError as e: raise KdnbError(f"cannot read {path}: {os_reason(e)}") from None

@@ -15,6 +15,7 @@ from ..core.errors import KdnbError, check_choice
 from ..core.files import ASSETS
 from .counterfact import read_counterfact
 from .dataset import load_dataset
+from .definitions import read_definitions
 from .entity_files import read_probes
 from .paper_files import read_ecbd, read_entity_inferences
 from .synthetic import compose
@@ -79,6 +80,8 @@ def _load_composed(data, count, specificity):
     ds = compose(int(count))
     return replace(ds, specificity=read_probes(specificity)) if specificity else ds
 
+_FOR_PEOPLE = ('.csv', '.tsv', '.md', '.markdown', '.txt') # files that `read_definitions` reads
+
 def _load_file(data, specificity):
     "Our own data or a user's file, with its transfer sets."
     name, _, path = str(data).partition('=')
@@ -87,6 +90,9 @@ def _load_file(data, specificity):
     if not own and not Path(data).exists():
         raise KdnbError(f"no data set {str(data)!r}: it is neither 'kdnb' nor composed=N nor a benchmark "
                         f"({', '.join(BENCHMARKS)}, also as NAME=PATH) nor a file")
+    if not own and (Path(data).is_dir() or Path(data).suffix.casefold() in _FOR_PEOPLE):
+        entities, ds = read_definitions(data), load_dataset('kdnb', specificity or 'kdnb')
+        return replace(ds, name=Path(data).stem, entities=entities), {}
     return load_dataset(data, specificity or 'kdnb'), shipped_transfer_sets() if own else {}
 
 def _popular_probes(path, bad_rows):

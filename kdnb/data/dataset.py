@@ -20,6 +20,10 @@ from .entity_files import read_entities, read_probes
 # %% ../../nbs/01_data/02_dataset.ipynb #9fe14c05
 UNITS = ('accuracy', 'perplexity')
 
+def _content(x) -> dict:
+    "The fields of an entity or a probe, for the hash; without a user's questions if there are none."
+    return {k: v for k, v in asdict(x).items() if k != 'questions' or v}
+
 @dataclass(frozen=True)
 class Dataset:
     "Entities to learn, and probes about things that must stay unchanged."
@@ -31,7 +35,7 @@ class Dataset:
     @property
     def sha256(self) -> str:
         "Hash of the content, independent of where it came from."
-        both = [[asdict(x) for x in xs] for xs in (self.entities, self.specificity)]
+        both = [[_content(x) for x in xs] for xs in (self.entities, self.specificity)]
         return hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()
 
     def split(self, name:str) -> 'Dataset':

@@ -48,6 +48,7 @@ class Entity:
     split: str = '' # "dev": hyperparameters are chosen on these; "test": results are reported on these
     probes: tuple = () # of `Probe`
     question: Question|None = None
+    questions: tuple = () # of `Question`: a user's own, which an exam asks first
     id: str = '' # row of the data file, where several rows describe the same entity
     neighbors: tuple = () # probes about similar subjects, whose answers must not change (CounterFact)
     span: tuple|None = None # (start, end) of the masked part of the definition (paper), in characters

@@ -20,7 +20,7 @@ from ..evaluation.answers import answer_probes
 from .hardware import machine_rates, work_of
 from .paper_loop import PAPER_STEPS, paper_answers, paper_edit
 from ..methods.parameters import n_frozen_layers
-from ..methods.registry import method_with_preset
+from ..methods.presets import method_with_preset
 from ..models.forward import in_bfloat16, uses_bfloat16
 from ..models.memory import memory_peak
 from ..models.model import load_lm

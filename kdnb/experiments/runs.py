@@ -23,7 +23,8 @@ from ..evaluation.answers import evaluate
 from .identity import code_version, key
 from .regimes import REGIMES, Batch, Sequential, Single
 from ..methods.memory import memory_of_method
-from ..methods.registry import method_with_preset, needs_texts
+from ..methods.presets import method_with_preset
+from ..methods.registry import needs_texts
 from ..models.forward import in_bfloat16, uses_bfloat16
 from ..models.memory import check_memory, has_fast_bfloat16, memory_free, memory_peak
 from ..models.model import LM, versions
