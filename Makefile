@@ -9,8 +9,9 @@ BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-all book docs readme clean
+# threads that wait sleep: on cores that other programs use as well, waiting in a loop takes several times as long
 demo: .venv/core
-	$(BIN)/kdnb demo $(if $(filter-out 0,$(FULL)),--full)
+	OMP_WAIT_POLICY=passive $(BIN)/kdnb demo $(if $(filter-out 0,$(FULL)),--full)
 
 # a process for each core, with one thread each: most tests are on tiny models, which more threads do not make quicker
 test: .venv/dev
