@@ -10,7 +10,7 @@ import base64
 import pandas as pd
 from ..core.display import escape_html
 
-# %% ../../nbs/09_apps/14_demo_page.ipynb #ac5ed3c4
+# %% ../../nbs/09_apps/14_demo_page.ipynb #1f478dcd
 def _between(i, unit): # of an `Interval`
     return f'{i.value:.0f} {unit} (95% interval {i.low:.0f} to {i.high:.0f})'
 
@@ -18,7 +18,7 @@ def _reached(by, column, what): # column of `collect`
     "How much of the gain of the definition in the prompt the trained methods reach."
     distilled, tuned = (by[column][m] for m in ('distill', 'finetune-definition'))
     if None in (distilled, tuned): return
-    yield (f"Of this gain{what}, distillation reaches {_between(distilled, 'percent')} with nothing in the "
+    yield (f"Of {what}, distillation reaches {_between(distilled, 'percent')} with nothing in the "
            f"prompt, and fine-tuning on the definition {_between(tuned, 'percent')}.")
 
 def _gaps(by):
@@ -28,8 +28,8 @@ def _gaps(by):
            f'entity are answered correctly; without it, {low:.0f} percent.')
     if high <= low: yield 'So the definition does not help this model.'
     else:
-        yield from _reached(by, 'gap_closed', '')
-        yield from _reached(by, 'gap_closed_indirect', ' on indirect probes (what only follows from it)')
+        yield from _reached(by, 'gap_closed', 'this gain')
+        yield from _reached(by, 'gap_closed_indirect', 'the gain on indirect probes (what follows from it)')
 
 def _known(by, n): # n: number of specificity probes
     "What the methods change of what was known."
