@@ -52,36 +52,39 @@ def findings(df:pd.DataFrame, # of `collect`
              'what happens with other kinds of entities, other models, or many entities at once.')
     return [*_gaps(by), *_known(by, n_specificity), small]
 
-# %% ../../nbs/09_apps/14_demo_page.ipynb #4d7ccec2
+# %% ../../nbs/09_apps/14_demo_page.ipynb #cc35fb7a
 _HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="generator" content="kdnb">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>kdnb: the demo</title><style>
 :root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem}
-img{max-width:100%;background:#fff}
-table{border-collapse:collapse;display:block;overflow-x:auto}
-td,th{padding:.2rem .7rem;text-align:right;white-space:nowrap}
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+p{max-width:48rem}
+img{max-width:min(100%,48rem);background:#fff}
+table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.8rem}
+td,th{padding:.2rem .5rem;text-align:right;white-space:nowrap}
 td:first-child{text-align:left}
 </style></head><body>"""
 
-# %% ../../nbs/09_apps/14_demo_page.ipynb #6f01baaf
-def _image(path):
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+# %% ../../nbs/09_apps/14_demo_page.ipynb #fa674c97
+def _image(path, alt):
+    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 def _cells(values, tag):
     return '<tr>' + ''.join(f'<{tag}>{escape_html(v)}</{tag}>' for v in values) + '</tr>'
 
 def demo_page(entities, found:list, # sentences of `findings`
-               shown:pd.DataFrame, # columns of the table, as text
-               pictures:list, # paths of PNG files
-               note:str # what was asked and how long it took
-              ) -> str: # HTML, which loads nothing
+              shown:pd.DataFrame, # columns of the table, as text
+              pictures:list, # paths of PNG files
+              note:str # what was asked and how long it took
+             ) -> str: # HTML, which loads nothing
     "The page of the demo."
     parts = [_HEAD, '<h1>What a language model learned</h1>']
     parts += [f'<p>{escape_html(s)}</p>' for s in found]
-    parts += ['<h2>One entity</h2>', f'<p>{escape_html(entities[0].definition)}</p>', _image(pictures[0])]
-    parts += ['<h2>All entities</h2>', _image(pictures[1]), f'<p>{escape_html(note)}</p>', '<table>']
-    parts += [_cells(shown.columns, 'th'), *(_cells(row, 'td') for row in shown.values), '</table>']
+    parts += ['<h2>One entity</h2>', f'<p>{escape_html(entities[0].definition)}</p>']
+    parts += [_image(pictures[0], 'answers before and after teaching')]
+    parts += ['<h2>All entities</h2>', _image(pictures[1], 'accuracy by method')]
+    parts += [f'<p>{escape_html(note)}</p><table>', _cells(shown.columns, 'th')]
+    parts += [*(_cells(row, 'td') for row in shown.values), '</table>']
     parts += ['<h2>What was taught</h2>', *(f'<p>{escape_html(e.definition)}</p>' for e in entities)]
     return '\n'.join(parts) + '</body></html>\n' 
