@@ -170,9 +170,10 @@ def _write_results(demo, out, lm, runs, minutes) -> pd.DataFrame: # of `collect`
     _save_figure(plots.targets(df), out/'results.png')
     found = findings(df, paired_difference(runs['distill'], runs['finetune-definition'], value=target_right),
                      demo.n_specificity)
+    earlier = ', with some cases finished before' if minutes['cases_before'] else ''
     note = (f"{len(entities)} entities, {sum(len(e.probes) for e in entities)} probes about them and "
             f'{demo.n_specificity} specificity probes; {lm.name} on {machine()}, '
-            f'{minutes["minutes"]} minutes. '
+            f'{minutes["minutes"]} minutes{earlier}. '
             'In brackets: 95% bootstrap intervals over entities, for specificity over its probes.')
     page = demo_page(entities, found, shown_columns(df), [out/'first.png', out/'results.png'], note)
     write_text(out/'demo.html', page)
@@ -202,8 +203,9 @@ def run_demo(args) -> dict:
     sets = ready_sets(lm, ds.entities, folder)
     runs = _runs(demo, lm, ds, sets, folder, args.seed)
     quick = _runs(QUICK, lm, ds, sets, folder, args.seed)['distill'] # the same run in a quick demo
+    before = n*len(runs) - len(missing_cases(runs))
     _first_picture(quick, out/'first.png')
-    minutes = dict(to_first_picture=minutes_so_far())
+    minutes = dict(to_first_picture=minutes_so_far(), cases_before=before)
     _teach_all(demo, lm, runs, unit)
     minutes |= dict(minutes=minutes_so_far(), cpu_minutes=round(time.process_time()/60, 1))
     df = _write_results(demo, out, lm, runs, minutes)
