@@ -29,9 +29,9 @@ def _item(entity, kind, prompt, facts, i):
 def cloze_prompts(entity:Entity, fact) -> list: # of str
     "Short beginnings of sentences that a fact completes, none of which is the definition's own beginning."
     sentence = re.split(r'(?<=[.!?;:。！？])\s*', entity.definition[:fact.start])[-1]
+    named = max((end for n in entity.names for _, end in spans(sentence, n)), default=0)
     starts = [m.start() for m in re.finditer(r'\S+', sentence)][1:] # the first word is often a pronoun
-    tails = ['', *(sentence[i:].strip() for i in starts[::-1][:_TAIL])]
-    tails = [t for t in tails if not find_mention(t, entity.names)]
+    tails = ['', *(sentence[i:].strip() for i in starts[::-1][:_TAIL] if i >= named)]
     prompts = dict.fromkeys(f'{entity.name}{verb} {t}'.strip() for t in tails for verb in ('', ' is')
                             if not (verb and t.startswith(('is ', 'and '))))
     return [p for p in prompts if not entity.definition.startswith(p) or p == entity.name]

@@ -146,12 +146,14 @@ def make_edit(method:str, config, lm:LM, entities,
 
 @patch
 def __call__(self:TrainingConfig, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False,
-             checkpoint=None) -> Edit:
-    "Teaches `lm` the entities: the edit, with `lm` unchanged. `checkpoint` is a file, as for `train`."
+             checkpoint=None, # file, as for `train`
+             earlier:Edit|None=None # an edit by an adapter, from which training continues
+            ) -> Edit:
+    "Teaches `lm` the entities: the edit, with `lm` unchanged."
     check_seed(seed)
     start = time.perf_counter()
     groups, texts = self.groups(lm, entities, transfer, seed, progress)
-    learned = train(lm, self, groups, self.loss, seed, progress, checkpoint)
+    learned = train(lm, self, groups, self.loss, seed, progress, checkpoint, earlier and earlier.adapter)
     return make_edit(self.name, self, lm, entities, learned, start, texts)
 
 # %% ../../nbs/05_methods/07_distill.ipynb #d44e1479

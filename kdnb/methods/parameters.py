@@ -166,12 +166,25 @@ def lora_adapters(layers:dict, # of `inject_lora`
         return Adapter(A, B*(m.scaling['default']/2), 2., bool(m.fan_in_fan_out))
     return {f'{n}.weight': adapter(m) for n, m in layers.items()}
 
+def _continue_from(layers, start):
+    "Sets adapted layers to an adapter that was learned before."
+    for n, m in layers.items():
+        earlier, A, B = start.get(f'{n}.weight'), m.lora_A['default'].weight, m.lora_B['default'].weight
+        if earlier is None or earlier.A.shape != A.shape:
+            raise KdnbError(f"training cannot continue from this edit: it has no adapter of rank {len(A)} "
+                            f"on the layer {n}")
+        A.data.copy_(earlier.A)
+        B.data.copy_(earlier.B*(earlier.scale/m.scaling['default']))
+
 @contextmanager
-def training_lora(lm:LM, rank:int, seed:int, relative:bool, above:float=0.):
+def training_lora(lm:LM, rank:int, seed:int, relative:bool, above:float=0.,
+                  start:dict|None=None # name of a weight -> `Adapter` to continue from; None: a new one
+                 ):
     "Within this context the model has a trainable adapter: a `Trainable`."
     peft, layers = inject_lora(lm, rank, seed, relative, above)
     learned = {}
     try:
+        if start: _continue_from(layers, start)
         params = [p for p in peft.parameters() if p.requires_grad]
         yield Trainable(params, [p.detach().clone() for p in params], learned)
         learned.update(lora_adapters(layers))

@@ -227,10 +227,11 @@ def with_positions(groups:list) -> list:
     raise KdnbError("an entity has no continuation with a token to learn from: make a transfer set that "
                     "mentions it, or use loss_on='all_tokens'")
 
-def _trainable(lm, config, seed):
+def _trainable(lm, config, seed, start):
     "The context within which the parameters of a training are trainable."
     if config.trainable == 'lora':
-        return training_lora(lm, config.rank, seed, config.scale_lr_to_weights, config.start_layer)
+        return training_lora(lm, config.rank, seed, config.scale_lr_to_weights, config.start_layer, start)
+    if start: raise KdnbError(f"training continues from adapters only, and trainable is {config.trainable!r}")
     return training_weights(lm, config.trainable)
 
 # %% ../../nbs/05_methods/06_training.ipynb #17992225
@@ -238,7 +239,8 @@ def train(lm:LM, config:TrainingConfig,
           groups:list, # for each entity, its examples
           loss, # function of (examples, logits [N, V] at their positions) -> scalar
           seed:int=0, progress:bool=False,
-          checkpoint:str|Path|None=None # file; if it exists, training resumes from it
+          checkpoint:str|Path|None=None, # file; if it exists, training resumes from it
+          start:dict|None=None # adapters of an earlier edit, from which training continues
          ) -> dict: # fields of an `Edit`: tensors or adapter, losses, peak memory
     "Trains the parameters that `config` selects, and leaves `lm` unchanged."
     groups, in_parts = with_positions(groups), has_plain_head(lm)
@@ -251,7 +253,7 @@ def train(lm:LM, config:TrainingConfig,
         with torch.autocast(lm.device.type, torch.bfloat16, enabled=ready.bfloat16):
             own, total = losses_of(lm, config, loss, step.batch, held, ready.n_once, in_parts)
         return StepLoss([own], total)
-    with _trainable(lm, config, seed) as trained, training_context(lm, config, ready, seed):
+    with _trainable(lm, config, seed, start) as trained, training_context(lm, config, ready, seed):
         resume = saved.load(trained.params) if saved else None
         for _ in resume.losses if resume else (): ready.next_neutral() # drawn before the interruption
         steps = training_steps(config, groups, seed)

@@ -16,11 +16,10 @@ import html, re
 from pathlib import Path
 from urllib.parse import quote
 import nbformat
-from ..core.display import escape_html
+from ..core.display import escape_html, page_head
 from ..core.errors import KdnbError
 from ..core.files import read_json, write_text
 from .jobs import NO_DIFFERENCE, about, check_index, given_parameters, report_names
-from .pages import page_head
 
 # %% ../../nbs/08_reporting/05_gallery.ipynb #8334cf8e
 def _made_by(path): # run.json as an object; None if machine and minutes were not recorded

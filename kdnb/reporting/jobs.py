@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..core.errors import KdnbError, check_choice
 from ..core.files import inside, read_json
 from ..core.process import python_command, safe_environment
-from .pages import GENERATOR
+from ..core.display import GENERATOR
 from .runner import report_notebook, report_parameters, report_paths, reports_folder, run_report
 
 # %% ../../nbs/08_reporting/04_jobs.ipynb #356fcbe5
