@@ -1,6 +1,7 @@
 # make demo   a real language model learns a few new entities in minutes; a first picture, then a table and a page
 #             make demo FULL=1: all six methods, more entities and more steps
-# make test   every notebook, the invariants, the command line, bad inputs, ruff
+# make test   the quick tests: invariants, the command line, bad inputs, notebooks that need no real model, ruff
+# make test-all   every notebook and test: also those that need a real model, a browser, Ray or many minutes
 # make book   runs the tutorials and chapters, and stores their outputs in them
 # make docs   the site, in _docs
 # They make .venv the first time and install into it: the core for the demo, the extra dev for the others.
@@ -15,10 +16,10 @@ demo: .venv/core
 
 # a process for each core, with one thread each: most tests are on tiny models, which more threads do not make quicker
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not long" tests
 
 test-all: .venv/dev
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal tests
 
 book: .venv/dev
 	$(BIN)/python docs/book.py

@@ -1,5 +1,5 @@
 """Fixtures. Most tests use tiny random models, made in a second; some need the built-in smollm2."""
-import os, subprocess, sys, time
+import json, os, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,31 @@ from zoo import tiny_config, zoo # noqa: F401 (zoo is a fixture)
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test may use the network unnoticed
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+# tests that take long: `make test` leaves them out, `make test-all` runs them
+LONG_TESTS = Path(__file__).with_name('long_tests.json') # id -> seconds on one core
+LONG = 2. # seconds from which a test is long
+DURATIONS = {} # id -> seconds, of this run
+
+
+def pytest_addoption(parser):
+    parser.addoption('--find-long', action='store_true', help=f'write {LONG_TESTS.name} from this run')
+
+
+def pytest_collection_modifyitems(items):
+    long = json.loads(LONG_TESTS.read_text())
+    for i in items:
+        if i.nodeid in long: i.add_marker(pytest.mark.long)
+
+
+def pytest_runtest_logreport(report):
+    DURATIONS[report.nodeid] = DURATIONS.get(report.nodeid, 0) + report.duration
+
+
+def pytest_sessionfinish(session):
+    if not session.config.getoption('--find-long') or hasattr(session.config, 'workerinput'): return
+    long = {i: round(s, 1) for i, s in sorted(DURATIONS.items()) if s >= LONG}
+    LONG_TESTS.write_text(json.dumps(long, indent=0, ensure_ascii=False) + '\n')
 
 
 @pytest.fixture(scope='session')

@@ -222,11 +222,11 @@ def _teach_generator(args, lm):
 
 def _print_taught(args, out, s):
     "The numbers of a teaching, and where its files are."
-    print(f"{s['entities']} entities. Right answers to {s['probes']} probes: {s['before']} before, "
-          f"{s['after']} after, {s['with_definition']} with the definition in the prompt. "
-          f"Specificity: {s['lost']} of {s['known_before']} right answers are lost.")
+    print(s['sentence'])
+    print(f"Right answers to {s['questions']} questions in other words than the definitions': "
+          f"{s['before']} before, {s['after']} after, {s['with_definition']} with the definition in front.")
     where = f'adapters, by name: {out}/router.json' if args.separate_adapters else f'adapter: {out}'
-    if (out/'report.html').exists(): where += f'; page: {out}/report.html'
+    where += f'; page: {out}/report.html'
     if args.merge: where += f'; model: {out}/model'
     print(where)
 
@@ -249,8 +249,8 @@ def teach_command(args) -> dict:
     method = teaching(entities, args.out, args.separate_adapters, **settings)
     lm = load_model(args, method)
     out = teach(lm, entities, args.out, _teach_generator(args, lm), n=args.n, method=method,
-                merge=args.merge, separate_adapters=args.separate_adapters,
-                n_specificity=args.n_specificity, seed=args.seed)
+                merge=args.merge, separate_adapters=args.separate_adapters, minutes=args.minutes,
+                max_lost=args.max_lost, n_specificity=args.n_specificity, seed=args.seed)
     s = summary(out)
     _print_taught(args, out, s)
     return {**as_json(dict(lm=lm.name, method='distill', seed=args.seed, run=str(out))), **s}

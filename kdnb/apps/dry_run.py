@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from .command_tools import load_model, method_settings
-from .teach import TeachSettings, teaching
+from .teach import teaching
 from .versions import with_known
 from ..core.errors import KdnbError
 from ..core.text import words_of
@@ -88,8 +88,8 @@ def measure_rates(lm:LM,
 
 # %% ../../nbs/09_apps/13_dry_run.ipynb #3e439dfe
 _ROUNDS, _STEP_COST = 2, 5 # rounds of writing; cost of a training step, in forward passes
-_MEASUREMENTS = 2 # of the specificity probes: before and after
-_PROBE_STEPS = 36 # tokens that are written one after the other for the probes of an entity
+_MEASUREMENTS = 2 # of the well-known things: before and after
+_EXAM_STEPS = 130 # tokens that are written one after the other for the exam of an entity
 
 def _training_tokens(method, entities, n_tokens):
     "Tokens of the forward passes that a training is worth."
@@ -110,16 +110,16 @@ def _probe_tokens(lm, probes):
 def seconds_of_teaching(lm:LM, entities, # all that the folder will know
                         n_new:int, # number of entities whose texts have to be written
                         method:Distill, rates:Rates,
-                        n:int=15, # texts per entity
-                        n_specificity:int|None=None # number of specificity probes; None: all
+                        n:int=12, # texts per entity
+                        n_specificity:int=80 # number of well-known things that are asked
                        ) -> dict: # part of the work -> seconds
-    "Estimated time of a teaching, without the page."
+    "Estimated time of the first round of a teaching."
     n_tokens = sum(len(lm.encode(e.definition)) for e in entities)
     probes = load_dataset().specificity[:n_specificity]
     training = _training_tokens(method, entities, n_tokens) + _teacher_tokens(entities, n, n_tokens)
     return {'writing texts': n_new*_ROUNDS*_SAMPLES['max_new_tokens']*rates.write,
             'training': training/rates.read,
-            'writing probes': len(entities)*_PROBE_STEPS*rates.write,
+            'writing the exam': len(entities)*_EXAM_STEPS*rates.write,
             'measuring': _MEASUREMENTS*_probe_tokens(lm, probes)/rates.read}
 
 # %% ../../nbs/09_apps/13_dry_run.ipynb #03646a40
@@ -166,8 +166,8 @@ def dry_run(lm:LM, found:Definitions,
             out:str|Path, # folder of the adapter
             method:Distill,
             separate_adapters:bool=False, # one adapter per entity
-            n:int=15, # texts per entity
-            n_specificity:int|None=None, # number of specificity probes; None: all
+            n:int=12, # texts per entity
+            n_specificity:int=80, # number of well-known things that are asked
             own_texts:bool=True # the model writes the texts itself
            ) -> DryRun:
     "What a teaching of these definitions would do, without doing it."
@@ -185,8 +185,7 @@ def dry_run_command(args) -> dict:
     if args.undo: raise KdnbError('--dry-run and --undo were both given: give one of them')
     found, settings = read_files(args.definitions), method_settings(args.set, 'distill')
     method = teaching(found.entities, args.out, args.separate_adapters, **settings)
-    n = args.n + TeachSettings.n_held_out
-    run = dry_run(load_model(args), found, args.out, method, args.separate_adapters, n, args.n_specificity,
-                  args.generator == 'self')
+    run = dry_run(load_model(args), found, args.out, method, args.separate_adapters, args.n,
+                  args.n_specificity, args.generator == 'self')
     print(run)
     return run.as_json()

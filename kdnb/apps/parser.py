@@ -103,7 +103,12 @@ def _teach_options(t):
                    help='folder of the adapter; if it was taught before, it keeps what it knows')
     add_shared(t)
     add_setting(t, 'setting of distillation, e.g. -s lr=1e-4 -s steps=10')
-    add_options(t, 'generator base-url n n-specificity', generator='self', n=12)
+    add_options(t, 'generator base-url n n-specificity', generator='self', n=12, n_specificity=80)
+    t.add_argument('--minutes', type=real_number, default=10., metavar='M',
+                   help='go on with what the exam finds unknown as long as another round fits into M '
+                        'minutes (default: 10; 0: one round)')
+    t.add_argument('--max-lost', type=real_number, default=.025, metavar='SHARE',
+                   help='largest share of the well-known things that may be lost (default: 0.025)')
     t.add_argument('--merge', action='store_true', help='also write the merged model, to DIR/model')
     t.add_argument('--separate-adapters', action='store_true',
                    help='train one adapter per entity, and route each prompt to the adapter of the entity '
@@ -111,6 +116,7 @@ def _teach_options(t):
     add_options(t, 'dry-run')
     t.add_argument('--undo', action='store_true', help='take back the last teaching into DIR')
 
+# %% ../../nbs/09_apps/06_parser.ipynb #7052f370
 def _ask_options(a):
     a.add_argument('folder', type=some_text, metavar='DIR', help='folder of kdnb teach or kdnb edit')
     a.add_argument('question', type=some_text, nargs='*', default=[], metavar='QUESTION',

@@ -142,7 +142,7 @@ def _check_whole(record, version, places):
 
 def _assemble(version, tmp, places, merged):
     "Put the files of a version into a temporary folder."
-    base, edit, page = base_in(version), version/'edit', version/'report'/'teach.html'
+    base, edit, page = base_in(version), version/'edit', version/'report.html'
     shutil.copytree(version/'tokenizer', tmp, dirs_exist_ok=True)
     if places: write_json(tmp/'router.json', places)
     else:

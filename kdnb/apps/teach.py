@@ -6,31 +6,33 @@
 __all__ = ['teaching', 'TeachSettings', 'teach']
 
 # %% ../../nbs/09_apps/03_teach.ipynb #d8d34cbd
+import os, shutil, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from tqdm.auto import tqdm
 from .publishing import base_of, check_place, name_base, publish
-from .self_probes import write_probes
+from .rounds import Examination, ask_base, best_round, examine, fact_texts, reached, why_stop
 from kdnb.apps.versions import (
-    check_fitting, make_version, seal, stage, versions_of, with_known,
+    check_fitting, make_version, read_taught, seal, stage, versions_of, with_known,
 )
-from ..core.errors import KdnbError, check_choice, check_seed, check_whole, notice
-from ..core.files import as_written, make_folder, read_json, write_json, write_text
+from ..core.errors import KdnbError, check_choice, check_number, check_seed, check_whole, notice
+from ..core.files import as_written, make_folder, read_json, write_json, write_text, writing
 from ..core.records import FolderRecord, locked
 from ..data.dataset import Dataset, load_dataset
-from ..data.entities import Probe
+from ..data.transfer_sets import Continuation
 from ..edits.routing import AdapterRouter
 from ..edits.storage import load_edit
-from ..evaluation.answers import evaluate
+from ..evaluation.exam import exam_as_json, exam_from_json
+from ..evaluation.exam_writer import write_exam
 from ..experiments.identity import code_version, key
 from ..experiments.regimes import REGIMES
 from ..methods.distill import Distill
 from ..methods.presets import method_with_preset
-from ..methods.registry import make_method
 from ..models.model import LM
-from ..transfer.generator import make_transfer_sets
+from ..reporting.teach_page import Round, teach_page
+from ..transfer.generator import LMGenerator, make_transfer_sets
 
 # %% ../../nbs/09_apps/03_teach.ipynb #9ccd2d67
 def teaching(entities, # to be taught
@@ -47,46 +49,33 @@ def teaching(entities, # to be taught
 # %% ../../nbs/09_apps/03_teach.ipynb #ac8693e4
 @dataclass(frozen=True)
 class TeachSettings:
-    "How entities are taught and measured."
-    n: int = 12 # number of continuations to train on
-    n_held_out: int = 3 # number of continuations that are held out for probes
+    "How entities are taught and examined."
+    n: int = 12 # continuations of each definition to train on, besides the texts about its facts
     method: Distill|None = None # None: that of `teaching`
+    minutes: float = 10. # that the rounds may take; one is always taught
+    max_lost: float = .025 # largest share of the well-known things that may be lost
     merge: bool = False # write the merged model, too
     separate_adapters: bool = False # one adapter per entity
-    n_specificity: int|None = None # number of specificity probes; None: all
+    n_specificity: int = 80 # number of well-known things that are asked; 0: none
     seed: int = 0 # random seed
-    report: bool = True # write the page
     progress: bool = True # show progress
 
     def __post_init__(self):
         check_whole(self.n, 'n', 1)
-        check_whole(self.n_held_out, 'n_held_out', 0)
-        check_whole(self.n_specificity or 0, 'n_specificity', 0)
+        check_whole(self.n_specificity, 'n_specificity', 0)
         check_seed(self.seed)
+        for name, most in (('minutes', 100_000), ('max_lost', 1)):
+            check_number(getattr(self, name), name, 0, most)
 
 # %% ../../nbs/09_apps/03_teach.ipynb #9cc265bf
-def _transfer(lm, entities, generator, folder, how): # (all, for training), by entity key
-    "The transfer sets of entities, and the part of each that is trained on."
+def _transfer(lm, entities, generator, folder, how): # TransferSet, by entity key
     made = make_transfer_sets(generator or lm, entities, folder/'transfer.jsonl', progress=how.progress,
-                              n=how.n + how.n_held_out, seed=how.seed)
-    train = {}
-    for k, s in made.items():
-        n_held_out = min(how.n_held_out, len(s.continuations)//4)
-        train[k] = replace(s, continuations=s.continuations[:len(s.continuations) - n_held_out])
-    empty = [k for k, s in train.items() if not s.continuations]
-    if empty:
+                              n=how.n, seed=how.seed)
+    if empty := [k for k, s in made.items() if not s.continuations]:
         more = f' (nor for {len(empty)-1} others)' if len(empty) > 1 else ''
         raise KdnbError(f"the generator never mentioned {empty[0]!r}{more} in any continuation: add an alias "
                         "under which it would be mentioned, or use another generator")
-    return made, train
-
-# %% ../../nbs/09_apps/03_teach.ipynb #08791ae8
-@dataclass
-class _Taught:
-    "What the training gave."
-    edit: object # an `Edit`, or a `AdapterRouter` with one per entity
-    seconds: float
-    losses: list # one per step
+    return made
 
 @dataclass
 class _Teaching:
@@ -95,123 +84,153 @@ class _Teaching:
     version: Path # folder of this teaching
     lm: LM
     entities: tuple # all that the folder will know
+    generator: object # of `LMGenerator`'s kind
     how: TeachSettings # with its method
-    train: dict # entity key -> TransferSet
+    sets: dict # entity key -> TransferSet
 
-    def one_adapter(self) -> _Taught:
-        "One edit for all entities."
-        folder = self.version/'edit'
-        if not (folder/'edit.json').exists():
-            checkpoint = self.version/'training.safetensors'
-            entities = list(self.entities)
-            edit = self.how.method(self.lm, entities, self.train, self.how.seed, self.how.progress,
-                                   checkpoint=checkpoint)
-            edit.save(folder)
-        edit = load_edit(folder)
-        return _Taught(edit, edit.seconds, edit.losses)
+    def bar(self, what, of): return tqdm(of, desc=what, disable=not self.how.progress, leave=False)
+
+    def exams(self) -> list: # of `Exam`, written now or before
+        def write():
+            texts = {k: [c.text for c in s.continuations] for k, s in self.sets.items()}
+            return {e.key: exam_as_json(write_exam(self.lm, e, self.generator, texts[e.key], self.how.seed))
+                    for e in self.bar('exam', self.entities)}
+        rows = stage(self.version, 'exams', write)
+        with as_written(self.version/'exams.json'):
+            return [exam_from_json(e, rows[e.key]) for e in self.entities]
+
+    def train_sets(self, r:int, exams, found:Examination|None) -> dict: # entity key -> TransferSet
+        "What round r trains on: the transfer sets, and texts about what is not known."
+        def write(): # all facts at first, then those that the exam found unknown
+            wanted = {e.entity.key: found.unknown(e) if found else range(len(e.facts)) for e in exams}
+            texts = {e.entity.key: fact_texts(self.lm, self.generator, e, wanted[e.entity.key],
+                                              self.how.seed + r) for e in self.bar('texts', exams)}
+            return {k: [asdict(c) for c in cs] for k, cs in texts.items()}
+        rows = stage(self.version, f'texts-{r}', write)
+        with as_written(self.version/f'texts-{r}.json'):
+            more = {k: tuple(Continuation(c['text'], tuple(c['mention']), c['prompt']) for c in cs)
+                    for k, cs in rows.items()}
+        return {k: replace(s, continuations=s.continuations + more[k]) for k, s in self.sets.items()}
+
+# %% ../../nbs/09_apps/03_teach.ipynb #08791ae8
+@patch
+def method_of(self:_Teaching, r:int) -> Distill: # of round r
+    m = self.how.method
+    return m if r == 1 else replace(m, steps=max(m.steps//2, 1))
+
+@patch
+def one_adapter(self:_Teaching, r:int, train:dict) -> tuple: # the edit, and its optimizer steps
+    "One edit for all entities, from round r."
+    folder = self.version/'rounds'/str(r)
+    if not (folder/'edit.json').exists():
+        earlier = load_edit(self.version/'rounds'/str(r - 1)) if r > 1 else None
+        edit = self.method_of(r)(self.lm, list(self.entities), train, self.how.seed + r - 1,
+                                 self.how.progress, self.version/'training.safetensors', earlier)
+        edit.save(folder)
+    edit = load_edit(folder)
+    return edit, len(edit.losses)
 
 # %% ../../nbs/09_apps/03_teach.ipynb #a8d991b7
 @patch
-def _edit_id(self:_Teaching, entity) -> str: # 12 hex digits
-    "Hash of what determines the adapter of one entity."
-    return key(dict(settings=asdict(self.how.method), seed=self.how.seed, lm_sha256=self.lm.sha256,
-                    definition=entity.definition, names=entity.names, texts=self.train[entity.key].key,
+def _edit_id(self:_Teaching, r, entity, texts, earlier) -> str: # 12 hex digits
+    "Hash of what determines the adapter of one entity after round r."
+    return key(dict(settings=asdict(self.method_of(r)), seed=self.how.seed + r - 1, lm_sha256=self.lm.sha256,
+                    definition=entity.definition, names=entity.names, texts=texts.key, earlier=earlier,
                     code=code_version()))
 
 @patch
-def separate_adapters(self:_Teaching) -> _Taught:
+def adapter_places(self:_Teaching, r:int) -> dict: # entity key -> 'edits/ID'; {} before the first round
+    return read_json(self.version/f'places-{r}.json', dict) if r else {}
+
+@patch
+def separate_adapters(self:_Teaching, r:int, train:dict) -> tuple: # the router, and the optimizer steps
     "An edit for each entity; one that the folder has already is not trained again."
-    out, lm, how = self.record.folder, self.lm, self.how
-    names = ['edits/' + self._edit_id(e) for e in self.entities]
-    router = AdapterRouter.of(self.entities, [out/n for n in names])
-    bar = tqdm(names, desc='teaching', unit='entity', disable=not how.progress)
-    for e, n in zip(self.entities, bar):
-        self.record.claim_folder(n)
-        if not (out/n/'edit.json').exists(): how.method(lm, [e], self.train, how.seed).save(out/n)
-        name_base(out/n, out/n, base_of(lm).path)
-        FolderRecord.read(out/n).finish('adapter_config.json')
-    places = {name: f'edits/{folder.name}' for name, folder in router.edits.items()}
-    write_json(self.version/'router.json', places)
-    seconds = sum(read_json(out/n/'edit.json', dict)['seconds'] for n in names)
-    return _Taught(router, seconds, [])
+    out, places, before, steps = self.record.folder, {}, self.adapter_places(r - 1), 0
+    for e in self.bar('teaching', self.entities):
+        earlier = before.get(e.key)
+        name = places[e.key] = 'edits/' + self._edit_id(r, e, train[e.key], earlier)
+        self.record.claim_folder(name)
+        if not (out/name/'edit.json').exists():
+            edit = self.method_of(r)(self.lm, [e], train, self.how.seed + r - 1,
+                                     earlier=load_edit(out/earlier) if earlier else None)
+            edit.save(out/name)
+        name_base(out/name, out/name, base_of(self.lm).path)
+        FolderRecord.read(out/name).finish('adapter_config.json')
+        steps += len(load_edit(out/name).losses)
+    write_json(self.version/f'places-{r}.json', places)
+    return AdapterRouter.of(self.entities, [out/places[e.key] for e in self.entities]), steps
 
 # %% ../../nbs/09_apps/03_teach.ipynb #b679c5cf
-def _measure(lm, edit, entities, specificity):
-    with edit.on(lm): return evaluate(lm, entities, specificity)
+@patch
+def round(self:_Teaching, r:int, exams, base, found:Examination|None) -> Examination:
+    "Round r: what the exam finds after it."
+    def teach_and_examine():
+        start, train = time.perf_counter(), self.train_sets(r, exams, found)
+        teach_them = self.separate_adapters if self.how.separate_adapters else self.one_adapter
+        edit, steps = teach_them(r, train)
+        after = examine(self.lm, edit, exams, base)
+        texts = sum(len(s.continuations) for s in train.values())
+        seconds = time.perf_counter() - start
+        return {'found': asdict(after), 'texts': texts, 'steps': steps, 'seconds': seconds}
+    return Examination.from_json(stage(self.version, f'round-{r}', teach_and_examine)['found'])
 
 @patch
-def with_probes(self:_Teaching, made) -> tuple: # of `Entity`
-    "The entities with probes that the model writes from the held-out continuations of `made`."
-    def write():
-        held_out = {k: made[k].continuations[len(s.continuations):] for k, s in self.train.items()}
-        return {e.key: [asdict(p) for p in write_probes(self.lm, e, held_out[e.key])] for e in self.entities}
-    rows = stage(self.version, 'probes', write)
-    with as_written(self.version/'probes.json'):
-        probes = {k: tuple(Probe(**{**p, 'candidates': tuple(p['candidates'])}) for p in ps)
-                  for k, ps in rows.items()}
-        return tuple(replace(e, probes=e.probes + probes[e.key]) for e in self.entities)
-
-@patch
-def measure_before(self:_Teaching, asked, specificity):
-    "Accuracy of the base model, and with the definition in the prompt."
-    def evaluated(method, probes):
-        reference = make_method(method)(self.lm, asked, {})
-        return _measure(self.lm, reference, asked, probes)
-    stage(self.version, 'base', lambda: evaluated('base', specificity))
-    stage(self.version, 'prepend', lambda: evaluated('prepend', ()))
+def rounds(self:_Teaching, exams, spent:float # seconds before the first round
+          ) -> dict: # what `taught.json` holds
+    "Teach until it knows."
+    n, probes = self.how.n_specificity, load_dataset().specificity
+    probes = probes[::max(len(probes)//n, 1)][:n] if n else ()
+    base, numbers, rows, found, why = ask_base(self.lm, probes), [], [], None, ''
+    while not why:
+        r = len(numbers) + 1
+        found = self.round(r, exams, base, found)
+        row = read_json(self.version/f'round-{r}.json', dict)
+        numbers.append(reached(exams, base, found, row['seconds']))
+        last = numbers[-1]
+        made = row['texts'], row['steps'], last.seconds
+        rows.append(asdict(Round(*made, last.known, last.asked, last.lost)))
+        if self.how.progress: notice(f'round {r}: {last.known} of {last.asked} facts known')
+        why = why_stop(numbers, self.how.minutes, self.how.max_lost, spent)
+    return dict(lm=self.lm.name, rounds=rows, best=best_round(numbers, self.how.max_lost), stopped=why,
+                separate_adapters=self.how.separate_adapters, probes=[asdict(p) for p in probes],
+                known_before=asdict(base.known), settings=asdict(self.how.method))
 
 # %% ../../nbs/09_apps/03_teach.ipynb #1e9efa1b
 @patch
-def measure_after(self:_Teaching, taught, asked, specificity):
-    "Accuracy after training; and what was asked, for the report."
-    how = self.how
-    def evaluated():
-        if how.separate_adapters: return taught.edit.evaluate(self.lm, asked, specificity)
-        return _measure(self.lm, taught.edit, asked, specificity)
-    stage(self.version, 'after', evaluated)
-    stage(self.version, 'asked', lambda: {
-        'entities': [asdict(e) for e in asked], 'known': [asdict(p) for p in specificity],
-        'own': {e.key: len(e.probes) for e in self.entities}, 'lm': self.lm.name,
-        'settings': asdict(how.method), 'separate_adapters': how.separate_adapters, 'seconds': taught.seconds,
-        'losses': taught.losses})
+def keep(self:_Teaching, best:int # index of the round
+        ):
+    "Put the adapter of a round in its place, and delete those of other rounds."
+    if self.how.separate_adapters:
+        places = self.adapter_places(best + 1)
+        router = AdapterRouter.of(self.entities, [places[e.key] for e in self.entities])
+        write_json(self.version/'router.json', router.edits)
+        return
+    rounds, edit = self.version/'rounds', self.version/'edit'
+    with writing(edit):
+        if not edit.exists(): os.replace(rounds/str(best + 1), edit)
+        if rounds.exists(): shutil.rmtree(rounds)
 
 # %% ../../nbs/09_apps/03_teach.ipynb #5bd0c661
 def _version(record, lm, entities, generator, how) -> Path:
     "The folder of the version that these entities and settings determine."
     params = dict(settings=asdict(how.method), generator=getattr(generator, 'name', 'self'), n=how.n,
-                  n_held_out=how.n_held_out, seed=how.seed, n_specificity=how.n_specificity)
+                  seed=how.seed, n_specificity=how.n_specificity, minutes=how.minutes, max_lost=how.max_lost)
     if how.separate_adapters: params['separate_adapters'] = True
     return make_version(record, lm, entities, **params)
 
-def _teach(record, lm, new, generator, how) -> tuple: # folder of the version, edit
+def _teach(record, lm, new, generator, how) -> Path: # folder of the version
     "The stages of a teaching, each read from its file or computed now."
-    entities = with_known(record.folder, new)
+    entities, start = with_known(record.folder, new), time.perf_counter()
     version = _version(record, lm, entities, generator, how)
     say = notice if how.progress else (lambda text: None)
     say(f'{len(entities)} entities, {len(new)} of them given now; intermediate results are kept in {version}')
-    made, train = _transfer(lm, entities, generator, record.folder, how)
-    t = _Teaching(record, version, lm, entities, how, train)
-    say('the model writes probes …')
-    asked, specificity = t.with_probes(made), load_dataset().specificity[:how.n_specificity]
-    t.measure_before(asked, specificity)
-    taught = t.separate_adapters() if how.separate_adapters else t.one_adapter()
-    t.measure_after(taught, asked, specificity)
-    return version, taught.edit
-
-def _write_page(record, version):
-    "The report of a teaching. An error here loses nothing: the model is published already."
-    try:
-        from kdnb.reporting.runner import run_report # needs the extra lab
-        page = version/'report'/'teach.html'
-        if not page.exists(): run_report('teach', version/'report', folder=str(version.resolve()))
-        seal(version)
-        record.claim('report.html')
-        write_text(record.folder/'report.html', page.read_text(encoding='utf-8'))
-        record.finish('report.html')
-    except Exception as e:
-        why = f'{type(e).__name__}: {str(e)[:300]}'
-        notice(f"the model is in {record.folder}, but its page report.html could not be written ({why}); "
-               "the same command tries again")
+    sets = _transfer(lm, entities, generator, record.folder, how)
+    t = _Teaching(record, version, lm, entities, generator or LMGenerator(lm), how, sets)
+    exams = t.exams()
+    taught = stage(version, 'taught', lambda: t.rounds(exams, time.perf_counter() - start))
+    t.keep(taught['best'])
+    write_text(version/'report.html', teach_page(read_taught(version), record.folder.name))
+    return version
 
 # %% ../../nbs/09_apps/03_teach.ipynb #0b34043b
 def _check_teaching(record, lm, entities, how):
@@ -223,11 +242,11 @@ def _check_teaching(record, lm, entities, how):
     check_place(record, lm, how.separate_adapters, how.merge)
     for e in entities: lm.encode_with_offsets(e.definition) # fails for a tokenizer without offsets
 
-def _publish(record, version, lm, edit, merge):
+def _publish(record, version, lm, merge):
     "Publish a version, with or without the merged model."
     was_merged = any(n.startswith('model/') for n in record.files)
     if merge:
-        with edit.on(lm): publish(record, version, lm)
+        with load_edit(version/'edit').on(lm): publish(record, version, lm)
         return
     publish(record, version)
     if was_merged:
@@ -236,12 +255,12 @@ def _publish(record, version, lm, edit, merge):
 
 # %% ../../nbs/09_apps/03_teach.ipynb #5fe6a406
 @delegates(TeachSettings, keep=True)
-def teach(lm:LM, entities, # with or without probes of your own
+def teach(lm:LM, entities, # with or without questions of your own
           out:str|Path, # folder
-          generator=None, # writes the transfer sets; None: the model itself
+          generator=None, # writes the transfer sets and the exam; None: the model itself
           **kwargs # fields of `TeachSettings`
          ) -> Path: # the folder
-    "Teach entities to a model: an adapter in the format of `peft`, measurements and a report. Resumable."
+    "Teach entities to a model: an adapter in the format of `peft`, and a page of what it knows. Resumable."
     for k in kwargs: check_choice(k, TeachSettings.__dataclass_fields__, 'setting of teach')
     out, how = Path(out), TeachSettings(**kwargs)
     if not how.method: how = replace(how, method=teaching(entities, out, how.separate_adapters))
@@ -249,12 +268,11 @@ def teach(lm:LM, entities, # with or without probes of your own
     with locked(make_folder(out)):
         record = FolderRecord.read(out) # another process may have ended in the meantime
         record.sweep()
-        version, edit = _teach(record, lm, entities, generator, how)
+        version = _teach(record, lm, entities, generator, how)
         seal(version)
-        _publish(record, version, lm, edit, how.merge)
+        _publish(record, version, lm, how.merge)
         ids = [v for v in versions_of(record) if v != version.name] + [version.name]
         record.fields = {'lm': lm.name, 'lm_sha256': lm.sha256, 'base': base_of(lm).path,
                          'separate_adapters': how.separate_adapters, 'versions': ids}
         record.save()
-        if how.report: _write_page(record, version)
     return out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['extra_secrets', 'secret_forms', 'redact', 'redact_values', 'printable', 'KdnbError', 'notice', 'check_choice',
-           'check_whole', 'check_seed', 'check_text', 'is_text', 'is_texts']
+           'check_whole', 'check_number', 'check_seed', 'check_text', 'is_text', 'is_texts']
 
 # %% ../../nbs/00_core/00_errors.ipynb #d340a080
 import html, json, os, re, sys
@@ -114,6 +114,12 @@ def check_whole(value, name:str, least:int=0) -> int: # the same value
     "Check that a setting is a whole number of at least `least`."
     if isinstance(value, int) and not isinstance(value, bool) and value >= least: return value
     raise KdnbError(f"{name} is {value!r}: it must be a whole number of at least {least}")
+
+def check_number(value, name:str, least:float, most:float) -> float: # the same value
+    "Check that a setting is a number within a range."
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and least <= value <= most: return value
+    raise KdnbError(f"{name} is {value!r}: it must be a number from {least} to {most}")
 
 def check_seed(value, name:str='seed') -> int: # the same value
     "Check that a random seed is a whole number from 0 to 4294967295, the range that NumPy accepts."
