@@ -99,7 +99,7 @@ class _Teaching:
         with as_written(self.version/'exams.json'):
             return [exam_from_json(e, rows[e.key]) for e in self.entities]
 
-    def train_sets(self, r:int, exams, found:Examination|None) -> dict: # entity key -> TransferSet, of round r
+    def train_sets(self, r:int, exams, found:Examination|None) -> dict: # entity key -> TransferSet
         def write(): # all facts at first, then those that the exam found unknown
             wanted = {e.entity.key: found.unknown(e) if found else range(len(e.facts)) for e in exams}
             writer = self.generator if found else None
