@@ -1,4 +1,5 @@
-# make demo   a real language model learns eight new entities, by six methods; ends with a table of results
+# make demo   a real language model learns a few new entities in minutes; a first picture, then a table and a page
+#             make demo FULL=1: all six methods, more entities and more steps
 # make test   the quick tests: invariants, the command line, bad inputs, notebooks that need no real model, ruff
 # make test-all   every notebook and test: also those that need a real model, a browser, Ray or many minutes
 # make book   runs the tutorials and chapters, and stores their outputs in them
@@ -9,8 +10,9 @@ BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-all book docs readme clean
+# threads that wait sleep: on cores that other programs use as well, waiting in a loop takes several times as long
 demo: .venv/core
-	$(BIN)/kdnb demo
+	OMP_WAIT_POLICY=passive $(BIN)/kdnb demo $(if $(filter-out 0,$(FULL)),--full)
 
 # a process for each core, with one thread each: most tests are on tiny models, which more threads do not make quicker
 test: .venv/dev
@@ -30,7 +32,7 @@ readme: .venv/dev
 
 .venv/core: setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e .
+	$(INSTALL) --no-compile -e . # Python compiles what is used, which is little
 	touch $@
 
 .venv/dev: .venv/core

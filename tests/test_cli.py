@@ -255,16 +255,53 @@ def test_help_is_quick():
     assert done.returncode == 0 and 'evaluate' in done.stdout
 
 
-def test_demo(kdnb, tiny_folder, tmp_path):
+DEMO = {
+    'quick': ['base', 'prepend', 'finetune-definition', 'distill'],
+    'full': ['base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill']}
+
+
+@pytest.mark.parametrize('size', DEMO)
+def test_demo(kdnb, tiny_folder, tmp_path, size):
     "The first command of the README, here with a model that has no shipped transfer sets."
-    code, out, err = kdnb(
-        'demo', '--lm', tiny_folder(), '--device', 'cpu', '--limit', 1, '--out', tmp_path, '--json')
-    assert code == 0 and last(out)['method'] == 'distill' and str(tmp_path/'first_look.html') in out, err
+    args = ['demo', '--lm', tiny_folder(), '--device', 'cpu', '--limit', 2, '--out', tmp_path, '--json']
+    code, out, err = kdnb(*args, *(['--full'] if size == 'full' else []))
+    assert code == 0 and last(out)['method'] == 'distill', err
+    places = [err.index(s) for s in ('On this machine the demo takes about ', ' M parameters', 'left: ')]
+    assert places == sorted(places)
     demo = json.loads((tmp_path/'demo.json').read_text())
-    assert demo['minutes'] > 0 and 0 <= demo['to_first_picture'] <= demo['minutes']
-    assert (tmp_path/'first.png').stat().st_size > 3000 and 'cores' in demo['machine']
-    assert [m['method'] for m in demo['methods']] == [
-        'base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill']
+    assert demo['minutes'] >= demo['to_first_picture'] >= 0 and demo['cpu_minutes'] > 0
+    assert 'cores' in demo['machine'] and demo['entities'] == 2
+    assert [m['method'] for m in demo['methods']] == DEMO[size]
+    assert all((tmp_path/p).stat().st_size > 3000 for p in ('first.png', 'results.png', 'demo.html'))
+    # the sentences are those of the page and of the terminal, and the last says n
+    assert 'n = 2 entities' in demo['findings'][-1] and all(s in out for s in demo['findings'])
+    assert f"{demo['n_specificity']} specificity probes" in (tmp_path/'demo.html').read_text()
+    assert (str(tmp_path/'first_look.html') in err) == (size == 'full')
+
+
+def test_an_interrupted_demo_goes_on(kdnb, tiny_folder, tmp_path):
+    "What is finished is not computed again, and what is missing is."
+    args = ['demo', '--lm', tiny_folder(), '--device', 'cpu', '--limit', 2, '--out', tmp_path, '--json']
+    code, out, err = kdnb(*args)
+    assert code == 0, err
+    cases = {p: p.read_bytes() for p in tmp_path.glob('runs/*/case-*.json')}
+    assert len(cases) == 8
+    lost = next(p for p in cases if '-finetune-definition-' in p.parent.name)
+    lost.unlink()
+    (lost.parent/'summary.json').unlink()
+    (tmp_path/'demo.html').unlink()
+    again, out_again, err = kdnb(*args)
+    assert again == 0, err
+    assert lost.exists() and 'some cases finished before' in (tmp_path/'demo.html').read_text()
+    assert all(p.read_bytes() == b for p, b in cases.items() if p != lost)
+    assert last(out_again)['target'] == last(out)['target']
+
+
+def test_a_demo_replaces_no_page_of_the_users(kdnb, tiny_folder, tmp_path):
+    (tmp_path/'demo.html').write_text('mine')
+    code, _, err = kdnb('demo', '--lm', tiny_folder(), '--device', 'cpu', '--limit', 2, '--out', tmp_path)
+    assert code == 2 and 'demo.html was not made by kdnb' in err
+    assert (tmp_path/'demo.html').read_text() == 'mine'
 
 
 @pytest.mark.parametrize('method', ('base', 'prepend', 'random', 'finetune-definition'))

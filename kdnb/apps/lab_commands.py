@@ -6,7 +6,7 @@
 __all__ = ['run_command', 'evaluate_command', 'reports_command', 'bench_command', 'mend_train_command', 'demo_command']
 
 # %% ../../nbs/09_apps/09_lab_commands.ipynb #cfb141a8
-import sys, time
+import sys
 from pathlib import Path
 from kdnb.apps.command_tools import (
     check_limit, load_data_of, load_entities, load_model, method_settings, table, typed_settings,
@@ -195,64 +195,8 @@ def mend_train_command(args) -> dict:
     row = as_json(dict(lm=lm.name, seed=args.seed, method='mend', run=str(args.out)))
     return {**row, 'steps': len(log), 'said': said, 'moved': moved}
 
-# %% ../../nbs/09_apps/09_lab_commands.ipynb #45697781
-_DEMO_SPECIFICITY = 37 # number of specificity probes: one per topic
-_DEMO_METHODS = ('base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill')
-
-def _first_picture(lm, ds, sets, path, seed):
-    "One entity taught with the fastest settings, and the model's answer to one probe before and after."
-    from kdnb.apps.playground import believed
-    from kdnb.core.files import replacing
-    from kdnb.methods.presets import method_with_preset
-    from kdnb.reporting import plots
-    e = ds.entities[0]
-    probe = next(p for p in e.probes if p.kind == 'indirect')
-    edit = method_with_preset('fast', 'distill', ds)(lm, [e], sets, seed)
-    ax = plots.candidates(believed(lm, e, probe, edit), probe.gold, f'{probe.prompt} …')
-    with replacing(path) as tmp: ax.figure.savefig(tmp, dpi=150, bbox_inches='tight', format='png')
-
-# %% ../../nbs/09_apps/09_lab_commands.ipynb #2f9f63d5
-def _demo_report(args, runs, how):
-    "The page of the demo; None, with a notice, where the extra lab is not installed."
-    from kdnb.core.errors import KdnbError, notice
-    from kdnb.core.extras import need_extra
-    try: need_extra('lab', 'reports')
-    except KdnbError as e: return notice(f'the demo writes no page: {e}')
-    from kdnb.reporting.runner import run_report
-    print('writing the report …', file=sys.stderr)
-    return run_report('first_look', args.out, lm=args.lm, dtype=args.dtype, device=args.device,
-                      accept_terms=args.accept_terms, n_entities=args.limit, skip=[],
-                      runs=str(runs.resolve()), **how)
-
 # %% ../../nbs/09_apps/09_lab_commands.ipynb #e46f5d5c
 def demo_command(args) -> dict:
-    "Teach some entities by six methods, and make a report."
-    from kdnb.core.files import make_folder, write_json
-    from kdnb.core.records import FolderRecord
-    from kdnb.data.dataset import load_dataset, sample
-    from kdnb.experiments.results import as_json, collect
-    from kdnb.experiments.runs import Experiment
-    from kdnb.core.process import machine
-    from kdnb.transfer.generator import ready_sets
-    start, lm, out = time.perf_counter(), load_model(args), Path(args.out)
-    minutes_so_far = lambda: round((time.perf_counter() - start)/60, 1)
-    ds = sample(load_dataset().split('test'), args.limit, args.seed)
-    runs, record, picture = out/'runs', FolderRecord.read(make_folder(out)), out/'first.png'
-    record.claim('first.png', 'demo.json')
-    sets = ready_sets(lm, ds.entities, runs)
-    _first_picture(lm, ds, sets, picture, args.seed)
-    minutes = {'to_first_picture': minutes_so_far()}
-    print(f"a first picture, of one question about {ds.entities[0].name}: {picture.resolve()} "
-          f"({minutes['to_first_picture']} minutes)\nteaching {len(ds.entities)} entities to {lm.name}, "
-          f"by {len(_DEMO_METHODS)} methods", file=sys.stderr)
-    # the same settings for the runs and for the report, which looks for them
-    how = dict(preset='default', seed=args.seed, n_specificity=_DEMO_SPECIFICITY)
-    folders = [Experiment(lm, ds, m, transfer=sets, folder=runs, **how).run() for m in _DEMO_METHODS]
-    html = _demo_report(args, runs, how)
-    df, minutes['minutes'] = collect(folders), minutes_so_far()
-    write_json(out/'demo.json', dict(**minutes, machine=machine(), lm=lm.name, entities=len(ds.entities),
-                                     methods=[as_json(r) for _, r in df.iterrows()]))
-    FolderRecord.read(args.out).finish('first.png', 'demo.json')
-    print(table(df))
-    if html: print(f'\nreport: {html.resolve()} ({minutes["minutes"]} minutes)')
-    return as_json(df[df.method == 'distill'].iloc[0])
+    "Teach a few entities by several methods, and make a page."
+    from kdnb.apps.demo import run_demo
+    return run_demo(args)

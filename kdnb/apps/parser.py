@@ -194,14 +194,14 @@ def _bench_options(b):
 
 def _demo_options(d):
     add_shared(d)
-    add_options(d, 'limit', limit=8)
+    d.add_argument('--full', action='store_true', help='all methods, and as many steps as in the reports')
+    add_options(d, 'limit', limit=None)
     d.add_argument('--out', type=some_text, default='runs/demo', metavar='DIR',
-                   help='folder of the report and the results (default: runs/demo)')
+                   help='folder of the page and the results (default: runs/demo)')
 
 # %% ../../nbs/09_apps/06_parser.ipynb #1e7b2736
 _COMMANDS = {
-    'demo': (_demo_options, 'teach eight new entities to an LM by six methods; ends with a table and a '
-                            'report'),
+    'demo': (_demo_options, 'teach a few new entities to an LM in minutes; ends with a table and a page'),
     'generate': (_generate_options, 'write transfer sets: continuations of definitions that mention the '
                                     'entity'),
     'edit': (_edit_options, 'teach one entity, and save the edit'),

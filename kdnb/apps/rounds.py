@@ -12,12 +12,11 @@ from ..core.text import find_mention, words_of
 from ..data.transfer_sets import Continuation
 from ..edits.edit import Edit
 from ..edits.routing import AdapterRouter
-from ..evaluation.asking import ask, question_prompt
+from ..evaluation.asking import ask
 from ..evaluation.exam import Exam, answer_items, fact_states, read_answers
 from ..evaluation.exam_writer import cloze_prompts, questions_about, shares_words
 from ..evaluation.harm import KnownAnswers, answer_known, lost, mean_kl, neutral_texts, predictions
 from ..models.model import LM
-from ..transfer.generator import LMGenerator
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #579534a0
 def _in_exam(text, exam) -> bool:
@@ -29,25 +28,30 @@ def _in_exam(text, exam) -> bool:
         if i.prompt != exam.entity.name and prompt in words or shares_words(i.prompt, text): return True
     return False
 
-def _texts(lm, generator, exam, i, seed) -> list: # of str
-    "Statements, and questions with their answers, about fact `i` of an exam."
-    entity, fact = exam.entity, exam.facts[i]
-    statements = [f'{p} {fact.text}.' for p in cloze_prompts(entity, fact) if p != entity.name]
-    items = questions_about(generator, entity, exam.facts, i, seed)
-    questions = [*dict.fromkeys(q.prompt for q in items if q.is_question)]
-    answers = ask(lm, questions, [entity.definition]*len(questions)) if questions else []
-    return statements + [f'{question_prompt(q)} {a}' for q, a in zip(questions, answers) if a]
+def _statements(exam, wanted) -> list: # of str
+    "Short sentences with facts."
+    pairs = [(exam.facts[i], p) for i in wanted for p in cloze_prompts(exam.entity, exam.facts[i])]
+    return [f'{p} {fact.text}.' for fact, p in pairs if p != exam.entity.name]
 
-def fact_texts(lm:LM, generator, # of `LMGenerator`'s kind; None: the model itself
-               exam:Exam,
+def _answered(lm, entity, questions) -> list: # of str
+    "Questions with what the model answers to them, with the definition in front."
+    questions = [*dict.fromkeys(questions)]
+    answers = ask(lm, questions, [entity.definition]*len(questions)) if questions else []
+    return [f'Question: {q}\nAnswer: {a}' for q, a in zip(questions, answers) if a]
+
+def fact_texts(lm:LM, exam:Exam,
                wanted, # indices of facts
+               generator=None, # of `LMGenerator`'s kind, writes new questions; None: the exam's spare ones
                seed:int=0
               ) -> list: # of `Continuation`
     "Texts about some facts, of which the exam contains nothing."
-    generator = generator or LMGenerator(lm)
-    texts = dict.fromkeys(t for i in wanted for t in _texts(lm, generator, exam, i, seed))
+    entity, questions = exam.entity, list(exam.spare)
+    if generator:
+        items = [q for i in wanted for q in questions_about(generator, entity, exam.facts, i, seed, .8)]
+        questions = [q.prompt for q in items if q.is_question]
+    texts = dict.fromkeys(_statements(exam, wanted) + _answered(lm, entity, questions))
     new = [t for t in texts if not _in_exam(t, exam)]
-    mentions = [find_mention(t, exam.entity.names) for t in new]
+    mentions = [find_mention(t, entity.names) for t in new]
     return [Continuation(t, m, 'facts') for t, m in zip(new, mentions) if m]
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #f25fbf67

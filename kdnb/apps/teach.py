@@ -100,11 +100,11 @@ class _Teaching:
             return [exam_from_json(e, rows[e.key]) for e in self.entities]
 
     def train_sets(self, r:int, exams, found:Examination|None) -> dict: # entity key -> TransferSet
-        "What round r trains on: the transfer sets, and texts about what is not known."
         def write(): # all facts at first, then those that the exam found unknown
             wanted = {e.entity.key: found.unknown(e) if found else range(len(e.facts)) for e in exams}
-            texts = {e.entity.key: fact_texts(self.lm, self.generator, e, wanted[e.entity.key],
-                                              self.how.seed + r) for e in self.bar('texts', exams)}
+            writer = self.generator if found else None
+            texts = {e.entity.key: fact_texts(self.lm, e, wanted[e.entity.key], writer, self.how.seed + r)
+                     for e in self.bar('texts', exams)}
             return {k: [asdict(c) for c in cs] for k, cs in texts.items()}
         rows = stage(self.version, f'texts-{r}', write)
         with as_written(self.version/f'texts-{r}.json'):

@@ -92,6 +92,7 @@ class Exam:
     entity: Entity
     facts: tuple # of `Fact`
     asked: tuple # of `Asked`
+    spare: tuple = () # questions that were written and are not asked: they may be trained on
 
     @property
     def items(self) -> list: return [a.item for a in self.asked]
@@ -112,7 +113,8 @@ def fact_states(exam:Exam, answers # of `Answer`, one for each item of the exam
 # %% ../../nbs/06_evaluation/06_exam.ipynb #5175dc63
 def exam_as_json(exam:Exam) -> dict: # JSON object
     "An exam without its entity, which is stored elsewhere."
-    return dict(facts=[asdict(f) for f in exam.facts], asked=[asdict(a) for a in exam.asked])
+    return dict(facts=[asdict(f) for f in exam.facts], asked=[asdict(a) for a in exam.asked],
+                spare=list(exam.spare))
 
 def read_answers(rows) -> list: # of `Answer`
     "Answers from JSON objects."
@@ -126,4 +128,4 @@ def exam_from_json(entity:Entity, row:dict) -> Exam:
         accepted = tuple(tuple(words) for words in a['item']['accepted'])
         item = ExamItem(**{**a['item'], 'accepted': accepted})
         asked.append(Asked(item, *read_answers([a['before'], a['with_definition']])))
-    return Exam(entity, facts, tuple(asked))
+    return Exam(entity, facts, tuple(asked), tuple(row['spare']))

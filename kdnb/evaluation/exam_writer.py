@@ -50,9 +50,9 @@ def _without_generator(entity, facts) -> list: # of `ExamItem`
 _PROMPTS = read_prompts(ASSETS/'exam.json')
 _LONGEST_QUESTION = 20 # in words
 
-def _drafts(generator, entity, prompt, n, seed) -> list: # of str
+def _drafts(generator, entity, prompt, n, seed, temperature=0.) -> list: # of str
     "What a generator writes to a prompt, up to n times."
-    how = Sampling(**{**generator.defaults, 'prompts': ('exam',), 'n': n, 'temperature': 0.,
+    how = Sampling(**{**generator.defaults, 'prompts': ('exam',), 'n': n, 'temperature': temperature,
                       'max_new_tokens': 16 if hasattr(generator, 'lm') else 60, 'seed': seed})
     drafts = generator.write(entity, {'exam': prompt}, {'exam': n}, 0, how, Counter())
     lines = ((d.start + d.text).strip().partition('\n')[0].strip() for d in drafts if not d.why)
@@ -92,11 +92,11 @@ def _about(name, fact): # a prompt of `exam.json`, filled with a fact
     return replace(_PROMPTS[name], vary=(re.sub(r'([{}])', r'\1\1', fact.text),))
 
 def questions_about(generator, entity:Entity, facts, i:int, # index of the fact
-                    seed:int=0) -> list: # of `ExamItem`
+                    seed:int=0, temperature:float=0.) -> list: # of `ExamItem`
     "Questions, and of a generator behind an API also a cloze, whose answer is a given fact."
     local, prompt = hasattr(generator, 'lm'), _about('question about a fact', facts[i])
     if local: prompt = replace(prompt, chat='')
-    drafts = _drafts(generator, entity, prompt, len(prompt.starts) if local else 2, seed)
+    drafts = _drafts(generator, entity, prompt, len(prompt.starts) if local else 2, seed, temperature)
     questions = dict.fromkeys(q for d in drafts if (q := _as_question(d, entity)))
     items = [_item(entity, 'question', q, facts, i) for q in questions
              if not any(contains_phrase(q, w) for w in facts[i].needed)]
@@ -184,4 +184,7 @@ def write_exam(lm:LM, # the base model
     missing = [i for i in range(len(facts)) if i not in asked_for]
     more = [q for i in missing for q in questions_about(generator, entity, facts, i, seed)]
     kept += _tried(lm, entity, new(more))
-    return Exam(entity, tuple(facts), tuple(_own_questions(lm, entity) + _chosen(kept)))
+    asked = _own_questions(lm, entity) + _chosen(kept)
+    written = dict.fromkeys(i.prompt for i in [*bound, *more] if i.is_question)
+    spare = [q for q in written if q not in {a.item.prompt for a in asked}]
+    return Exam(entity, tuple(facts), tuple(asked), tuple(spare))
