@@ -31,7 +31,7 @@ def make(tiny_folder, tmp_path_factory):
             lm = load_lm(str(tiny_folder()), device='cpu')
             method = Distill(steps=3, lr=3e-2, trainable='lora', entities_per_step=1)
             made[separate_adapters] = teach(
-                lm, [SHOW, TOWN], out, n=3, n_held_out=0, method=method, n_specificity=4, report=False,
+                lm, [SHOW, TOWN], out, n=3, method=method, n_specificity=4,
                 separate_adapters=separate_adapters, progress=False)
         return made[separate_adapters]
     return of
@@ -179,7 +179,7 @@ def test_bad_inputs_are_one_sentence(kdnb, make, tiny_folder, name):
 def test_a_base_model_that_was_moved(kdnb, tiny_folder, tmp_path):
     shutil.copytree(tiny_folder(), tmp_path/'base')
     lm = load_lm(str(tmp_path/'base'), device='cpu')
-    out = teach(lm, [SHOW], tmp_path/'out', n=2, n_held_out=0, n_specificity=2, report=False,
+    out = teach(lm, [SHOW], tmp_path/'out', n=2, n_specificity=2,
                 method=Distill(steps=1, trainable='lora'), progress=False)
     shutil.move(tmp_path/'base', tmp_path/'elsewhere')
     code, _, err = kdnb('ask', out, ASKED, '--device', 'cpu')

@@ -13,11 +13,12 @@ Velmora Junction is a slapstick comedy series about two rival bakers.
 # Zorbel Harbour
 Zorbel Harbour is a horror film about a drowned town.
 '''
-# rows that need a server, a killed process or a model hub
+# rows that need a server, a killed or running process, or a model hub
 UNSEEN = {
     'OUT/replies.jsonl', 'OUT/.replies.jsonl.lock', '.OUT.replies.jsonl.lock', 'OUT/.publishing-*',
     'OUT.replies.jsonl', 'OUT/special_tokens_map.json', 'OUT/chat_template.jinja',
-    'DIR/NAME-ID/training.safetensors', 'DIR/NAME-ID/edit/*'}
+    'DIR/NAME-ID/training.safetensors', 'DIR/NAME-ID/edit/*', 'OUT/versions/ID/training.safetensors',
+    'OUT/versions/ID/rounds/N/*'}
 
 
 def tables():
@@ -32,8 +33,8 @@ def section_of(command): return next(s for s in tables() if s.startswith(f'`kdnb
 def pattern(path, given):
     "The regular expression of a path on the page, for the output that was given on the command line."
     means = dict.fromkeys(('OUT', 'DIR', 'FILE'), re.escape(given))
-    means |= {'ID': '[0-9a-f]{12}', 'NAME': '[^/]+', '*': '.+'}
-    parts = re.split(r'(OUT|DIR|FILE|CACHE|ID|NAME|\*)', path)
+    means |= {'ID': '[0-9a-f]{12}', 'NAME': '[^/]+', 'N': '[0-9]+', '*': '.+'}
+    parts = re.split(r'(OUT|DIR|FILE|CACHE|ID|NAME|\bN\b|\*)', path)
     return re.compile(''.join(means.get(part, re.escape(part)) for part in parts))
 
 

@@ -11,7 +11,7 @@ import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save_file
 
-from kdnb.apps.versions import summary, undo_teaching
+from kdnb.apps.versions import read_taught, summary, undo_teaching
 from kdnb.data.counterfact import read_counterfact
 from kdnb.data.paper_files import read_ecbd, read_entity_inferences
 from kdnb.data.definitions import read_definitions
@@ -21,6 +21,8 @@ from kdnb.data.transfer_sets import read_transfer_sets
 from kdnb.experiments.results import as_json, collect
 from kdnb.core.errors import KdnbError
 from kdnb.core.files import write_json
+from kdnb.reporting.teach_page import teach_page
+from teachings import CAPITAL, exam_of, said, write_version
 
 TOTAL = 10_000 # mutated inputs of all readers together
 VALUES = (
@@ -236,12 +238,15 @@ def make_router(folder):
 
 def make_taught(folder):
     (folder/'README.md').write_text('card')
-    version = folder/'versions'/'0123456789ab'
-    version.mkdir(parents=True)
-    (version/'definitions.jsonl').write_bytes(lines(*entity_rows()))
-    for k in ('base', 'prepend', 'after'):
-        write_json(version/f'{k}.json', {**CASE, 'specificity': [CASE['specificity'][0]]})
+    e = load_dataset().entities[0]
+    asked = [('question', f'What is {e.name}?', 0), ('verbatim', e.definition, 0), ('yours', 'Why?', None)]
+    exam = exam_of(e, [e.definition.split()[-1]], asked)
+    answers = [said('yes', True), said('no'), said('so')]
+    write_version(folder/'versions'/'0123456789ab', [exam], [answers], [CAPITAL])
     write_json(folder/'kdnb.json', NOTE)
+
+
+def taught_page(folder): return teach_page(read_taught(folder/'versions'/'0123456789ab')), summary(folder)
 
 
 class Reader(NamedTuple):
@@ -262,7 +267,6 @@ def readers():
     rows, as_bytes = entity_rows(), lambda value: json.dumps(value).encode()
     probe = dict(prompt='The capital of France is', gold='Paris', candidates=['Paris', 'Rome'], topic='x')
     router = b'{"Velmora": "0123456789ab", "Zorbel": "edits/0123456789ab"}'
-    after = as_bytes({**CASE, 'specificity': [CASE['specificity'][0]]})
     two_rows = lines(PAPER, {**PAPER, 'ex_id': 'show_2'})
     other_file = lambda d: (d/'y.md').write_bytes(b'# Quint\nQuint is new.\n')
     delete_all = lambda d: FolderRecord.read(d).delete(*FolderRecord.read(d).files)
@@ -286,7 +290,11 @@ def readers():
         'a folder of kdnb teach': Reader(
             'kdnb.json', as_bytes(NOTE), lambda d: (summary(d), undo_teaching(d)), make_taught),
         'a version of kdnb teach': Reader(
-            'versions/0123456789ab/after.json', after, summary, make_taught),
+            'versions/0123456789ab/taught.json', None, taught_page, make_taught),
+        'the exams of a version': Reader(
+            'versions/0123456789ab/exams.json', None, taught_page, make_taught),
+        'a round of a version': Reader(
+            'versions/0123456789ab/round-1.json', None, taught_page, make_taught),
         'record': Reader('kdnb.json', as_bytes(NOTE), delete_all),
         'parameters of a run': Reader(
             'params.json', as_bytes(PARAMS), first_row, lambda d: write_json(d/'case-a.json', CASE)),
@@ -308,8 +316,9 @@ def snapshot(folder):
 @pytest.mark.parametrize('name', (
     'entities', 'probes', 'definitions, Markdown', 'definitions, table',
     'definitions, a folder', 'transfer sets', 'repair', 'replies', 'prompts', 'edit',
-    "an edit's numbers", 'router', 'a folder of kdnb teach', 'a version of kdnb teach', 'record',
-    'parameters of a run', 'a case of a run', 'Entity Inferences', 'ECBD', 'CounterFact'))
+    "an edit's numbers", 'router', 'a folder of kdnb teach', 'a version of kdnb teach',
+    'the exams of a version', 'a round of a version', 'record', 'parameters of a run', 'a case of a run',
+    'Entity Inferences', 'ECBD', 'CounterFact'))
 def test_a_mutated_file_is_read_or_refused(tmp_path, name):
     file, data, read, make = readers()[name]
     world = tmp_path/'world'

@@ -22,8 +22,7 @@ Zorbel Harbour is a horror film about a drowned town.
 '''
 MORE = '# Quint Bridge\nQuint Bridge is a bridge of glass in Norway.\n'
 HOW = dict(
-    n=3, n_held_out=1, method=Distill(steps=2, entities_per_step=2), n_specificity=2,
-    report=False, progress=False)
+    n=3, method=Distill(steps=2, entities_per_step=2), n_specificity=2, progress=False)
 
 
 def entities(folder, text=SHOWS):
@@ -294,29 +293,33 @@ ZZ = '{"lm": "x", "path": "p", "kind": "zz", "sha256": "s"}'
 
 
 @pytest.mark.parametrize('file, text, says', (
-    ('probes.json', '[]', 'holds a list: it must hold an object'),
+    ('exams.json', '[]', 'holds a list: it must hold an object'),
     ('base_model.json', ZZ, "unknown kind of a base model 'zz'"),
     ('edit/adapter_model.safetensors', None, 'is missing, which kdnb wrote')))
 def test_a_damaged_version_is_one_sentence_and_no_file_changes(tiny, tmp_path, file, text, says):
     out = tmp_path/'out'
     teach(tiny, entities(tmp_path), out, **HOW)
     first = versions_of(out)[0]
-    if file != 'probes.json': teach(tiny, entities(tmp_path, MORE), out, **HOW)
+    if file != 'exams.json': teach(tiny, entities(tmp_path, MORE), out, **HOW)
     path = out/'versions'/first/file
     path.write_text(text) if text else path.unlink()
     without_record = lambda: {k: v for k, v in tree(out).items() if k != 'kdnb.json'}
     before = without_record()
     with pytest.raises(KdnbError, match=says):
-        if file == 'probes.json': teach(tiny, entities(tmp_path), out, **HOW)
+        if file == 'exams.json': teach(tiny, entities(tmp_path), out, **HOW)
         else: undo_teaching(out)
     assert without_record() == before
 
 
-def test_a_report_that_fails_loses_nothing(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('kdnb.reporting.runner.run_report', lambda *a, **k: 1/0)
-    out = teach(tiny, entities(tmp_path), tmp_path/'out', **{**HOW, 'report': True})
-    assert (out/'adapter_model.safetensors').exists()
-    assert 'ZeroDivisionError' in (err := capsys.readouterr().err) and 'the model is in' in err
+def test_a_page_that_fails_loses_nothing(tiny, tmp_path, monkeypatch):
+    "The same call makes it from the stored results, without teaching again."
+    out = tmp_path/'out'
+    with monkeypatch.context() as m:
+        m.setattr('kdnb.apps.teach.teach_page', lambda *a: 1/0)
+        with pytest.raises(ZeroDivisionError): teach(tiny, entities(tmp_path), out, **HOW)
+    monkeypatch.setattr(Distill, '__call__', lambda *a: 1/0)
+    teach(tiny, entities(tmp_path), out, **HOW)
+    assert (out/'adapter_model.safetensors').exists() and (out/'report.html').exists()
 
 
 FULL = '''
@@ -329,7 +332,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize(
-    'size', (3_000, *(pytest.param(s, marks=pytest.mark.slow) for s in (200, 30_000, 100_000))))
+    'size', (3_000, *(pytest.param(s, marks=pytest.mark.slow) for s in (200, 30_000, 60_000))))
 def test_a_full_disk_is_one_sentence_and_the_same_command_continues(tiny_folder, tmp_path, size):
     (tmp_path/'x.md').write_text(SHOWS)
     command = [
@@ -340,8 +343,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_continues(tiny_folder,
         return subprocess.run(limited, capture_output=True, text=True)
     full = run(size)
     said = [l for l in full.stderr.splitlines() if l.startswith('kdnb: ')]
-    if full.returncode: assert (full.returncode, len(said)) == (2, 1), full.stderr
-    else: assert 'its page report.html could not be written' in full.stderr, full.stderr
+    assert (full.returncode, len(said)) == (2, 1), full.stderr
     assert 'Traceback' not in full.stderr and full.stderr.count('File too large') == 1
     assert not list(tmp_path.rglob('*.tmp'))
     again = run(1 << 40)

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat, pytest
 from bs4 import BeautifulSoup
 from conftest import ROOT
+from teachings import exam_of, said, write_version
 from papermill.iorw import load_notebook_node
 from kdnb.reporting.runner import _execute, run_report
 from kdnb.reporting.gallery import index_page, results
@@ -18,6 +19,8 @@ from kdnb.core.display import escape_html, escape_markdown
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity, Probe, Question
 from kdnb.core.files import write_json, write_text
+from kdnb.apps.versions import read_taught
+from kdnb.reporting.teach_page import teach_page
 
 NAMES = [
     'Ba$$in', 'Ke$ha', '$x$', 'a_b^c', r'\frac{1}{2}', '😀', '北京', '_x', r'\(y\) and \[z\]',
@@ -166,21 +169,14 @@ def test_tables_and_the_playground_show_data_as_the_text_it_is():
 # --- reports -----------------------------------------------------------------------------------------
 
 def taught(folder, e=None):
-    "What `kdnb teach` leaves for its report, without teaching."
-    from dataclasses import asdict
+    "What `kdnb teach` leaves for its report and its page, without teaching."
     e = e or hostile()
-    folder.mkdir(parents=True, exist_ok=True)
     known = Probe(EVIL, 'Paris', ('Paris', 'Rome'), 'known')
-    say = lambda p, answer: dict(answer=answer, correct=answer == p.gold)
-    def case(answer, known_answer):
-        target = {'probes': [say(p, answer) for p in e.probes]}
-        return {'target': [target], 'specificity': [say(known, known_answer)]}
-    files = {
-        'asked': dict(entities=[asdict(e)], known=[asdict(known)], own={e.key: 1}, lm=EVIL, seconds=1.),
-        'base': case('no', 'Paris'),
-        'prepend': case(EVIL, 'Paris'),
-        'after': case(EVIL, 'Rome')}
-    for name, content in files.items(): write_json(folder/f'{name}.json', content)
+    asked = [('question', f'{EVIL}?', 0), ('cloze', f'{e.name} {EVIL}', 0), ('verbatim', e.definition, 0),
+             ('yours', f'What of {EVIL}', None), *(('cloze', p.prompt, 0) for p in e.probes)]
+    exam = exam_of(e, [EVIL], asked, before=EVIL)
+    after = [said(EVIL, i.kind == 'question') for i in exam.items]
+    write_version(folder, [exam], [after], [known], lm=EVIL, stopped=EVIL)
     return str(folder)
 
 
@@ -197,8 +193,9 @@ def browser():
 
 
 def looked_at(browser, path):
-    "A page in a browser: (addresses that it asked for, what ran or went wrong, its text)."
-    asked, wrong, page = [], [], browser.new_page()
+    "A file in a browser, or in a page of one: (addresses that it asked for, what ran or went wrong, its text)."
+    is_ours = hasattr(browser, 'new_page')
+    asked, wrong, page = [], [], browser.new_page() if is_ours else browser
     page.on('request', lambda r: asked.append(r.url) if not r.url.startswith(('file:', 'data:')) else None)
     page.on('dialog', lambda d: (wrong.append(d.message), d.dismiss()))
     page.on('pageerror', lambda e: wrong.append(str(e)))
@@ -209,7 +206,7 @@ def looked_at(browser, path):
     if page.evaluate("[...document.images].filter(i => !i.naturalWidth && i.loading != 'lazy').length"):
         wrong.append('a picture is not shown')
     text = page.inner_text('body')
-    page.close()
+    if is_ours: page.close()
     return asked, wrong, text
 
 
@@ -219,7 +216,7 @@ def test_a_report_on_hostile_data_shows_them_and_neither_runs_nor_loads_anything
     key = 'sk-test+1234/abcd\\efgh"ijkl'
     monkeypatch.setenv('OPENAI_API_KEY', key)
     e = hostile()
-    probes = (*e.probes, Probe(f'{key} has', key, (key, 'no'), 'explicit'))
+    probes = (*e.probes, Probe(f'{e.name} {key} has', key, (key, 'no'), 'explicit'))
     with_key = Entity(e.name, f'{e.definition} {key}', kind=key, probes=probes)
     out = tmp_path/'outputs'/'teach'/'mine'
     page = run_report('teach', out, folder=taught(tmp_path/'version', with_key))
@@ -261,6 +258,75 @@ def test_a_report_in_a_browser_asks_no_host_and_runs_no_data(browser, tmp_path, 
         assert asked == [] and wrong == [] and len(text) > 100, path
     text = looked_at(browser, page)[2]
     assert text.count(EVIL) >= 5
+
+
+def teach_page_of(folder, e=None, rounds=2):
+    "The page of a teaching on hostile data, in a file."
+    from dataclasses import replace
+    found = read_taught(Path(taught(folder, e)))
+    page = teach_page(replace(found, rounds=found.rounds*rounds), EVIL)
+    write_text(folder/'report.html', page)
+    return folder/'report.html'
+
+
+def test_the_page_of_a_teaching_shows_data_as_the_text_it_is(tmp_path):
+    "The definition with its facts, what was asked and written, what was lost, and the folder's name."
+    page = teach_page_of(tmp_path)
+    html = page.read_text(encoding='utf-8')
+    seen, tags = shown(html)
+    assert loads_nothing(page) and '<script' not in html and seen.count(EVIL) >= 15
+    assert not {'script', 'img', 'iframe', 'a', 'b', 'svg', 'form'} & tags
+    soup = BeautifulSoup(html, 'html.parser')
+    assert f'Vel {EVIL} is <b>x</b>' in [' '.join(p.get_text().split()) for p in soup.find_all('p')]
+    assert soup.find('mark', title=True).get_text() == EVIL
+    for text in [*NAMES, *LIVE]: # as the name of an entity, its definition and a fact in it
+        e = Entity(f'Vel {text}', f'Vel {text} is {EVIL}.')
+        seen, _ = shown(teach_page_of(tmp_path, e).read_text(encoding='utf-8'))
+        assert f'Vel {text} is {EVIL}.' in seen
+
+
+LOOKS = [(width, scheme) for width in (1200, 360) for scheme in ('light', 'dark')]
+
+
+@pytest.mark.parametrize('width, scheme', LOOKS)
+def test_the_page_of_a_teaching_in_a_browser(browser, tmp_path, width, scheme):
+    """On a wide screen and a phone, light and dark, nothing runs, loads or needs horizontal scrolling,
+    and text stands out from what is behind it."""
+    long = Entity('Vel' + 'x'*300, 'Vel' + 'x'*300 + f' is {EVIL} ' + 'https://example.org/' + 'y'*400)
+    for e in (None, long):
+        path = teach_page_of(tmp_path, e)
+        page = browser.new_page(viewport={'width': width, 'height': 700}, color_scheme=scheme)
+        asked, wrong, text = looked_at(page, path)
+        assert asked == [] and wrong == [] and text.count(EVIL) >= 10
+        assert page.evaluate('document.documentElement.scrollWidth') <= width
+        cut = """[...document.querySelectorAll('body *')].filter(e => {
+            const r = e.getBoundingClientRect()
+            return r.width && (r.left < -1 || r.right > innerWidth + 1)
+        }).map(e => e.outerHTML.slice(0, 80))"""
+        assert page.evaluate(cut) == []
+        assert min(page.evaluate(CONTRASTS)) >= 4.5 # WCAG AA
+        page.close()
+
+
+# the contrast of each text with the nearest background that is not transparent
+CONTRASTS = """() => {
+    const numbers = c => c.match(/[\\d.]+/g).map(Number)
+    const light = c => {
+        const [r, g, b] = numbers(c).map(x => x/255).map(x => x <= .03928 ? x/12.92 : ((x + .055)/1.055)**2.4)
+        return .2126*r + .7152*g + .0722*b
+    }
+    const behind = e => {
+        for (; e; e = e.parentElement) {
+            const c = getComputedStyle(e).backgroundColor
+            if (numbers(c)[3] !== 0) return c
+        }
+        return 'rgb(255, 255, 255)'
+    }
+    return [...document.querySelectorAll('body *')].filter(e => e.textContent.trim()).map(e => {
+        const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x)
+        return (a + .05)/(b + .05)
+    })
+}"""
 
 
 def test_pages_keep_only_the_text_tables_and_pictures_of_an_output(browser, tmp_path):
@@ -535,7 +601,7 @@ def test_a_report_that_fails_leaves_the_result_that_was_there(tmp_path, quick_ke
     out, folder = tmp_path/'out', taught(tmp_path/'version')
     run_report('teach', out, folder=folder)
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.name != 'kdnb.json'}
-    (tmp_path/'version'/'after.json').unlink()
+    (tmp_path/'version'/'round-1.json').unlink()
     stopped = 'the report teach stopped in a cell .*; the notebook as far as it came is .*teach.part.ipynb'
     with pytest.raises(KdnbError, match=stopped): run_report('teach', out, folder=folder)
     assert {n: (out/n).read_bytes() for n in before} == before and (out/'teach.part.ipynb').exists()

@@ -1,10 +1,20 @@
 """`kdnb teach` writes a folder that transformers and peft load without kdnb."""
-import json, subprocess, sys
+import json, re, subprocess, sys
+from pathlib import Path
 
 import pytest, torch
+from bs4 import BeautifulSoup
+import kdnb.apps.teach as teaching
+import kdnb.evaluation.exam_writer as writer
+from kdnb.apps.rounds import Examination
 from kdnb.apps.teach import teach
-from kdnb.apps.versions import summary
+from kdnb.apps.versions import read_taught, summary
+from kdnb.core.errors import KdnbError
+from kdnb.core.text import words_of
 from kdnb.data.definitions import read_definitions
+from kdnb.evaluation.harm import KnownAnswers
+from kdnb.methods.distill import Distill
+from teachings import exam_of, said
 
 SHOWS = '''# Velmora Junction
 
@@ -70,9 +80,8 @@ def test_peft_and_transformers_give_the_logits_of_the_edit(kdnb, tiny_folder, ti
     code, text, err = kdnb('teach', mine/'shows.md', *how(tiny_folder()), '--out', out, '--merge', '--json')
     assert code == 0, err
     row = json.loads(text.splitlines()[-1])
-    assert row['entities'] == 2 and row['known'] == 6 and row['before'] <= row['probes']
-    assert row == {**row, **summary(out)}
-    assert (out/'report.html').stat().st_size > 50_000
+    assert row['entities'] == 2 and row['facts_not_asked'] >= 4 and row['rounds'] == 1
+    assert row == {**row, **summary(out)} and text.startswith(row['sentence'] + '\n')
     config = json.loads((out/'adapter_config.json').read_text())
     assert config['base_model_name_or_path'] == str(tiny_folder())
     adapter, merged = logits_without_kdnb(ADAPTER_AND_MERGED, out)
@@ -89,7 +98,7 @@ def test_a_second_teaching_adds_and_undo_takes_it_back(kdnb, tiny_folder, mine, 
     assert kdnb('teach', mine/'shows.md', *how(tiny_folder()), '--out', out)[0] == 0
     first = (out/'adapter_model.safetensors').read_bytes()
     code, text, err = kdnb('teach', mine/'more.csv', *how(tiny_folder()), '--out', out)
-    assert code == 0 and text.startswith('3 entities'), err
+    assert code == 0 and text.startswith('It now knows 0 of 0 facts of 3 entries'), err
     assert (out/'adapter_model.safetensors').read_bytes() != first, err
     code, text, _ = kdnb('teach', '--out', out, '--undo')
     assert code == 0 and 'knows now: Velmora Junction, Zorbel Harbour' in text
@@ -108,7 +117,7 @@ def test_separate_adapters(kdnb, tiny_folder, tiny, mine, tmp_path):
     learn = lambda file: kdnb('teach', file, *how(tiny_folder(), '--separate-adapters'), '--out', out)
     code, text, err = learn(mine/'shows.md')
     assert code == 0 and 'adapters, by name' in text, err
-    assert 'adapter of its own' in (out/'report.html').read_text(), err
+    assert 'Each entry has an adapter of its own' in (out/'report.html').read_text(), err
     first = places()
     assert list(first) == ['Velmora Junction', 'Zorbel Harbour']
     assert not (out/'adapter_model.safetensors').exists()
@@ -123,7 +132,7 @@ def test_separate_adapters(kdnb, tiny_folder, tiny, mine, tmp_path):
     changed = lambda: {place: (out/place/'edit.json').stat().st_mtime_ns for place in first.values()}
     before = changed()
     code, text, err = learn(mine/'more.csv')
-    assert code == 0 and text.startswith('3 entities') and len(places()) == 3, err
+    assert code == 0 and 'facts of 3 entries' in text and len(places()) == 3, err
     assert changed() == before
     assert len([*(out/'edits').iterdir()]) == 3
     wrong = {
@@ -139,27 +148,262 @@ def test_separate_adapters(kdnb, tiny_folder, tiny, mine, tmp_path):
     assert not (out/'router.json').exists() and not (out/'edits').exists()
 
 
-def test_an_interrupted_teaching_continues(tiny, mine, tmp_path, monkeypatch):
-    import kdnb.apps.teach as teaching
-    from kdnb.methods.distill import Distill
-    entities = read_definitions(mine)
-    method = Distill(steps=2, entities_per_step=2)
-    args = dict(n=2, n_held_out=1, method=method, n_specificity=4, report=False, progress=False)
-    def interrupt(*args, **kwargs): raise KeyboardInterrupt
-    whole = teach(tiny, entities, tmp_path/'whole', **args)
-    with monkeypatch.context() as m:
-        m.setattr(Distill, '__call__', interrupt)
-        with pytest.raises(KeyboardInterrupt): teach(tiny, entities, tmp_path/'again', **args)
-    called = []
-    for name in ('write_probes', 'make_transfer_sets'):
-        real = getattr(teaching, name)
-        noted = lambda *a, name=name, real=real, **k: called.append(name) or real(*a, **k)
-        monkeypatch.setattr(teaching, name, noted)
-    again = teach(tiny, entities, tmp_path/'again', **args)
-    assert called == ['make_transfer_sets'] # it finds its file
-    weights = lambda folder: (folder/'adapter_model.safetensors').read_bytes()
-    assert weights(again) == weights(whole)
-    assert summary(again) == summary(whole)
+# --- rounds --------------------------------------------------------------------------------------------
+
+FACTS = {'Velmora Junction': ['slapstick comedy series', 'rival bakers'],
+         'Zorbel Harbour': ['horror film', 'drowned town']}
+
+
+class Exams:
+    """Exams by hand, since a tiny model answers nothing.
+
+    After round r, `known[r]` of the four facts are known and `lost[r]` of the well-known things are lost."""
+
+    def __init__(self, monkeypatch, known, lost=(0,)*9):
+        self.known, self.lost, self.called, self.stop_at, self.round = known, lost, [], None, 0
+        real = {name: getattr(teaching, name) for name in ('ask_base', 'fact_texts', 'make_transfer_sets')}
+        train = Distill.__call__
+        def ask_base(lm, probes):
+            base, n = real['ask_base'](lm, probes), len(probes)
+            base.known = KnownAnswers((True,)*n, (True,)*n, ('right',)*n)
+            return base
+        def fact_texts(*args):
+            self.note('fact_texts')
+            return real['fact_texts'](*args)
+        def trained(*args, **kwargs):
+            self.note('train')
+            return train(*args, **kwargs)
+        for name, f in (('ask_base', ask_base), ('fact_texts', fact_texts), ('examine', self.examine),
+                        ('write_exam', self.write_exam)):
+            monkeypatch.setattr(teaching, name, f)
+        monkeypatch.setattr(Distill, '__call__', trained)
+
+    def note(self, name):
+        self.called.append(name)
+        if self.stop_at == (name, self.called.count(name)): raise KeyboardInterrupt
+
+    def write_exam(self, lm, entity, generator, texts, seed):
+        self.note('write_exam')
+        asked = [('question', f'What is {entity.name} called?', 0), ('cloze', f'{entity.name} has', 1)]
+        return exam_of(entity, FACTS[entity.name], asked)
+
+    def examine(self, lm, edit, exams, base):
+        self.note('examine')
+        n, r = len(base.probes), self.round
+        self.round += 1
+        right = iter(i < self.known[r] for i in range(9))
+        answers = {e.entity.key: [said('a', next(right)) for _ in e.items] for e in exams}
+        written = tuple(i >= self.lost[r] for i in range(n))
+        return Examination(answers, KnownAnswers(written, written, ('wrong',)*n), .1, 0)
+
+
+HOW = dict(n=2, method=Distill(steps=2, lr=1e-2, entities_per_step=2), n_specificity=6, progress=False)
+
+
+def weights(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in [
+        *folder.glob('adapter_model.safetensors'), *folder.glob('edits/*/adapter_model.safetensors')]}
+
+
+@pytest.mark.parametrize('separate', (False, True))
+@pytest.mark.parametrize('stage', ('write_exam', 'fact_texts', 'train', 'examine'))
+def test_an_interrupted_teaching_continues(tiny, mine, tmp_path, monkeypatch, stage, separate):
+    "Stages that were finished, in this round or an earlier one, are not repeated."
+    how, shows = dict(HOW, separate_adapters=separate), read_definitions(mine/'shows.md')
+    exams = Exams(monkeypatch, [1, 3, 4])
+    whole = teach(tiny, shows, tmp_path/'whole', **how)
+    at_once = {name: exams.called.count(name) for name in dict.fromkeys(exams.called)}
+    n_train = 2 if separate else 1 # trainings of a round
+    assert at_once == {'write_exam': 2, 'fact_texts': 6, 'train': 3*n_train, 'examine': 3}
+    # the last call in round 2, or of the exams
+    nth = {'write_exam': 2, 'fact_texts': 4, 'train': 2*n_train, 'examine': 2}[stage]
+    exams.called, exams.round, exams.stop_at = [], 0, (stage, nth)
+    with pytest.raises(KeyboardInterrupt): teach(tiny, shows, tmp_path/'again', **how)
+    before, exams.called, exams.stop_at = exams.called, [], None
+    again = teach(tiny, shows, tmp_path/'again', **how)
+    # calls of stages that were not finished: exams and texts are stored for all entities at once
+    repeated = {'write_exam': 2, 'fact_texts': 2}
+    for name, n in at_once.items():
+        extra = repeated.get(name, 1) if name == stage else 0
+        assert before.count(name) + exams.called.count(name) == n + extra, name
+    assert weights(again) == weights(whole) != {}
+    a, b = summary(again), summary(whole)
+    assert {**a, 'seconds': 0} == {**b, 'seconds': 0} and (b['rounds'], b['facts_known']) == (3, 4)
+    exams.called = []
+    teach(tiny, shows, again, **how) # all is there
+    assert exams.called == []
+
+
+@pytest.mark.parametrize(
+    'damage', ({}, {'found': {}}, {'found': {'answers': {}}}, {'seconds': None}, {'steps': 'x'}))
+def test_a_damaged_round_of_a_stopped_teaching_is_one_sentence(tiny, mine, tmp_path, monkeypatch, damage):
+    shows, exams = read_definitions(mine/'shows.md'), Exams(monkeypatch, [1, 2, 4])
+    exams.stop_at = 'train', 2
+    with pytest.raises(KeyboardInterrupt): teach(tiny, shows, tmp_path/'out', **HOW)
+    path, = tmp_path.glob('out/versions/*/round-1.json')
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps({**row, **damage} if damage else {}))
+    exams.stop_at, exams.round = None, 1
+    with pytest.raises(KdnbError, match='round-1.json'): teach(tiny, shows, tmp_path/'out', **HOW)
+    path.write_text(json.dumps(row))
+    teach(tiny, shows, tmp_path/'out', **HOW)
+
+
+def test_harm_over_the_limit_keeps_the_earlier_round(tiny, mine, tmp_path, monkeypatch):
+    shows = read_definitions(mine/'shows.md')
+    Exams(monkeypatch, [2])
+    once = teach(tiny, shows, tmp_path/'once', minutes=0, **HOW)
+    Exams(monkeypatch, [2, 3], [0, 1])
+    out = teach(tiny, shows, tmp_path/'out', **HOW)
+    s, version = summary(out), next((out/'versions').iterdir())
+    assert (s['rounds'], s['facts_known'], s['lost']) == (2, 2, 0)
+    assert read_taught(version).stopped == 'more than 2.5% of the well-known things would be lost'
+    assert weights(out) == weights(once) != {}
+    assert not (version/'rounds').exists() and (version/'edit').is_dir()
+    page = (out/'report.html').read_text()
+    assert 'round 2' in page and 'It now knows 2 of 4 facts' in page and 'none of 6 well-known things' in page
+    # a higher limit takes the later round, and goes on
+    Exams(monkeypatch, [2, 3, 4], [0, 1, 2])
+    more = teach(tiny, shows, tmp_path/'more', max_lost=.5, **HOW)
+    s = summary(more)
+    assert (s['rounds'], s['facts_known'], s['lost']) == (3, 4, 2) and weights(more) != weights(once)
+
+
+def test_no_minutes_make_one_round_and_the_first_of_equal_rounds_is_kept(tiny, mine, tmp_path, monkeypatch):
+    shows = read_definitions(mine/'shows.md')
+    Exams(monkeypatch, [1])
+    once = teach(tiny, shows, tmp_path/'once', minutes=0, **HOW)
+    version = next((once/'versions').iterdir())
+    assert summary(once)['rounds'] == 1
+    assert read_taught(version).stopped == 'another round would take longer than the 0 minutes'
+    Exams(monkeypatch, [1, 1, 1, 1])
+    out = teach(tiny, shows, tmp_path/'out', **HOW)
+    assert summary(out)['rounds'] == 4 and weights(out) == weights(once)
+
+
+def test_a_later_round_is_taught_what_is_unknown(tiny, mine, tmp_path, monkeypatch):
+    Exams(monkeypatch, [3, 4])
+    out = teach(tiny, read_definitions(mine/'shows.md'), tmp_path/'out', **HOW)
+    version = next((out/'versions').iterdir())
+    first, second = (json.loads((version/f'texts-{r}.json').read_text()) for r in (1, 2))
+    assert all(any(f in c['text'] for c in first[name]) for name, texts in FACTS.items() for f in texts)
+    assert second['Velmora Junction'] == [] and second['Zorbel Harbour'] != []
+    assert all('drowned town' in c['text'] for c in second['Zorbel Harbour'])
+    found = [json.loads((version/f'round-{r}.json').read_text()) for r in (1, 2)]
+    assert [r['steps'] for r in found] == [2, 1] # later rounds have half the steps
+
+
+@pytest.mark.parametrize('option, value, says', (
+    ('--minutes', '-1', 'minutes is -1.0: it must be a number from 0'),
+    ('--minutes', 'nan', 'minutes is nan'),
+    ('--minutes', 'long', '--minutes'),
+    ('--max-lost', '2', 'max_lost is 2.0: it must be a number from 0 to 1'),
+    ('--max-lost', '-.1', 'max_lost is -0.1')))
+def test_wrong_limits_are_one_sentence(kdnb, tiny_folder, mine, tmp_path, option, value, says):
+    code, _, err = kdnb('teach', mine/'shows.md', *how(tiny_folder()), '--out', tmp_path/'out', option, value)
+    assert code == 2 and says in err and 'Traceback' not in err and not (tmp_path/'out').exists()
+
+
+# --- what is asked is not trained on ---------------------------------------------------------------------
+
+def grams(text, n=8):
+    words = words_of(text)
+    return {tuple(words[i:i+n]) for i in range(len(words) - n + 1)}
+
+
+def clashes(version):
+    "Items in other words than the definition's that are in a text of the training, or share 8 words."
+    files = [version.parent.parent/'transfer.jsonl', *version.glob('texts-*.json')]
+    rows = [json.loads(line) for line in files[0].read_text().splitlines()]
+    texts = [c['text'] for r in rows for c in r['continuations']]
+    texts += [c['text'] for f in files[1:] for cs in json.loads(f.read_text()).values() for c in cs]
+    assert texts and len(files) > 1
+    items = [i for e in read_taught(version).exams for i in e.items if i.tests_use]
+    same = lambda text: ' '.join(words_of(text))
+    inside = lambda i, t: len(words_of(i.prompt)) > 3 and same(i.prompt) in same(t)
+    return [i.prompt for i in items if any(inside(i, t) or grams(i.prompt) & grams(t) for t in texts)]
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    "The exam's model knows a definition that it reads and nothing else; its generator writes questions."
+    def answers(lm, items, definitions=None): return [(definitions or {}).get(i.entity, 'no') for i in items]
+    def ask(lm, questions, definitions): return [d.split(' is ')[1] for d in definitions]
+    def drafts(generator, entity, prompt, n, seed):
+        return [f'What kind of thing {k} is {entity.name} and {k} please tell me now {k} in a word?'
+                for k in range(seed, seed + 4)] # any eight of its words hold the number
+    monkeypatch.setattr(writer, 'written_answers', answers)
+    monkeypatch.setattr(writer, 'ask', ask)
+    monkeypatch.setattr('kdnb.apps.rounds.ask', ask)
+    monkeypatch.setattr(writer, '_drafts', drafts)
+    monkeypatch.setattr(writer, '_REST', 99)
+
+
+def test_no_text_of_the_exam_enters_the_training(tiny, mine, tmp_path, monkeypatch, answering):
+    out = teach(tiny, read_definitions(mine/'shows.md'), tmp_path/'out', **HOW)
+    version, = (out/'versions').iterdir()
+    exams = read_taught(version).exams
+    assert {i.kind for e in exams for i in e.items} == {'verbatim', 'cloze', 'question'}
+    assert len([*version.glob('texts-*.json')]) == 4 and clashes(version) == []
+    assert 'What kind of thing 4' in (version/'texts-1.json').read_text() # questions that are not in the exam
+    # a planted clash is found
+    path = version/'texts-2.json'
+    rows = json.loads(path.read_text())
+    asked = next(i.prompt for i in exams[0].items if i.kind == 'question')
+    for text in (f'{asked} A comedy.', 'Tell me, ' + asked.partition(' ')[2]):
+        path.write_text(json.dumps({**rows, 'planted': [dict(text=text)]}))
+        assert asked in clashes(version)
+
+
+def test_an_exam_asks_nothing_that_is_trained_on(tiny, mine, answering):
+    velmora = read_definitions(mine/'shows.md')[0]
+    def questions(texts):
+        return {i.prompt for i in writer.write_exam(tiny, velmora, texts=texts).items if i.kind == 'question'}
+    asked = questions(())
+    assert len(asked) > 1
+    for q in asked:
+        assert q not in questions([f'Somebody asked: {q}']) # as it is
+        assert q not in questions([f'And {q.partition(" ")[2]}']) # more than eight of its words
+        assert q in questions([' '.join(q.split()[i:i+7]) for i in (0, 7, 14)]) # fewer
+
+
+# --- the page --------------------------------------------------------------------------------------------
+
+WITHOUT_LAB = """
+import sys
+for name in ('nbformat', 'papermill', 'nbconvert', 'nbclient', 'jupyter_client', 'ipykernel', 'ipywidgets'):
+    sys.modules[name] = None
+from kdnb.apps.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_page_needs_no_notebooks_and_names_nothing_of_the_machine(tiny_folder, mine, tmp_path):
+    out = tmp_path/'my-model'
+    with (mine/'shows.md').open('a') as f: f.write('\n- Q: Where is Zorbel Harbour? / A: in the sea\n')
+    argv = ['teach', mine/'shows.md', *how(tiny_folder()), '--out', 'my-model', '--minutes', '0']
+    command = [sys.executable, '-c', WITHOUT_LAB, *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (out/'report.html').read_text(encoding='utf-8')
+    soup = BeautifulSoup(page, 'html.parser')
+    assert soup.find('p').get_text() == summary(out)['sentence'] == 'It now knows 0 of 0 facts of 2 entries.'
+    text = soup.get_text()
+    assert 'Where is Zorbel Harbour? (your question)' in text and 'kdnb ask my-model' in text
+    assert 'Velmora Junction is a slapstick comedy series about two rival bakers.' in text
+    assert '<script' not in page and 'http' not in page.replace('http-equiv', '')
+    machine = [tmp_path, tiny_folder(), sys.prefix, Path.home(), Path(__file__).parent]
+    assert [p for p in machine if str(p) in page] == []
+    assert not re.search(r'/(tmp|home|root|Users|work)/', page)
+    assert soup.find_all(['img', 'link', 'iframe', 'object']) == [] and 'url(' not in page
+
+
+def test_a_page_in_the_working_folder_names_it(kdnb, tiny_folder, mine, tmp_path, monkeypatch):
+    (tmp_path/'my-model').mkdir()
+    monkeypatch.chdir(tmp_path/'my-model')
+    code, _, err = kdnb('teach', mine/'shows.md', *how(tiny_folder()), '--out', '.')
+    assert code == 0, err
+    assert 'kdnb ask my-model' in Path('report.html').read_text()
 
 
 # name and text of a file, and a part of the error
@@ -209,7 +453,7 @@ def snapshot(folder):
 def test_a_dry_run_shows_what_would_be_taught_and_changes_nothing(kdnb, tiny_folder, tiny, mine, tmp_path):
     out = tmp_path/'taught'
     args = [*how(tiny_folder()), '--out', out]
-    teach(tiny, read_definitions(mine/'shows.md'), out, n=2, n_held_out=1, n_specificity=2, report=False)
+    teach(tiny, read_definitions(mine/'shows.md'), out, n=2, n_specificity=2)
     (mine/'words.md').write_text(WORDS + '\n## Zorbel Harbour\nZorbel Harbour is a comedy.\n')
     before = snapshot(tmp_path)
     new = [*args[:-1], tmp_path.parent/'elsewhere']
@@ -230,7 +474,7 @@ def test_a_dry_run_shows_what_would_be_taught_and_changes_nothing(kdnb, tiny_fol
     assert [(r['line'], r['what']) for r in row['remarks']] == [
         (1, "the title 'Words' with the text below it"), (8, 'a code block')]
     assert row['minutes'] >= 0 and row['memory'] > 0 and set(row['seconds']) == {
-        'writing texts', 'training', 'writing probes', 'measuring'}
+        'writing texts', 'training', 'writing the exam', 'measuring'}
     code, _, err = kdnb('teach', mine/'words.md', *args, '--dry-run', '--undo')
     assert code == 2 and '--dry-run and --undo were both given: give one of them' in err
     assert snapshot(tmp_path) == before

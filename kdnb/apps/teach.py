@@ -172,7 +172,8 @@ def round(self:_Teaching, r:int, exams, base, found:Examination|None) -> Examina
         texts = sum(len(s.continuations) for s in train.values())
         seconds = time.perf_counter() - start
         return {'found': asdict(after), 'texts': texts, 'steps': steps, 'seconds': seconds}
-    return Examination.from_json(stage(self.version, f'round-{r}', teach_and_examine)['found'])
+    row = stage(self.version, f'round-{r}', teach_and_examine)
+    with as_written(self.version/f'round-{r}.json'): return Examination.from_json(row['found'])
 
 @patch
 def rounds(self:_Teaching, exams, spent:float # seconds before the first round
@@ -184,9 +185,8 @@ def rounds(self:_Teaching, exams, spent:float # seconds before the first round
     while not why:
         r = len(numbers) + 1
         found = self.round(r, exams, base, found)
-        row = read_json(self.version/f'round-{r}.json', dict)
-        numbers.append(reached(exams, base, found, row['seconds']))
-        last = numbers[-1]
+        row = read_json(self.version/f'round-{r}.json', fields=dict(texts=int, steps=int, seconds=float))
+        numbers.append(last := reached(exams, base, found, row['seconds']))
         made = row['texts'], row['steps'], last.seconds
         rows.append(asdict(Round(*made, last.known, last.asked, last.lost)))
         if self.how.progress: notice(f'round {r}: {last.known} of {last.asked} facts known')
@@ -229,7 +229,7 @@ def _teach(record, lm, new, generator, how) -> Path: # folder of the version
     exams = t.exams()
     taught = stage(version, 'taught', lambda: t.rounds(exams, time.perf_counter() - start))
     t.keep(taught['best'])
-    write_text(version/'report.html', teach_page(read_taught(version), record.folder.name))
+    write_text(version/'report.html', teach_page(read_taught(version), record.folder.resolve().name))
     return version
 
 # %% ../../nbs/09_apps/03_teach.ipynb #0b34043b

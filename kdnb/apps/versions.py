@@ -8,11 +8,11 @@ __all__ = ['make_version', 'stage', 'seal', 'versions_of', 'check_fitting', 'wit
 
 # %% ../../nbs/09_apps/02_versions.ipynb #4669db57
 import json, re
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from .publishing import base_in, base_of, publish
 from .rounds import Examination
-from ..core.errors import KdnbError, notice
+from ..core.errors import KdnbError, check_choice, notice
 from kdnb.core.files import (
     as_written, check_id, inside, make_folder, read_json, write_json, write_text, writing,
 )
@@ -99,21 +99,52 @@ def with_known(out:Path, entities) -> tuple: # of `Entity`
     return tuple({**known, **{e.key: e for e in entities}}.values())
 
 # %% ../../nbs/09_apps/02_versions.ipynb #dc9c4784
+_PLAIN = {str: str, bool: bool, int: int, float: (int, float)}
+
+def _check_types(row):
+    "A `TypeError` if a field of a dataclass has another type than it says."
+    for f in fields(row):
+        value, types = getattr(row, f.name), _PLAIN.get(f.type)
+        if types and (not isinstance(value, types) or isinstance(value, bool) != (f.type is bool)):
+            raise TypeError(f'{f.name} is {str(value)[:40]!r}')
+        if f.type is float: float(value) # an `OverflowError` if it is too large
+        for x in value if isinstance(value, tuple) else [value]:
+            if is_dataclass(x): _check_types(x)
+
+def _checked(taught:Taught) -> Taught: # the same
+    "An error if values that were read do not belong together."
+    _check_types(taught)
+    for e in taught.exams:
+        if not all(0 <= f.start < f.end <= len(e.entity.definition) for f in e.facts):
+            raise ValueError(f'a fact of {e.entity.name} is not in its definition')
+        for a, now in zip(e.asked, taught.after[e.entity.key], strict=True):
+            _check_types(now)
+            check_choice(a.item.kind, KINDS, 'kind of an item')
+            if a.item.fact not in (None, *range(len(e.facts))): raise ValueError('an item has no fact')
+    for k in (taught.known_before, taught.known_after):
+        for chosen, written, text, _ in zip(k.chosen, k.written, k.texts, taught.probes, strict=True):
+            if not type(chosen) is type(written) is bool or not isinstance(text, str):
+                raise TypeError('an answer to a well-known thing is no answer')
+    return taught
+
+# %% ../../nbs/09_apps/02_versions.ipynb #5677347a
 def read_taught(version:Path # folder of a teaching
                ) -> Taught:
     "What a teaching reached, from its files."
     row, exams = read_json(version/'taught.json', dict), read_json(version/'exams.json', dict)
-    found = read_json(version/f"round-{row['best'] + 1}.json", dict)
     with as_written(version):
+        found = read_json(version/f"round-{row['best'] + 1}.json", dict)
         after = Examination.from_json(found['found'])
         known = KnownAnswers(**{k: tuple(v) for k, v in row['known_before'].items()})
         probes = tuple(Probe(**{**p, 'candidates': tuple(p['candidates'])}) for p in row['probes'])
         exams = tuple(exam_from_json(e, exams[e.key]) for e in read_entities(version/'definitions.jsonl'))
         in_context = sum(a.with_definition.right for e in exams for a in e.asked)
         rounds = tuple(Round(**r) for r in row['rounds'])
-        return Taught(row['lm'], exams, after.answers, probes, known, after.known, after.kl, in_context,
-                      after.in_context, rounds, row['stopped'], row['separate_adapters'])
+        return _checked(Taught(
+            row['lm'], exams, after.answers, probes, known, after.known, after.kl, in_context,
+            after.in_context, rounds, row['stopped'], row['separate_adapters']))
 
+# %% ../../nbs/09_apps/02_versions.ipynb #07a40187
 def summary(out:str|Path) -> dict: # counts of facts, of questions and of well-known things
     "What the last teaching of a folder reached."
     versions = versions_of(FolderRecord.read(out))

@@ -9,6 +9,7 @@ __all__ = ['cloze_prompts', 'open_questions', 'questions_about', 'shares_words',
 import re
 from collections import Counter
 from dataclasses import replace
+from ..core.errors import printable
 from ..core.files import ASSETS
 from ..core.text import contains_phrase, find_mention, spans, words_of
 from ..data.entities import Entity
@@ -54,7 +55,8 @@ def _drafts(generator, entity, prompt, n, seed, temperature=0.) -> list: # of st
     how = Sampling(**{**generator.defaults, 'prompts': ('exam',), 'n': n, 'temperature': temperature,
                       'max_new_tokens': 16 if hasattr(generator, 'lm') else 60, 'seed': seed})
     drafts = generator.write(entity, {'exam': prompt}, {'exam': n}, 0, how, Counter())
-    return [(d.start + d.text).strip().partition('\n')[0].strip() for d in drafts if not d.why]
+    lines = ((d.start + d.text).strip().partition('\n')[0].strip() for d in drafts if not d.why)
+    return [line for line in lines if printable(line) == line]
 
 def _as_question(text, entity) -> str: # '' if it is none that can be asked
     "The question at the beginning of a draft, if it is short and names the entity."

@@ -6,7 +6,9 @@
 __all__ = ['Round', 'Taught', 'sentence_of', 'teach_page']
 
 # %% ../../nbs/08_reporting/06_teach_page.ipynb #0a05a3fd
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 from ..core.display import page_head
@@ -90,7 +92,7 @@ def _how(taught):
     right = taught.n_right('after', ('yours',))
     yours = f" Of your {_count(own, 'question')}, it answers {right} right." if own else ''
     return (f"Asked {_count(taught.n_items(use), 'question')} in other words than the definition's, the "
-            f"model wrote {taught.n_right('after', use)} right answers; before, "
+            f"model wrote {_count(taught.n_right('after', use), 'right answer')}; before, "
             f"{taught.n_right('before', use)}. It completes {taught.n_right('after', ('verbatim',))} of "
             f"{taught.n_items(('verbatim',))} of the definitions' own sentences.{yours} "
             f"Teaching took {minutes:.1f} minutes.")
@@ -151,9 +153,9 @@ def _harm(taught):
     chosen = len(lost(before.chosen, after.chosen))
     return (f"The model was asked {_count(len(taught.probes), 'well-known thing')} that nobody taught it. "
             f"It wrote {sum(before.written)} of them right before, and {len(taught.lost)} of these are wrong "
-            f"now. Choosing among candidates it was right {sum(before.chosen)} times, and {chosen} of these "
-            f"are lost. On sentences about other things, its predictions moved by {taught.kl:.3f} nats a "
-            f"token (KL from the base). With the definition in front of the questions it answers "
+            f"now. Choosing among candidates it was right {_count(sum(before.chosen), 'time')}, and {chosen} "
+            f"of these are lost. On sentences about other things, its predictions moved by {taught.kl:.3f} "
+            f"nats a token (KL from the base). With the definition in front of the questions it answers "
             f"{taught.in_context_after} of {taught.n_items()} right; the base answers "
             f"{taught.in_context_before}.")
 
@@ -180,4 +182,5 @@ def teach_page(taught:Taught,
     plain = lambda value: printable(value) if type(value) is str else value
     jinja = Environment(autoescape=True, finalize=plain, trim_blocks=True)
     template = jinja.from_string(read_text(ASSETS/'teach_page.html'))
-    return template.render(head=Markup(page_head()), lm=taught.lm, page=shown, folder=folder)
+    return template.render(head=Markup(page_head()), lm=Path(taught.lm).name, page=shown, folder=folder,
+                           in_shell=shlex.quote(folder), in_python=repr(folder))
