@@ -193,7 +193,7 @@ def browser():
 
 
 def looked_at(browser, path):
-    "A file in a browser or its page: (addresses that it asked for, what ran or went wrong, its text)."
+    "A file in a browser, or in a page of one: (addresses it asked for, what ran or went wrong, its text)."
     is_ours = hasattr(browser, 'new_page')
     asked, wrong, page = [], [], browser.new_page() if is_ours else browser
     page.on('request', lambda r: asked.append(r.url) if not r.url.startswith(('file:', 'data:')) else None)

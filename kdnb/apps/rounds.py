@@ -12,7 +12,7 @@ from ..core.text import find_mention, words_of
 from ..data.transfer_sets import Continuation
 from ..edits.edit import Edit
 from ..edits.routing import AdapterRouter
-from ..evaluation.asking import ask
+from ..evaluation.asking import ask, question_prompt
 from ..evaluation.exam import Exam, answer_items, fact_states, read_answers
 from ..evaluation.exam_writer import cloze_prompts, questions_about, shares_words
 from ..evaluation.harm import KnownAnswers, answer_known, lost, mean_kl, neutral_texts, predictions
@@ -33,11 +33,13 @@ def _statements(exam, wanted) -> list: # of str
     pairs = [(exam.facts[i], p) for i in wanted for p in cloze_prompts(exam.entity, exam.facts[i])]
     return [f'{p} {fact.text}.' for fact, p in pairs if p != exam.entity.name]
 
-def _answered(lm, entity, questions) -> list: # of str
+def _answered(lm, entity, questions) -> list: # of `Continuation`
     "Questions with what the model answers to them, with the definition in front."
-    questions = [*dict.fromkeys(questions)]
-    answers = ask(lm, questions, [entity.definition]*len(questions)) if questions else []
-    return [f'Question: {q}\nAnswer: {a}' for q, a in zip(questions, answers) if a]
+    definition, questions = entity.definition, [*dict.fromkeys(questions)]
+    answers = ask(lm, questions, [definition]*len(questions)) if questions else []
+    return [Continuation(f'{question_prompt(q)} {a}', find_mention(question_prompt(q), entity.names),
+                         'question', teacher=f'{question_prompt(q, definition)} {a}')
+            for q, a in zip(questions, answers) if a]
 
 def fact_texts(lm:LM, exam:Exam,
                wanted, # indices of facts
@@ -49,10 +51,10 @@ def fact_texts(lm:LM, exam:Exam,
     if generator:
         items = [q for i in wanted for q in questions_about(generator, entity, exam.facts, i, seed, .8)]
         questions = [q.prompt for q in items if q.is_question]
-    texts = dict.fromkeys(_statements(exam, wanted) + _answered(lm, entity, questions))
-    new = [t for t in texts if not _in_exam(t, exam)]
-    mentions = [find_mention(t, entity.names) for t in new]
-    return [Continuation(t, m, 'facts') for t, m in zip(new, mentions) if m]
+    statements = [Continuation(s, find_mention(s, entity.names), 'statement')
+                  for s in dict.fromkeys(_statements(exam, wanted))]
+    made = statements + _answered(lm, entity, questions)
+    return [c for c in made if c.mention and not _in_exam(c.text, exam)]
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #f25fbf67
 @dataclass

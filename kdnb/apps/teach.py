@@ -108,7 +108,7 @@ class _Teaching:
             return {k: [asdict(c) for c in cs] for k, cs in texts.items()}
         rows = stage(self.version, f'texts-{r}', write)
         with as_written(self.version/f'texts-{r}.json'):
-            more = {k: tuple(Continuation(c['text'], tuple(c['mention']), c['prompt']) for c in cs)
+            more = {k: tuple(Continuation(**{**c, 'mention': tuple(c['mention'])}) for c in cs)
                     for k, cs in rows.items()}
         return {k: replace(s, continuations=s.continuations + more[k]) for k, s in self.sets.items()}
 

@@ -67,6 +67,7 @@ class Continuation:
     mention: tuple|None # (start, end) of the first mention, in characters; None if there is none
     prompt: str = '' # name of the prompt that produced it
     rule: str = '' # one of `RULES`: how the mention was found; empty for generated texts
+    teacher: str = '' # what the teacher reads; it ends in the text. Empty: the definition, and then the text
 
 @dataclass(frozen=True)
 class TransferSet:
@@ -82,7 +83,7 @@ class TransferSet:
     @property
     def key(self) -> str:
         "Hash of the texts in their order. Results that used this set depend on it."
-        content = [self.entity, [(c.text, c.mention) for c in self.continuations]]
+        content = [self.entity, [(c.text, c.mention, *filter(None, [c.teacher])) for c in self.continuations]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _repr_markdown_(self): return _transfer_set_card(self)

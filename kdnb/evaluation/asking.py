@@ -27,11 +27,11 @@ Answer: At nine in the morning.
 def question_prompt(question:str, # on one line
                     definition:str='' # text that the model may read before it answers
                    ) -> str: # ends where the answer begins
-    "A question after two others with their answers, and after the definition if there is one."
+    "A question; one about a definition stands after two others with their texts and answers."
     question = ' '.join(check_text(question, 'a question').split())
     if not question: raise KdnbError("the question is empty: ask something, e.g. 'What is X?'")
-    before = f'{definition.strip()}\n\n' if definition.strip() else ''
-    return f'{_EXAMPLES}{before}Question: {question}\nAnswer:'
+    before = f'{_EXAMPLES}{definition.strip()}\n\n' if definition.strip() else ''
+    return f'{before}Question: {question}\nAnswer:'
 
 # %% ../../nbs/06_evaluation/04_asking.ipynb #6c2b0b64
 _SENTENCE_END = re.compile(r'[.!?…]+["”’»)]*(?=\s+[^\s\d\Wa-zß-öø-ÿ])|[。！？।]+[」』”]?')

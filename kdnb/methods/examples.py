@@ -45,9 +45,10 @@ def example(lm:LM,
     text, (_, mention_end) = continuation.text, continuation.mention or (0, 0)
     first = mention_end if check_choice(where, LOSS_ON, 'loss_on') == 'after_mention' else 0
     ids, spans = lm.encode_with_offsets(text)
-    prefix = definition + separator
-    teacher_ids, teacher_spans = lm.encode_with_offsets(prefix + text)
-    partner = {(end - len(prefix), i): k
+    teacher_text = continuation.teacher or definition + separator + text
+    shift = len(teacher_text) - len(text)
+    teacher_ids, teacher_spans = lm.encode_with_offsets(teacher_text)
+    partner = {(end - shift, i): k
                for k, ((start, end), i) in enumerate(zip(teacher_spans, teacher_ids)) if end > start}
     matched = [(k, partner[end, i]) for k, ((start, end), i) in enumerate(zip(spans, ids))
                if k and end > start and start >= first and (end, i) in partner]
