@@ -135,8 +135,8 @@ class Reached:
     seconds: float
 
     def harms(self, limit:float) -> bool:
-        "Whether a larger share of the well-known things is lost than a limit."
-        return self.of > 0 and self.lost > limit*self.of
+        "Whether a larger share of the well-known things is lost than a limit. One may always be."
+        return self.lost > max(limit*self.of, 1)
 
 def reached(exams, base:Base, found:Examination, seconds:float) -> Reached:
     "The numbers of a round."

@@ -12,13 +12,13 @@ from pathlib import Path
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from tqdm.auto import tqdm
-from .publishing import base_of, check_place, name_base, publish
+from .publishing import base_of, check_place, name_base, publish_with_merged
 from .rounds import Examination, ask_base, best_round, examine, fact_texts, reached, why_stop
 from kdnb.apps.versions import (
     check_fitting, make_version, read_taught, seal, stage, versions_of, with_known,
 )
 from ..core.errors import KdnbError, check_choice, check_number, check_seed, check_whole, notice
-from ..core.files import as_written, make_folder, read_json, write_json, write_text, writing
+from ..core.files import as_written, inside, make_folder, read_json, write_json, write_text, writing
 from ..core.records import FolderRecord, locked
 from ..data.dataset import Dataset, load_dataset
 from ..data.transfer_sets import Continuation
@@ -140,7 +140,11 @@ def _edit_id(self:_Teaching, r, entity, texts, earlier) -> str: # 12 hex digits
 
 @patch
 def adapter_places(self:_Teaching, r:int) -> dict: # entity key -> 'edits/ID'; {} before the first round
-    return read_json(self.version/f'places-{r}.json', dict) if r else {}
+    path = self.version/f'places-{r}.json'
+    places = read_json(path, dict) if r else {}
+    if r and set(places) != {e.key for e in self.entities}: raise KdnbError(f"{path} is damaged: remove it")
+    for p in places.values(): inside(self.record.folder, str(p), path)
+    return places
 
 @patch
 def separate_adapters(self:_Teaching, r:int, train:dict) -> tuple: # the router, and the optimizer steps
@@ -148,6 +152,9 @@ def separate_adapters(self:_Teaching, r:int, train:dict) -> tuple: # the router,
     out, places, before, steps = self.record.folder, {}, self.adapter_places(r - 1), 0
     for e in self.bar('teaching', self.entities):
         earlier = before.get(e.key)
+        if earlier and train[e.key].continuations == self.sets[e.key].continuations: # all of it is known
+            places[e.key] = earlier
+            continue
         name = places[e.key] = 'edits/' + self._edit_id(r, e, train[e.key], earlier)
         self.record.claim_folder(name)
         if not (out/name/'edit.json').exists():
@@ -242,17 +249,6 @@ def _check_teaching(record, lm, entities, how):
     check_place(record, lm, how.separate_adapters, how.merge)
     for e in entities: lm.encode_with_offsets(e.definition) # fails for a tokenizer without offsets
 
-def _publish(record, version, lm, merge):
-    "Publish a version, with or without the merged model."
-    was_merged = any(n.startswith('model/') for n in record.files)
-    if merge:
-        with load_edit(version/'edit').on(lm): publish(record, version, lm)
-        return
-    publish(record, version)
-    if was_merged:
-        notice(f"{record.folder/'model'} held the model before this teaching, and is removed: "
-               "teach with --merge to write it again")
-
 # %% ../../nbs/09_apps/03_teach.ipynb #5fe6a406
 @delegates(TeachSettings, keep=True)
 def teach(lm:LM, entities, # with or without questions of your own
@@ -270,7 +266,7 @@ def teach(lm:LM, entities, # with or without questions of your own
         record.sweep()
         version = _teach(record, lm, entities, generator, how)
         seal(version)
-        _publish(record, version, lm, how.merge)
+        publish_with_merged(record, version, lm if how.merge else None)
         ids = [v for v in versions_of(record) if v != version.name] + [version.name]
         record.fields = {'lm': lm.name, 'lm_sha256': lm.sha256, 'base': base_of(lm).path,
                          'separate_adapters': how.separate_adapters, 'versions': ids}

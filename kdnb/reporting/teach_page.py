@@ -99,7 +99,7 @@ def _how(taught):
 
 # %% ../../nbs/08_reporting/06_teach_page.ipynb #87e4f0e5
 _TITLES = {'known': 'known', 'half': 'half known', 'unknown': 'unknown', 'unasked': 'not asked'}
-_NOTES = {'verbatim': "the definition's own sentence", 'cloze': 'to be completed', 'yours': 'your question'}
+_NOTES = {'cloze': 'to be completed', 'yours': 'your question'}
 
 def _parts(exam, states) -> list: # of dict(text, state, title)
     "A definition in pieces: its facts, and the text between them."
@@ -143,7 +143,10 @@ def _entity(taught, exam) -> dict:
     states, after = taught.states(exam), taught.after[exam.entity.key]
     asked = [s for s in states if s != 'unasked']
     count = f"{asked.count('known')} of {_count(len(asked), 'fact')} known" if asked else 'no fact asked'
-    return dict(name=exam.entity.name, count=count, parts=_parts(exam, states), rows=_rows(exam, after),
+    rows = _rows(exam, after)
+    return dict(name=exam.entity.name, count=count, parts=_parts(exam, states),
+                rows=[r for r in rows if r['kind'] != 'verbatim'],
+                verbatim=[r for r in rows if r['kind'] == 'verbatim'],
                 advice=_advice(exam, states, after))
 
 # %% ../../nbs/08_reporting/06_teach_page.ipynb #d0d23ddd
