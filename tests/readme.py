@@ -1,4 +1,5 @@
-"""README.md is nbs/index.ipynb as Markdown. `python tests/readme.py --write` writes it; the tests compare.
+"""README.md is nbs/index.ipynb as Markdown, and a table in CONTRIBUTING.md lists the long tests.
+`python tests/readme.py --write` writes both; the tests compare.
 
 Numbers are filled in: `{{REPORT/LABEL: NAME}}` becomes the figures of the claim REPORT.NAME of the
 committed run of that report, `{{REPORT/LABEL: NAME method=distill}}` those of the one with this value,
@@ -33,6 +34,26 @@ def readme() -> str:
     return f'<!-- made from nbs/index.ipynb by `make readme`: edit that -->\n\n{text}\n'
 
 
+def long_tests() -> str:
+    "The files with long tests as a table: how many, and minutes on one core."
+    by_file = {}
+    for name, seconds in json.loads((ROOT/'tests'/'long_tests.json').read_text()).items():
+        by_file.setdefault(name.partition('::')[0], []).append(seconds)
+    rows = [f'| `{f}` | {len(s)} | {sum(s)/60:.1f} |' for f, s in sorted(by_file.items())]
+    total = [s for many in by_file.values() for s in many]
+    rows.append(f'| all | {len(total)} | {sum(total)/60:.0f} |')
+    return '\n'.join(['| file | long tests | minutes |', '|---|---|---|', *rows])
+
+
+def contributing() -> str:
+    "CONTRIBUTING.md with the present table of long tests."
+    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    table = re.compile(r'(?<=<!-- long tests -->\n).*?(?=\n<!-- end of long tests -->)', re.DOTALL)
+    return table.sub(lambda m: long_tests(), text)
+
+
 if __name__ == '__main__':
-    if '--write' in sys.argv: (ROOT/'README.md').write_text(readme(), encoding='utf-8')
+    if '--write' in sys.argv:
+        (ROOT/'README.md').write_text(readme(), encoding='utf-8')
+        (ROOT/'CONTRIBUTING.md').write_text(contributing(), encoding='utf-8')
     else: print(readme())

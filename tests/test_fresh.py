@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat, papermill, pytest
 from conftest import ROOT
-from readme import readme
+from readme import contributing, readme
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
@@ -37,6 +37,16 @@ def test_notebooks_are_clean(again):
     for p in NOTEBOOKS:
         is_clean = p.read_text() == (again/p.relative_to(ROOT)).read_text()
         assert is_clean, f'{name(p)} is not clean: run nbdev_clean'
+
+
+def test_contributing_lists_the_long_tests():
+    text = (ROOT/'CONTRIBUTING.md').read_text()
+    assert text == contributing(), 'the table of long tests in CONTRIBUTING.md is stale: run make readme'
+    assert '<!-- long tests -->' in text
+    names = json.loads((ROOT/'tests'/'long_tests.json').read_text())
+    gone = [n for n in names if not re.search(rf"def {n.split('::')[1].split('[')[0]}\\b", (
+        ROOT/n.split('::')[0]).read_text())]
+    assert names and not gone, f'long_tests.json names tests that do not exist: {gone}'
 
 
 def test_readme_is_made_from_the_index():

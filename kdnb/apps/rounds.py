@@ -17,6 +17,7 @@ from ..evaluation.exam import Exam, answer_items, fact_states, read_answers
 from ..evaluation.exam_writer import cloze_prompts, questions_about, shares_words
 from ..evaluation.harm import KnownAnswers, answer_known, lost, mean_kl, neutral_texts, predictions
 from ..models.model import LM
+from ..models.scoring import score_spans
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #579534a0
 def _in_exam(text, exam) -> bool:
@@ -28,10 +29,19 @@ def _in_exam(text, exam) -> bool:
         if i.prompt != exam.entity.name and prompt in words or shares_words(i.prompt, text): return True
     return False
 
-def _statements(exam, wanted) -> list: # of str
+_STATEMENTS = 3 # number of statements about a fact: those that the teacher finds likeliest
+
+def _statements(lm, exam, wanted) -> list: # of str
     "Short sentences with facts."
-    pairs = [(exam.facts[i], p) for i in wanted for p in cloze_prompts(exam.entity, exam.facts[i])]
-    return [f'{p} {fact.text}.' for fact, p in pairs if p != exam.entity.name]
+    entity, out = exam.entity, []
+    for fact in (exam.facts[i] for i in wanted):
+        prompts = [p for p in cloze_prompts(entity, fact) if p != entity.name]
+        prompts = [p for p in prompts if not _in_exam(p, exam)]
+        scores = score_spans(lm, [f'{entity.definition} {p}' for p in prompts], [fact.text]*len(prompts),
+                             [' ']*len(prompts))
+        ranked = sorted(zip(prompts, scores), key=lambda pair: -pair[1][0])
+        out += [f'{p} {fact.text}.' for p, _ in ranked[:_STATEMENTS]]
+    return out
 
 def _answered(lm, entity, questions) -> list: # of `Continuation`
     "Questions with what the model answers to them, with the definition in front."
@@ -52,7 +62,7 @@ def fact_texts(lm:LM, exam:Exam,
         items = [q for i in wanted for q in questions_about(generator, entity, exam.facts, i, seed, .8)]
         questions = [q.prompt for q in items if q.is_question]
     statements = [Continuation(s, find_mention(s, entity.names), 'statement')
-                  for s in dict.fromkeys(_statements(exam, wanted))]
+                  for s in dict.fromkeys(_statements(lm, exam, wanted))]
     made = statements + _answered(lm, entity, questions)
     return [c for c in made if c.mention and not _in_exam(c.text, exam)]
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
-from ..core.errors import check_whole
+from ..core.errors import check_number, check_whole
 from ..edits.edit import Adapter, Edit
 from .distill import make_edit
 from kdnb.methods.locating import (
@@ -65,6 +65,7 @@ class Memit(Locate):
     def blocks(self, layers) -> list:
         "Indices of the edited blocks."
         check_whole(self.layers, 'layers', 1)
+        check_number(self.weight, 'weight', 0, 1e9)
         n = len(layers)
         last = min(middle_block(n) + 1, n - 1) if self.last is None else check_block(self.last, layers)
         return list(range(max(last - self.layers + 1, 0), last + 1))

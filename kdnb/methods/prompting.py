@@ -7,6 +7,7 @@ __all__ = ['Base', 'Prepend', 'PrependRandom', 'Retrieve']
 
 # %% ../../nbs/05_methods/15_prompting.ipynb #249383b5
 from dataclasses import dataclass
+from ..core.errors import check_number
 from ..data.benchmarks import load_data
 from ..data.dataset import Dataset, random_definitions
 from ..edits.edit import Edit
@@ -44,6 +45,8 @@ class PrependRandom:
 class Retrieve:
     "The definition that BM25 finds for a prompt in front of it, if its score is high enough."
     min_score: float = 1.75 # lowest BM25 score; chosen on dev, where 95% of the probes find theirs
+
+    def __post_init__(self): check_number(self.min_score, 'min_score', 0, 1000)
 
     def __call__(self, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False) -> Edit:
         parts = {'context': {e.key: e.definition for e in entities}, 'find_above': float(self.min_score)}
