@@ -213,5 +213,5 @@ def run_demo(args) -> dict:
     report = _full_report(demo, args, folder, n) if args.full else None
     notice(f"\npage: {(out/'demo.html').resolve()} ({minutes['minutes']} minutes)")
     notice(f'report: {report.resolve()}' if report else
-           'More: make demo FULL=1 (all methods, more entities), kdnb teach FILE (your own definitions)')
+           'More: kdnb demo --full (all methods, more entities), kdnb teach FILE (your own definitions)')
     return as_json(df[df.method == 'distill'].iloc[0])

@@ -52,9 +52,9 @@ class TeachSettings:
     "How entities are taught and examined."
     n: int = 12 # continuations of each definition to train on, besides the texts about its facts
     method: Distill|None = None # None: that of `teaching`
-    minutes: float = 10. # that the rounds may take; one is always taught
+    minutes: float = 10. # for writing, exam and rounds; the first round is always taught
     max_lost: float = .025 # largest share of the well-known things that may be lost
-    merge: bool = False # write the merged model, too
+    merge: bool = False # also write the merged model
     separate_adapters: bool = False # one adapter per entity
     n_specificity: int = 80 # number of well-known things that are asked; 0: none
     seed: int = 0 # random seed

@@ -150,7 +150,7 @@ def summary(out:str|Path) -> dict: # counts of facts, of questions and of well-k
     versions = versions_of(FolderRecord.read(out))
     if not versions: raise KdnbError(f"nothing was taught into {out}")
     t = read_taught(Path(out)/'versions'/versions[-1])
-    use = [k for k in KINDS if k != 'verbatim']
+    use = ('cloze', 'question') # a user's own questions are counted apart
     return dict(entities=len(t.exams), facts=t.facts_asked, facts_known=t.facts_known,
                 facts_not_asked=sum(len(e.facts) for e in t.exams) - t.facts_asked,
                 questions=t.n_items(use), before=t.n_right('before', use),

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from ..core.errors import printable
 from ..core.files import ASSETS
-from ..core.text import contains_phrase, find_mention, spans, words_of
+from ..core.text import FUNCTION_WORDS, contains_phrase, find_mention, spans, words_of
 from ..data.entities import Entity
 from .asking import ask
 from .exam import Asked, Exam, ExamItem, answer_items, written_answers
@@ -27,14 +27,24 @@ _TAIL = 3 # longest piece of the definition in a cloze, in words
 def _item(entity, kind, prompt, facts, i):
     return ExamItem(entity.key, kind, prompt, (facts[i].needed,), facts[i].text, i)
 
+_VERBS = ('is', 'are', 'was', 'were')
+
+def _with_verb(entity, tail, sentence): # the tail after the name and the form of `be` that stands before it
+    before = sentence[:sentence.rfind(tail)].split() if tail else []
+    verb = before[-1] if before and before[-1] in _VERBS else 'is'
+    fits = verb != 'is' or not tail or before[-1:] == ['is'] or tail.split()[0].casefold() in FUNCTION_WORDS
+    fits = fits and tail.split()[:1] not in [[v] for v in _VERBS]
+    return f'{entity.name} {verb} {tail}'.strip() if fits else entity.name
+
 def cloze_prompts(entity:Entity, fact) -> list: # of str
     "Short beginnings of sentences that a fact completes, none of which is the definition's own beginning."
     sentence = re.split(r'(?<=[.!?;:。！？])\s*', entity.definition[:fact.start])[-1]
     named = max((end for n in entity.names for _, end in spans(sentence, n)), default=0)
     starts = [m.start() for m in re.finditer(r'\S+', sentence)][1:] # the first word is often a pronoun
     tails = ['', *(sentence[i:].strip() for i in starts[::-1][:_TAIL] if i >= named)]
-    prompts = dict.fromkeys(f'{entity.name}{verb} {t}'.strip() for t in tails for verb in ('', ' is')
-                            if not (verb and t.startswith(('is ', 'and '))))
+    tails = [t for t in tails if not {'and', 'or'} & {*t.split()}]
+    plain_and_with_verb = [(f'{entity.name} {t}'.strip(), _with_verb(entity, t, sentence)) for t in tails]
+    prompts = dict.fromkeys(p for pair in plain_and_with_verb for p in pair)
     return [p for p in prompts if not entity.definition.startswith(p) or p == entity.name]
 
 def _without_generator(entity, facts) -> list: # of `ExamItem`
@@ -126,6 +136,7 @@ def _is_new(item, entity, texts) -> bool:
     if short: return True # a name alone, or with one word, is no text
     return not any(shares_words(item.prompt, t) or prompt in ' '.join(words_of(t)) for t in texts)
 
+# %% ../../nbs/06_evaluation/07_exam_writer.ipynb #9beeec14
 def _likeliest(lm, entity, items) -> list: # of `ExamItem`
     "For each fact, the cloze after which it is likeliest, and the other items."
     clozes, best = [i for i in items if i.kind == 'cloze'], {}

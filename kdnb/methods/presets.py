@@ -16,11 +16,11 @@ from .registry import make_method
 PRESETS = json.loads((ASSETS/'presets.json').read_text(encoding='utf-8')) # name -> method -> settings
 
 def preset_settings(preset:str, # a key of `PRESETS`
-                      method:str, # a key of `METHODS`
-                      unit:str='accuracy', # unit of the data's metric
-                      data:str='', # name of the data
-                      regime:str='' # regime of the experiment
-                     ) -> dict:
+                    method:str, # a key of `METHODS`
+                    unit:str='accuracy', # unit of the data's metric
+                    data:str='', # name of the data
+                    regime:str='' # regime of the experiment
+                   ) -> dict:
     "The settings of a method under a preset; those for a unit, data set or regime override general ones."
     settings = dict(PRESETS[check_choice(preset, PRESETS, 'preset')].get(method, {}))
     special = {k: settings.pop(k) for k in [*settings] if isinstance(settings[k], dict)}
@@ -39,11 +39,11 @@ def _without_conflicts(preset, name, own):
     return {k: v for k, v in preset.items() if k not in dropped}
 
 def method_with_preset(preset:str, # a key of `PRESETS`
-                 name:str, # a key of `METHODS`
-                 ds:Dataset, # that it is for
-                 regime:str='',
-                 **settings # that differ from the preset's
-                ):
+                       name:str, # a key of `METHODS`
+                       ds:Dataset, # data set
+                       regime:str='', # regime of the experiment
+                       **settings # that differ from the preset's
+                      ):
     "A method by name, with the settings of a preset for a data set and a regime."
     preset = preset_settings(preset, name, ds.unit, ds.name, regime)
     return make_method(name, **{**_without_conflicts(preset, name, settings), **settings})
