@@ -25,10 +25,19 @@ OTHER = Entity('Brask Hollow', 'Brask Hollow is a drama about a doctor.')
 
 
 @pytest.fixture(scope='module')
-def server():
+def one_server():
     s = start()
     yield s
     stop(s)
+
+
+@pytest.fixture
+def server(one_server):
+    "A server that has not been asked yet, in whatever order the tests run."
+    one_server.asked.clear()
+    one_server.delivered.clear()
+    one_server.billed = 0
+    return one_server
 
 
 @pytest.fixture(autouse=True)

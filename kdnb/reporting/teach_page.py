@@ -10,7 +10,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from jinja2 import Environment
-from markupsafe import Markup
 from ..core.display import page_head
 from ..core.errors import printable
 from ..core.files import ASSETS, read_text
@@ -185,5 +184,5 @@ def teach_page(taught:Taught,
     plain = lambda value: printable(value) if type(value) is str else value
     jinja = Environment(autoescape=True, finalize=plain, trim_blocks=True)
     template = jinja.from_string(read_text(ASSETS/'teach_page.html'))
-    return template.render(head=Markup(page_head()), lm=Path(taught.lm).name, page=shown, folder=folder,
+    return template.render(head=page_head(), lm=Path(taught.lm).name, page=shown, folder=folder,
                            in_shell=shlex.quote(folder), in_python=repr(folder))
