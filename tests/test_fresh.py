@@ -44,7 +44,7 @@ def test_contributing_lists_the_long_tests():
     assert text == contributing(), 'the table of long tests in CONTRIBUTING.md is stale: run make readme'
     assert '<!-- long tests -->' in text
     names = json.loads((ROOT/'tests'/'long_tests.json').read_text())
-    gone = [n for n in names if not re.search(rf"def {n.split('::')[1].split('[')[0]}\\b", (
+    gone = [n for n in names if not re.search(rf"def {n.split('::')[1].split('[')[0]}\b", (
         ROOT/n.split('::')[0]).read_text())]
     assert names and not gone, f'long_tests.json names tests that do not exist: {gone}'
 
