@@ -173,7 +173,7 @@ def _chosen(kept) -> list: # of `Asked`
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #b31b3f48
 def _own_questions(lm, entity) -> list: # of `Asked`
     "The user's own questions, which are asked whatever the model answers."
-    questions = [*([entity.question] if entity.question else []), *getattr(entity, 'questions', ())]
+    questions = [*([entity.question] if entity.question else []), *entity.questions]
     items = [ExamItem(entity.key, 'yours', q.text, tuple((a,) for a in q.answers), q.answers[0])
              for q in questions]
     with_definition = answer_items(lm, items, {entity.key: entity.definition})
