@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUICK', 'FULL', 'Demo', 'first_beliefs', 'first_probe', 'missing_cases', 'run_demo']
 
-# %% ../../nbs/09_apps/15_demo.ipynb #b7f6e804
+# %% ../../nbs/09_apps/15_demo.ipynb #2a2ee9f1
 import sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from ..models.memory import has_fast_bfloat16, release_memory
 from ..reporting import plots
 from ..transfer.generator import ready_sets
 
-# %% ../../nbs/09_apps/15_demo.ipynb #79831a14
+# %% ../../nbs/09_apps/15_demo.ipynb #a5bc072c
 @dataclass(frozen=True)
 class Demo:
     "What a demo teaches, and what it asks."
@@ -38,33 +38,34 @@ class Demo:
     n_specificity: int # number of specificity probes
     n_other_entities: int # number of other entities that are asked about after each edit
     distill: dict # settings of distillation that differ from the preset `default`
-    distill_cost: float # cost of distilling one entity in float32, in products
+    distill_seconds: float # for an entity in float32, on the machine of `_PRODUCT`
 
 # chosen on development entities: see the lab notes of 2026-11-30
 _DISTILL = dict(start_layer=.3, steps=10, lr=8e-3, batch_size=3, n_continuations=12, retain_batch_size=2)
-QUICK = Demo(('base', 'prepend', 'distill', 'finetune-definition'), 5, 24, 0, _DISTILL, 570)
+QUICK = Demo(('base', 'prepend', 'distill', 'finetune-definition'), 5, 24, 0, _DISTILL, 5.7)
 FULL = Demo(('base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill'),
-            8, 37, 2, {}, 1650)
+            8, 37, 2, {}, 16.5)
 
-# %% ../../nbs/09_apps/15_demo.ipynb #6cbacd96
-_TRAINING = {'finetune-definition': 570, 'finetune-transfer': 1140} # per entity, in float32
-_ASKING, _BASE_ASKING, _LOADING = 160, 60, 200 # per entity, the same for the base model, and once
+# %% ../../nbs/09_apps/15_demo.ipynb #519e0cdc
+_PRODUCT = .01 # seconds of the product on the machine of the times below
+_TRAINING = {'finetune-definition': 5.7, 'finetune-transfer': 11.4} # seconds per entity, in float32
+_ASKING, _BASE_ASKING, _LOADING = 1.6, .6, 2. # seconds per entity, the same for the base model, and once
 
-def _case_cost(demo:Demo, method:str, # a key of `METHODS`
-               fast_bfloat16:bool # whether the hardware multiplies bfloat16 natively
-              ) -> float: # in products
-    "Cost of teaching an entity and asking about it."
+def _case_seconds(demo:Demo, method:str, # a key of `METHODS`
+                  fast_bfloat16:bool # whether the hardware multiplies bfloat16 natively
+                 ) -> float: # on the machine of `_PRODUCT`
+    "Time of teaching an entity and asking about it."
     asking = (_BASE_ASKING if method == 'base' else _ASKING)*(.4 + .6*demo.n_specificity/24)
-    training = demo.distill_cost if method == 'distill' else _TRAINING.get(method, 0)
+    training = demo.distill_seconds if method == 'distill' else _TRAINING.get(method, 0)
     return asking + training/(2 if fast_bfloat16 else 1)
 
-def _demo_cost(demo:Demo, n:int, # number of entities
-               fast_bfloat16:bool # as for `_case_cost`
-              ) -> float: # in products
-    "Cost of a demo, including the loading of the model."
-    return _LOADING + n*sum(_case_cost(demo, m, fast_bfloat16) for m in demo.methods)
+def _demo_seconds(demo:Demo, n:int, # number of entities
+                  fast_bfloat16:bool # as for `_case_seconds`
+                 ) -> float: # on the machine of `_PRODUCT`
+    "Time of a demo, including the loading of the model."
+    return _LOADING + n*sum(_case_seconds(demo, m, fast_bfloat16) for m in demo.methods)
 
-# %% ../../nbs/09_apps/15_demo.ipynb #5078f634
+# %% ../../nbs/09_apps/15_demo.ipynb #e53a5663
 def first_beliefs(run:Experiment # of distillation, `single`
                  ) -> pd.DataFrame: # as of `believed`
     "Answers to an indirect probe of the first entity, before and after it is taught."
@@ -84,7 +85,7 @@ def first_probe(entity):
     "The first probe whose answer only follows from the definition."
     return next(p for p in entity.probes if p.kind == 'indirect')
 
-# %% ../../nbs/09_apps/15_demo.ipynb #de12815e
+# %% ../../nbs/09_apps/15_demo.ipynb #20b44054
 _CONDITIONS = {'base': 'before', 'prepend': 'definition in the prompt', 'distill': 'after teaching'}
 
 def _beliefs_text(entity, beliefs:pd.DataFrame # as of `first_beliefs`
@@ -105,36 +106,7 @@ def _first_picture(run, path):
     _save_figure(plots.candidates(beliefs, probe.gold, f'{probe.prompt} …'), path)
     print(f'\n{_beliefs_text(entity, beliefs)}\n\nAs a picture: {path.resolve()}\n', file=sys.stderr)
 
-# %% ../../nbs/09_apps/15_demo.ipynb #c62b39a5
-def missing_cases(runs:dict # method -> `Experiment`
-                 ) -> list: # of (method, entity)
-    "The cases that are not finished."
-    return [(m, e) for m, r in runs.items() for e in r.taught if not r.plan.path(e).exists()]
-
-def _finish_cases(runs:dict, costs:dict, # method -> cost of a case
-                 progress:Progress):
-    "Run the missing cases, with a line of progress."
-    for method, entity in missing_cases(runs):
-        run = runs[method]
-        progress.show(f'{entity.name}: {plots.LABEL[method]}')
-        run.begin()
-        with locked(run.folder): run.save_case(run.plan.path(entity), run.plan.case(entity))
-        progress.add(costs[method])
-    progress.end()
-    for run in runs.values(): run.run(progress=False) # writes its summary
-
-# %% ../../nbs/09_apps/15_demo.ipynb #2eaa75ae
-def _announce(demo, n, args) -> float: # estimated seconds of a product
-    "Say how long the demo takes on this machine."
-    device = args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
-    try: unit, fast = product_seconds(device), has_fast_bfloat16(torch.device(device))
-    except (RuntimeError, AssertionError): return 0. # there is no such device, which `load_lm` reports
-    seconds = duration(unit*_demo_cost(demo, n, fast))
-    notice(f'On this machine the demo takes about {seconds} (a product of two 1024 x 1024 matrices: '
-           f"{1000*unit:.0f} ms; with{'' if fast else 'out'} bfloat16 in hardware): {n} entities, "
-           f'{len(demo.methods)} methods, {demo.n_specificity} specificity probes')
-    return unit
-
+# %% ../../nbs/09_apps/15_demo.ipynb #a53be2b8
 def _runs(demo, lm, ds, sets, folder, seed) -> dict: # method -> `Experiment`
     "The runs of a demo, none of which is started."
     how = dict(seed=seed, transfer=sets, n_specificity=demo.n_specificity,
@@ -142,14 +114,60 @@ def _runs(demo, lm, ds, sets, folder, seed) -> dict: # method -> `Experiment`
     return {m: Experiment(lm, ds, m, **how, **(demo.distill if m == 'distill' else {}))
             for m in demo.methods}
 
-# %% ../../nbs/09_apps/15_demo.ipynb #c86fbf37
-def _teach_all(demo, lm, runs, unit):
+def missing_cases(runs:dict # method -> `Experiment`
+                 ) -> list: # of (method, entity)
+    "The cases that are not finished."
+    return [(m, e) for m, r in runs.items() for e in r.taught if not r.plan.path(e).exists()]
+
+# %% ../../nbs/09_apps/15_demo.ipynb #3dfab295
+def _finish_cases(runs:dict, seconds:dict, # method -> estimate for a case, in any unit
+                 progress:Progress):
+    "Run the missing cases, with a line of progress."
+    for method, entity in missing_cases(runs):
+        run = runs[method]
+        progress.show(f'{entity.name}: {plots.LABEL[method]}')
+        run.begin()
+        with locked(run.folder): run.save_case(run.plan.path(entity), run.plan.case(entity))
+        progress.add(seconds[method])
+    progress.end()
+    for run in runs.values(): run.run(progress=False) # writes its summary
+
+def _teach_all(demo, lm, runs, slowness):
     "Run the missing cases of a demo."
     fast, size = has_fast_bfloat16(lm.device), lm.n_params/134.5e6
-    costs = {m: size*_case_cost(demo, m, fast) for m in runs}
-    total = sum(costs[m] for m, _ in missing_cases(runs))
-    _finish_cases(runs, costs, Progress(unit*total, total))
+    seconds = {m: size*slowness*_case_seconds(demo, m, fast) for m in runs}
+    total = sum(seconds[m] for m, _ in missing_cases(runs))
+    _finish_cases(runs, seconds, Progress(total, total))
 
+# %% ../../nbs/09_apps/15_demo.ipynb #e61ed0c5
+_FILES = 'first.png', 'results.png', 'demo.html', 'demo.json'
+
+def _note(demo, entities, lm, minutes) -> str:
+    "What was asked, on which machine, and how long it took."
+    earlier = ', with some cases finished before' if minutes['cases_before'] else ''
+    return (f"{len(entities)} entities, {sum(len(e.probes) for e in entities)} probes about them and "
+            f'{demo.n_specificity} specificity probes; {lm.name} on {machine()}, '
+            f'{minutes["minutes"]} minutes{earlier}. '
+            'In brackets: 95% bootstrap intervals over entities, for specificity over its probes.')
+
+def _write_results(demo, out, lm, runs, minutes) -> pd.DataFrame: # of `collect`
+    "Write figures, page and numbers of a finished demo."
+    entities = runs['distill'].taught
+    df = collect([r.folder for r in runs.values()], [e.key for e in entities])
+    _save_figure(plots.targets(df), out/'results.png')
+    found = findings(df, paired_difference(runs['distill'], runs['finetune-definition'], value=target_right),
+                     demo.n_specificity)
+    page = demo_page(entities, found, shown_columns(df), [out/'first.png', out/'results.png'],
+                     _note(demo, entities, lm, minutes))
+    write_text(out/'demo.html', page)
+    write_json(out/'demo.json', dict(
+        **minutes, machine=machine(), bfloat16=has_fast_bfloat16(lm.device), lm=lm.name,
+        entities=len(entities), n_specificity=demo.n_specificity, findings=found,
+        methods=[as_json(r) for _, r in df.iterrows()]))
+    print(f'{table(df)}\n\n' + '\n'.join(f'- {s}' for s in found))
+    return df
+
+# %% ../../nbs/09_apps/15_demo.ipynb #d12a225f
 def _full_report(demo, args, runs_folder, n):
     "The report of the full demo; None, with a notice, where the extra lab is not installed."
     try: need_extra('lab', 'reports')
@@ -160,42 +178,31 @@ def _full_report(demo, args, runs_folder, n):
                       accept_terms=args.accept_terms, n_entities=n, skip=[], runs=str(runs_folder.resolve()),
                       preset='default', seed=args.seed, n_specificity=demo.n_specificity)
 
-# %% ../../nbs/09_apps/15_demo.ipynb #aa3be45c
-_FILES = 'first.png', 'results.png', 'demo.html', 'demo.json'
+# %% ../../nbs/09_apps/15_demo.ipynb #753c6941
+def _announce(demo, n, args) -> float: # how many times slower than in the estimates this machine is
+    "Say how long the demo takes on this machine."
+    device = args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
+    try: product, fast = product_seconds(device), has_fast_bfloat16(torch.device(device))
+    except (RuntimeError, AssertionError): return 0. # there is no such device, which `load_lm` reports
+    slowness = product/_PRODUCT
+    notice(f'On this machine the demo takes about {duration(slowness*_demo_seconds(demo, n, fast))} '
+           f'(a product of two 1024 x 1024 matrices: {1000*product:.0f} ms; '
+           f"with{'' if fast else 'out'} bfloat16 in hardware): {n} entities, "
+           f'{len(demo.methods)} methods, {demo.n_specificity} specificity probes')
+    return slowness
 
-def _write_results(demo, out, lm, runs, minutes) -> pd.DataFrame: # of `collect`
-    "Write figures, page and numbers of a finished demo."
-    entities = runs['distill'].taught
-    df = collect([r.folder for r in runs.values()], [e.key for e in entities])
-    _save_figure(plots.targets(df), out/'results.png')
-    found = findings(df, paired_difference(runs['distill'], runs['finetune-definition'], value=target_right),
-                     demo.n_specificity)
-    earlier = ', with some cases finished before' if minutes['cases_before'] else ''
-    note = (f"{len(entities)} entities, {sum(len(e.probes) for e in entities)} probes about them and "
-            f'{demo.n_specificity} specificity probes; {lm.name} on {machine()}, '
-            f'{minutes["minutes"]} minutes{earlier}. '
-            'In brackets: 95% bootstrap intervals over entities, for specificity over its probes.')
-    page = demo_page(entities, found, shown_columns(df), [out/'first.png', out/'results.png'], note)
-    write_text(out/'demo.html', page)
-    write_json(out/'demo.json', dict(
-        **minutes, machine=machine(), bfloat16=has_fast_bfloat16(lm.device), lm=lm.name,
-        entities=len(entities), n_specificity=demo.n_specificity, findings=found,
-        methods=[as_json(r) for _, r in df.iterrows()]))
-    print(f'{table(df)}\n\n' + '\n'.join(f'- {s}' for s in found))
-    return df
-
-# %% ../../nbs/09_apps/15_demo.ipynb #686ea549
 def _demo_of(args) -> tuple: # `Demo`, number of entities
     "The demo that the arguments ask for."
     demo = FULL if args.full else QUICK
     check_limit(args.limit)
     return demo, demo.limit if args.limit is None else args.limit
 
+# %% ../../nbs/09_apps/15_demo.ipynb #40d1db2e
 def run_demo(args) -> dict:
     "Teach some entities by several methods, and write a picture, a table and a page."
     start, (demo, n), out = time.perf_counter(), _demo_of(args), Path(args.out)
     ds = sample(load_dataset().split('test'), n, args.seed)
-    unit = _announce(demo, n, args)
+    slowness = _announce(demo, n, args)
     minutes_so_far = lambda: round((time.perf_counter() - start)/60, 1)
     lm = load_model(args, method_with_preset('default', 'distill', ds, **demo.distill))
     folder, record = out/'runs', FolderRecord.read(make_folder(out))
@@ -206,7 +213,7 @@ def run_demo(args) -> dict:
     before = n*len(runs) - len(missing_cases(runs))
     _first_picture(quick, out/'first.png')
     minutes = dict(to_first_picture=minutes_so_far(), cases_before=before)
-    _teach_all(demo, lm, runs, unit)
+    _teach_all(demo, lm, runs, slowness)
     minutes |= dict(minutes=minutes_so_far(), cpu_minutes=round(time.process_time()/60, 1))
     df = _write_results(demo, out, lm, runs, minutes)
     FolderRecord.read(out).finish(*_FILES)

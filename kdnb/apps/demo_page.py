@@ -24,7 +24,7 @@ def _reached(by, column, what): # column of `collect`
 def _gaps(by):
     "What the definition in the prompt is worth, and how much of that the trained methods reach."
     low, high = by.target['base'].value, by.target['prepend'].value
-    yield (f'The line to reach: with its definition in the prompt, {high:.0f} percent of the probes about an '
+    yield (f'Upper bound: with its definition in the prompt, {high:.0f} percent of the probes about an '
            f'entity are answered correctly; without it, {low:.0f} percent.')
     if high <= low: yield 'So the definition does not help this model.'
     else:

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PRESETS', 'preset_settings', 'method_with_preset']
 
-# %% ../../nbs/05_methods/17_presets.ipynb #904fe251
+# %% ../../nbs/05_methods/17_presets.ipynb #3ee01ab5
 import json
 from ..core.errors import check_choice
 from ..core.files import ASSETS
 from ..data.dataset import Dataset
 from .registry import make_method
 
-# %% ../../nbs/05_methods/17_presets.ipynb #a6233f15
+# %% ../../nbs/05_methods/17_presets.ipynb #7c8d4494
 PRESETS = json.loads((ASSETS/'presets.json').read_text(encoding='utf-8')) # name -> method -> settings
 
 def preset_settings(preset:str, # a key of `PRESETS`
@@ -27,7 +27,7 @@ def preset_settings(preset:str, # a key of `PRESETS`
     for k in (unit, data, regime): settings |= special.get(k, {})
     return settings
 
-# %% ../../nbs/05_methods/17_presets.ipynb #4ec13d50
+# %% ../../nbs/05_methods/17_presets.ipynb #25b35e08
 def _without_conflicts(preset, name, own):
     "Settings of a preset without those that contradict one's own settings."
     dropped = set()
