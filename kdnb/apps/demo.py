@@ -29,7 +29,7 @@ from ..models.memory import has_fast_bfloat16, release_memory
 from ..reporting import plots
 from ..transfer.generator import ready_sets
 
-# %% ../../nbs/09_apps/15_demo.ipynb #a5bc072c
+# %% ../../nbs/09_apps/15_demo.ipynb #e53c3d1d
 @dataclass(frozen=True)
 class Demo:
     "What a demo teaches, and what it asks."
@@ -38,15 +38,16 @@ class Demo:
     n_specificity: int # number of specificity probes
     n_other_entities: int # number of other entities that are asked about after each edit
     distill: dict # settings of distillation that differ from the preset `default`
-    distill_seconds: float # for an entity in float32, on the machine of `_PRODUCT`
+    distill_seconds: float # for an entity in float32, on the machine that is timed below
 
 # chosen on development entities: see the lab notes of 2026-11-30
 _DISTILL = dict(start_layer=.3, steps=10, lr=8e-3, batch_size=3, n_continuations=12, retain_batch_size=2)
-QUICK = Demo(('base', 'prepend', 'distill', 'finetune-definition'), 5, 24, 0, _DISTILL, 5.7)
-FULL = Demo(('base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill'),
-            8, 37, 2, {}, 16.5)
+QUICK = Demo(methods=('base', 'prepend', 'distill', 'finetune-definition'), limit=5, n_specificity=24,
+             n_other_entities=0, distill=_DISTILL, distill_seconds=5.7)
+FULL = Demo(methods=('base', 'prepend', 'random', 'finetune-definition', 'finetune-transfer', 'distill'),
+            limit=8, n_specificity=37, n_other_entities=2, distill={}, distill_seconds=16.5)
 
-# %% ../../nbs/09_apps/15_demo.ipynb #519e0cdc
+# %% ../../nbs/09_apps/15_demo.ipynb #d5fe8e36
 _PRODUCT = .01 # seconds of the product on the machine of the times below
 _TRAINING = {'finetune-definition': 5.7, 'finetune-transfer': 11.4} # seconds per entity, in float32
 _ASKING, _BASE_ASKING, _LOADING = 1.6, .6, 2. # seconds per entity, the same for the base model, and once
@@ -65,7 +66,7 @@ def _demo_seconds(demo:Demo, n:int, # number of entities
     "Time of a demo, including the loading of the model."
     return _LOADING + n*sum(_case_seconds(demo, m, fast_bfloat16) for m in demo.methods)
 
-# %% ../../nbs/09_apps/15_demo.ipynb #e53a5663
+# %% ../../nbs/09_apps/15_demo.ipynb #2fb59584
 def first_beliefs(run:Experiment # of distillation, `single`
                  ) -> pd.DataFrame: # as of `believed`
     "Answers to an indirect probe of the first entity, before and after it is taught."
@@ -85,7 +86,7 @@ def first_probe(entity):
     "The first probe whose answer only follows from the definition."
     return next(p for p in entity.probes if p.kind == 'indirect')
 
-# %% ../../nbs/09_apps/15_demo.ipynb #20b44054
+# %% ../../nbs/09_apps/15_demo.ipynb #aa18a988
 _CONDITIONS = {'base': 'before', 'prepend': 'definition in the prompt', 'distill': 'after teaching'}
 
 def _beliefs_text(entity, beliefs:pd.DataFrame # as of `first_beliefs`
@@ -106,7 +107,7 @@ def _first_picture(run, path):
     _save_figure(plots.candidates(beliefs, probe.gold, f'{probe.prompt} …'), path)
     print(f'\n{_beliefs_text(entity, beliefs)}\n\nAs a picture: {path.resolve()}\n', file=sys.stderr)
 
-# %% ../../nbs/09_apps/15_demo.ipynb #a53be2b8
+# %% ../../nbs/09_apps/15_demo.ipynb #ed84c632
 def _runs(demo, lm, ds, sets, folder, seed) -> dict: # method -> `Experiment`
     "The runs of a demo, none of which is started."
     how = dict(seed=seed, transfer=sets, n_specificity=demo.n_specificity,
@@ -119,7 +120,7 @@ def missing_cases(runs:dict # method -> `Experiment`
     "The cases that are not finished."
     return [(m, e) for m, r in runs.items() for e in r.taught if not r.plan.path(e).exists()]
 
-# %% ../../nbs/09_apps/15_demo.ipynb #3dfab295
+# %% ../../nbs/09_apps/15_demo.ipynb #5e827881
 def _finish_cases(runs:dict, seconds:dict, # method -> estimate for a case, in any unit
                  progress:Progress):
     "Run the missing cases, with a line of progress."
@@ -139,7 +140,7 @@ def _teach_all(demo, lm, runs, slowness):
     total = sum(seconds[m] for m, _ in missing_cases(runs))
     _finish_cases(runs, seconds, Progress(total, total))
 
-# %% ../../nbs/09_apps/15_demo.ipynb #e61ed0c5
+# %% ../../nbs/09_apps/15_demo.ipynb #8618e608
 _FILES = 'first.png', 'results.png', 'demo.html', 'demo.json'
 
 def _note(demo, entities, lm, minutes) -> str:
@@ -167,7 +168,7 @@ def _write_results(demo, out, lm, runs, minutes) -> pd.DataFrame: # of `collect`
     print(f'{table(df)}\n\n' + '\n'.join(f'- {s}' for s in found))
     return df
 
-# %% ../../nbs/09_apps/15_demo.ipynb #d12a225f
+# %% ../../nbs/09_apps/15_demo.ipynb #a71604fe
 def _full_report(demo, args, runs_folder, n):
     "The report of the full demo; None, with a notice, where the extra lab is not installed."
     try: need_extra('lab', 'reports')

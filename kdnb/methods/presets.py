@@ -12,7 +12,7 @@ from ..core.files import ASSETS
 from ..data.dataset import Dataset
 from .registry import make_method
 
-# %% ../../nbs/05_methods/17_presets.ipynb #7c8d4494
+# %% ../../nbs/05_methods/17_presets.ipynb #6031c9b2
 PRESETS = json.loads((ASSETS/'presets.json').read_text(encoding='utf-8')) # name -> method -> settings
 
 def preset_settings(preset:str, # a key of `PRESETS`
@@ -27,7 +27,7 @@ def preset_settings(preset:str, # a key of `PRESETS`
     for k in (unit, data, regime): settings |= special.get(k, {})
     return settings
 
-# %% ../../nbs/05_methods/17_presets.ipynb #25b35e08
+# %% ../../nbs/05_methods/17_presets.ipynb #0ba62f00
 def _without_conflicts(preset, name, own):
     "Settings of a preset without those that contradict one's own settings."
     dropped = set()
