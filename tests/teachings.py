@@ -5,7 +5,7 @@ from dataclasses import asdict
 from kdnb.apps.rounds import Examination
 from kdnb.core.files import make_folder, write_json, write_text
 from kdnb.data.entities import Probe
-from kdnb.evaluation.exam import Answer, Asked, Exam, ExamItem, exam_as_json
+from kdnb.evaluation.exam import Answer, Asked, Exam, ExamItem, Spare, exam_as_json
 from kdnb.evaluation.facts import Fact
 from kdnb.evaluation.harm import KnownAnswers
 from kdnb.reporting.teach_page import Round
@@ -30,7 +30,9 @@ def exam_of(entity, texts, asked=(), before='no'):
     facts = tuple(fact(entity, t) for t in texts)
     wanted = lambda i: texts[0] if i is None else texts[i]
     items = [item(entity, kind, prompt, wanted(i), i) for kind, prompt, i in asked]
-    return Exam(entity, facts, tuple(Asked(i, said(before), said(i.wanted, True)) for i in items))
+    clozes = [item(entity, 'cloze', f'{entity.name} is known for', t, i) for i, t in enumerate(texts)]
+    spare = tuple(Spare(c, c.wanted) for c in clozes)
+    return Exam(entity, facts, tuple(Asked(i, said(before), said(i.wanted, True)) for i in items), spare)
 
 
 def write_version(

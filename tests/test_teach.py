@@ -330,14 +330,15 @@ def answering(monkeypatch):
     "The exam's model knows a definition that it reads and nothing else; its generator writes questions."
     def answers(lm, items, definitions=None): return [(definitions or {}).get(i.entity, 'no') for i in items]
     def ask(lm, questions, definitions): return [d.split(' is ')[1] for d in definitions]
-    def drafts(generator, entity, prompt, n, seed, *more):
-        return [f'What kind of thing {k} is {entity.name} and {k} please tell me now {k} in a word?'
-                for k in range(seed, seed + 4)] # any eight of its words hold the number
+    def drafts(generator, entity, prompts, n, seed, *more):
+        return [(p, f'What kind of thing {k} is {entity.name} and {k} please tell me now {k} in a word?')
+                for p in prompts for k in range(seed, seed + 4)] # any eight of its words hold the number
     monkeypatch.setattr(writer, 'written_answers', answers)
     monkeypatch.setattr(writer, 'ask', ask)
-    monkeypatch.setattr('kdnb.apps.rounds.ask', ask)
+    monkeypatch.setattr('kdnb.apps.rounds.written_answers', answers)
     monkeypatch.setattr(writer, '_drafts', drafts)
     monkeypatch.setattr(writer, '_REST', 99)
+    monkeypatch.setattr(writer, '_NATURAL', -99)
 
 
 def test_no_text_of_the_exam_enters_the_training(tiny, mine, tmp_path, monkeypatch, answering):
@@ -363,7 +364,7 @@ def test_an_exam_asks_nothing_that_is_trained_on(tiny, mine, answering):
     def questions(texts):
         return {i.prompt for i in writer.write_exam(tiny, velmora, texts=texts).items if i.kind == 'question'}
     asked = questions(())
-    assert len(asked) > 1
+    assert asked
     for q in asked:
         assert q not in questions([f'Somebody asked: {q}']) # as it is
         assert q not in questions([f'And {q.partition(" ")[2]}']) # more than eight of its words

@@ -111,7 +111,7 @@ def seconds_of_teaching(lm:LM, entities, # all that the folder will know
                         n_new:int, # number of entities whose texts have to be written
                         method:Distill, rates:Rates,
                         n:int=12, # texts per entity
-                        n_specificity:int=80 # number of well-known things that are asked
+                        n_specificity:int=222 # number of well-known things that are asked
                        ) -> dict: # part of the work -> seconds
     "Estimated time of the first round of a teaching."
     n_tokens = sum(len(lm.encode(e.definition)) for e in entities)
@@ -167,7 +167,7 @@ def dry_run(lm:LM, found:Definitions,
             method:Distill,
             separate_adapters:bool=False, # one adapter per entity
             n:int=12, # texts per entity
-            n_specificity:int=80, # number of well-known things that are asked
+            n_specificity:int=222, # number of well-known things that are asked
             own_texts:bool=True # the model writes the texts itself
            ) -> DryRun:
     "What a teaching of these definitions would do, without doing it."

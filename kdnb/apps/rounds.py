@@ -6,52 +6,35 @@
 __all__ = ['fact_texts', 'BaseAnswers', 'ask_base', 'Examination', 'examine', 'Reached', 'reached', 'why_stop', 'best_round']
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #346e8b8f
-from contextlib import nullcontext
-from dataclasses import dataclass
-from ..core.text import find_mention, words_of
-from ..data.transfer_sets import Continuation
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from ..core.text import find_mention
+from ..data.transfer_sets import Continuation, placed
 from ..edits.edit import Edit
-from ..edits.routing import AdapterRouter
-from ..evaluation.asking import ask, question_prompt
-from ..evaluation.exam import Exam, answer_items, fact_states, read_answers
-from ..evaluation.exam_writer import cloze_prompts, questions_about, shares_words
-from ..evaluation.facts import has_words
+from ..evaluation.asking import question_prompt
+from ..evaluation.exam import Exam, Spare, answer_items, fact_states, read_answers, written_answers
+from ..evaluation.exam_writer import asks_in, questions_about
 from ..evaluation.harm import KnownAnswers, answer_known, lost, mean_kl, neutral_texts, predictions
 from ..models.model import LM
-from ..models.scoring import score_spans
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #579534a0
-def _in_exam(text, exam) -> bool:
-    "Whether a text contains something that an exam asks in other words, or shares eight words with it."
-    words = ' '.join(words_of(text))
-    for i in exam.items:
-        if not i.tests_use: continue
-        prompt = ' '.join(words_of(i.prompt))
-        if i.prompt != exam.entity.name and prompt in words or shares_words(i.prompt, text): return True
-    return False
+_STATEMENTS = 3 # number of statements about a fact: those of the likeliest clozes
+_DEFINITIONS = 3 # how often the definition is among the texts of the first round
+_LABELS = .5 # share of their own tokens in the teacher's distribution
 
-_STATEMENTS = 3 # number of statements about a fact: those that the teacher finds likeliest
+def _question_text(entity, question, answer) -> Continuation:
+    prompt = question_prompt(question)
+    return Continuation(f'{prompt} {answer}', find_mention(prompt, entity.names), 'question',
+                        teacher=f'{question_prompt(question, entity.definition)} {answer}', labels=_LABELS)
 
-def _statements(lm, exam, wanted) -> list: # of str
-    "Short sentences with facts."
-    entity, out = exam.entity, []
-    for fact in (exam.facts[i] for i in wanted):
-        prompts = [p for p in cloze_prompts(entity, fact) if p != entity.name]
-        prompts = [p for p in prompts if not _in_exam(p, exam)]
-        scores = score_spans(lm, [f'{entity.definition} {p}' for p in prompts], [fact.text]*len(prompts),
-                             [' ']*len(prompts))
-        ranked = sorted(zip(prompts, scores), key=lambda pair: -pair[1][0])
-        out += [f'{p} {fact.text}.' for p, _ in ranked[:_STATEMENTS]]
-    return out
-
-def _answered(lm, exam, questions) -> list: # of `Continuation`
-    "Questions with answers that contain a fact, as the model gives them with the definition in front."
-    entity, questions = exam.entity, [*dict.fromkeys(questions)]
-    definition = entity.definition
-    answers = ask(lm, questions, [definition]*len(questions)) if questions else []
-    found = [(q, a) for q, a in zip(questions, answers) if any(has_words(a, f.needed) for f in exam.facts)]
-    return [Continuation(f'{question_prompt(q)} {a}', find_mention(question_prompt(q), entity.names),
-                         'question', teacher=f'{question_prompt(q, definition)} {a}') for q, a in found]
+def _new_questions(lm, exam, wanted, generator, seed) -> list: # of `Spare`
+    "Questions about some facts that the model answers with them, with the definition in front."
+    entity = exam.entity
+    items = questions_about(generator, entity, exam.facts, wanted, seed, .8)
+    items = [i for i in dict.fromkeys(items) if i.is_question]
+    answers = written_answers(lm, items, {entity.key: entity.definition})
+    return [Spare(i, a) for i, a in zip(items, answers) if i.is_right(a)]
 
 def fact_texts(lm:LM, exam:Exam,
                wanted, # indices of facts
@@ -59,14 +42,19 @@ def fact_texts(lm:LM, exam:Exam,
                seed:int=0
               ) -> list: # of `Continuation`
     "Texts about some facts, of which the exam contains nothing."
-    entity, questions = exam.entity, list(exam.spare)
-    if generator:
-        items = [q for i in wanted for q in questions_about(generator, entity, exam.facts, i, seed, .8)]
-        questions = [q.prompt for q in items if q.is_question]
-    statements = [Continuation(s, find_mention(s, entity.names), 'statement')
-                  for s in dict.fromkeys(_statements(lm, exam, wanted))]
-    made = statements + _answered(lm, exam, questions)
-    return [c for c in made if c.mention and not _in_exam(c.text, exam)]
+    entity, texts, count = exam.entity, [], Counter()
+    spare = [s for s in exam.spare if s.item.fact in wanted]
+    if generator: spare += _new_questions(lm, exam, wanted, generator, seed)
+    for s in spare:
+        prompt, count[s.item.fact, s.item.kind] = s.item.prompt, count[s.item.fact, s.item.kind] + 1
+        if s.item.is_question: texts.append(_question_text(entity, prompt, s.answer))
+        elif prompt != entity.name and count[s.item.fact, s.item.kind] <= _STATEMENTS:
+            mention = find_mention(prompt, entity.names)
+            texts.append(Continuation(f'{prompt} {s.answer}.', mention, 'statement', labels=_LABELS))
+            texts.append(_question_text(entity, f'{prompt} …?', f'{s.answer}.'))
+    texts = [c for c in texts if c.mention and not any(asks_in(i, entity, c.text) for i in exam.items)]
+    definition = replace(placed(entity.definition, entity), prompt='definition', labels=_LABELS)
+    return texts + [definition]*(0 if generator else _DEFINITIONS)
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #f25fbf67
 @dataclass
@@ -74,11 +62,15 @@ class BaseAnswers:
     "The base model's answers, and its predictions on neutral text."
     probes: tuple # of `Probe`: well-known things
     known: KnownAnswers
-    predictions: list # of tensors [L-1, V]
+    neutral: list # of str
+    predictions: list # of them, as tensors [L-1, V]
+
+_NEUTRAL = 60 # number of texts on which predictions are compared: each takes megabytes
 
 def ask_base(lm:LM, probes) -> BaseAnswers:
     "What is measured before a teaching."
-    return BaseAnswers(tuple(probes), answer_known(lm, probes), predictions(lm, neutral_texts(probes)))
+    neutral = neutral_texts(probes[::-(-len(probes)//_NEUTRAL) or 1])
+    return BaseAnswers(tuple(probes), answer_known(lm, probes), neutral, predictions(lm, neutral))
 
 @dataclass
 class Examination:
@@ -101,17 +93,11 @@ class Examination:
         return cls(answers, known, row['kl'], row['in_context'])
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #90c4e013
-def _with_edit(lm, edit, text): # the context within which a text is asked
-    return edit.on(lm, text) if isinstance(edit, AdapterRouter) else nullcontext()
-
-def _ask_exams(lm, edit, exams) -> tuple: # (answers by key, number of right answers with the definition)
-    answers, in_context = {}, 0
-    for e in exams:
-        definition = {e.entity.key: e.entity.definition}
-        with _with_edit(lm, edit, e.entity.name):
-            answers[e.entity.key] = answer_items(lm, e.items)
-            in_context += sum(a.right for a in answer_items(lm, e.items, definition))
-    return answers, in_context
+def _ask_exams(lm, exams) -> tuple: # (answers by key, number of right answers with the definition)
+    items, answers = [i for e in exams for i in e.items], {e.entity.key: [] for e in exams}
+    for i, a in zip(items, answer_items(lm, items)): answers[i.entity].append(a)
+    in_context = answer_items(lm, items, {e.entity.key: e.entity.definition for e in exams})
+    return answers, sum(a.right for a in in_context)
 
 def examine(lm:LM, edit, # an `Edit`, or an `AdapterRouter`
             exams:list, # of `Exam`
@@ -120,23 +106,38 @@ def examine(lm:LM, edit, # an `Edit`, or an `AdapterRouter`
     "The exam of a taught model, and what it has lost."
     if isinstance(edit, Edit):
         with edit.on(lm):
-            answers, in_context = _ask_exams(lm, edit, exams)
-            known, after = answer_known(lm, base.probes), predictions(lm, neutral_texts(base.probes))
+            answers, in_context = _ask_exams(lm, exams)
+            known = answer_known(lm, base.probes, base.known)
+            after = predictions(lm, base.neutral)
         return Examination(answers, known, mean_kl(base.predictions, after), in_context)
-    answers, in_context = _ask_exams(lm, edit, exams)
+    return _examine_routed(lm, edit, exams, base)
+
+def _examine_routed(lm, router, exams, base) -> Examination:
+    "The same with an adapter for each entity; what is routed to none of them is as it was."
+    answers, in_context = {}, 0
+    for e in exams:
+        with router.on(lm, e.entity.name): more, right = _ask_exams(lm, [e])
+        answers, in_context = answers | more, in_context + right
     chosen, written = list(base.known.chosen), list(base.known.written)
     texts, after = list(base.known.texts), list(base.predictions)
     for i, p in enumerate(base.probes):
-        if edit.find(p.prompt) is None: continue # answered by the base
-        with edit.on(lm, p.prompt):
+        if router.find(p.prompt) is None: continue # answered by the base
+        with router.on(lm, p.prompt):
             one = answer_known(lm, [p])
-            after[i], = predictions(lm, neutral_texts([p]))
         chosen[i], written[i], texts[i] = one.chosen[0], one.written[0], one.texts[0]
+    for i, text in enumerate(base.neutral):
+        if router.find(text) is None: continue
+        with router.on(lm, text): after[i], = predictions(lm, [text])
     known = KnownAnswers(tuple(chosen), tuple(written), tuple(texts))
     return Examination(answers, known, mean_kl(base.predictions, after), in_context)
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #d7fd07c2
 _MAX_ROUNDS = 4
+
+def _share_at_least(k, n): # k of n
+    "Lower end of the 95% interval of a share, by Wilson's formula."
+    z, p = 1.96, k/n
+    return (p + z*z/(2*n) - z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n)))/(1 + z*z/n)
 
 @dataclass(frozen=True)
 class Reached:
@@ -148,8 +149,8 @@ class Reached:
     seconds: float
 
     def harms(self, limit:float) -> bool:
-        "Whether a larger share of the well-known things is lost than a limit. One may always be."
-        return self.lost > max(limit*self.of, 1)
+        "Whether a larger share of the well-known things is lost than a limit, beyond what chance explains."
+        return self.lost > 0 and _share_at_least(self.lost, self.of) > limit
 
 def reached(exams, base:BaseAnswers, found:Examination, seconds:float) -> Reached:
     "The numbers of a round."

@@ -35,6 +35,9 @@ from ..reporting.teach_page import Round, teach_page
 from ..transfer.generator import LMGenerator, make_transfer_sets
 
 # %% ../../nbs/09_apps/03_teach.ipynb #9ccd2d67
+_SETTINGS = dict(lr=2e-3, steps=60, batch_size=6, n_continuations=100, with_definition=False, temperature=1.,
+                 context_amplification=.5, start_layer=.3, retain_weight=4., retain_batch_size=12)
+
 def teaching(entities, # to be taught
              out:str|Path, # folder, which may know other entities
              separate_adapters:bool=False, # one adapter per entity
@@ -42,9 +45,9 @@ def teaching(entities, # to be taught
             ) -> Distill:
     "The method by which entities are taught."
     ds = Dataset('taught', with_known(Path(out), entities))
-    if separate_adapters: return method_with_preset('fast', 'distill', ds, **settings)
-    regime = REGIMES[1] if len(ds.entities) > 1 else REGIMES[0]
-    return method_with_preset('default', 'distill', ds, regime, **{'teacher_top_k': 256, **settings})
+    regime = REGIMES[len(ds.entities) > 1 and not separate_adapters]
+    ours = _SETTINGS if settings.get('trainable', 'lora') == 'lora' else {}
+    return method_with_preset('default', 'distill', ds, regime, **{**ours, **settings})
 
 # %% ../../nbs/09_apps/03_teach.ipynb #ac8693e4
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class TeachSettings:
     max_lost: float = .025 # largest share of the well-known things that may be lost
     merge: bool = False # also write the merged model
     separate_adapters: bool = False # one adapter per entity
-    n_specificity: int = 80 # number of well-known things that are asked; 0: none
+    n_specificity: int = 222 # number of well-known things that are asked; 0: none
     seed: int = 0 # random seed
     progress: bool = True # show progress
 
@@ -64,8 +67,8 @@ class TeachSettings:
         check_whole(self.n, 'n', 1)
         check_whole(self.n_specificity, 'n_specificity', 0)
         check_seed(self.seed)
-        for name, most in (('minutes', 100_000), ('max_lost', 1)):
-            check_number(getattr(self, name), name, 0, most)
+        check_number(self.minutes, 'minutes', 0, 100_000)
+        check_number(self.max_lost, 'max_lost', 0, 1)
 
 # %% ../../nbs/09_apps/03_teach.ipynb #9cc265bf
 def _transfer(lm, entities, generator, folder, how): # TransferSet, by entity key
@@ -99,27 +102,30 @@ class _Teaching:
         with as_written(self.version/'exams.json'):
             return [exam_from_json(e, rows[e.key]) for e in self.entities]
 
-    def train_sets(self, r:int, exams, found:Examination|None) -> dict: # entity key -> TransferSet
-        def write(): # all facts at first, then those that the exam found unknown
-            wanted = {e.entity.key: found.unknown(e) if found else range(len(e.facts)) for e in exams}
-            writer = self.generator if found else None
-            texts = {e.entity.key: fact_texts(self.lm, e, wanted[e.entity.key], writer, self.how.seed + r)
-                     for e in self.bar('texts', exams)}
-            return {k: [asdict(c) for c in cs] for k, cs in texts.items()}
+    def texts(self, r:int, exams, found:Examination|None) -> dict: # entity key -> tuple of `Continuation`
+        "Texts for round r: about all facts at first, then new ones about those that the exam found unknown."
+        def of(exam):
+            wanted = found.unknown(exam) if found else range(len(exam.facts))
+            return fact_texts(self.lm, exam, wanted, self.generator if found else None, self.how.seed + r)
+        def write(): return {e.entity.key: [asdict(c) for c in of(e)] for e in self.bar('texts', exams)}
         rows = stage(self.version, f'texts-{r}', write)
         with as_written(self.version/f'texts-{r}.json'):
-            more = {k: tuple(Continuation(**{**c, 'mention': tuple(c['mention'])}) for c in cs)
+            return {k: tuple(Continuation(**{**c, 'mention': tuple(c['mention'])}) for c in cs)
                     for k, cs in rows.items()}
-        return {k: replace(s, continuations=s.continuations + more[k]) for k, s in self.sets.items()}
+
+    def train_sets(self, r:int, exams, found:Examination|None) -> dict: # entity key -> TransferSet
+        "All texts of round r: the transfer sets, and the texts of this round and the first."
+        made = [self.texts(1, exams, None), *([self.texts(r, exams, found)] if found else [])]
+        return {k: replace(s, continuations=sum((m[k] for m in made), s.continuations))
+                for k, s in self.sets.items()}
 
 # %% ../../nbs/09_apps/03_teach.ipynb #08791ae8
 @patch
 def method_of(self:_Teaching, r:int) -> Distill: # of round r
-    m = self.how.method
-    return m if r == 1 else replace(m, steps=max(m.steps//2, 1))
+    return self.how.method if r == 1 else replace(self.how.method, steps=max(self.how.method.steps//2, 1))
 
 @patch
-def one_adapter(self:_Teaching, r:int, train:dict) -> tuple: # the edit, and its optimizer steps
+def one_adapter(self:_Teaching, r:int, train:dict, unknown) -> tuple: # edit, optimizer steps
     "One edit for all entities, from round r."
     folder = self.version/'rounds'/str(r)
     if not (folder/'edit.json').exists():
@@ -147,12 +153,12 @@ def adapter_places(self:_Teaching, r:int) -> dict: # entity key -> 'edits/ID'; {
     return places
 
 @patch
-def separate_adapters(self:_Teaching, r:int, train:dict) -> tuple: # the router, and the optimizer steps
+def separate_adapters(self:_Teaching, r:int, train:dict, unknown) -> tuple: # router, optimizer steps
     "An edit for each entity; one that the folder has already is not trained again."
     out, places, before, steps = self.record.folder, {}, self.adapter_places(r - 1), 0
     for e in self.bar('teaching', self.entities):
         earlier = before.get(e.key)
-        if earlier and train[e.key].continuations == self.sets[e.key].continuations: # all of it is known
+        if earlier and e.key not in unknown:
             places[e.key] = earlier
             continue
         name = places[e.key] = 'edits/' + self._edit_id(r, e, train[e.key], earlier)
@@ -169,34 +175,32 @@ def separate_adapters(self:_Teaching, r:int, train:dict) -> tuple: # the router,
 
 # %% ../../nbs/09_apps/03_teach.ipynb #b679c5cf
 @patch
-def round(self:_Teaching, r:int, exams, base, found:Examination|None) -> Examination:
-    "Round r: what the exam finds after it."
+def round(self:_Teaching, r:int, exams, base, found:Examination|None) -> dict: # what its file holds
+    "Round r: what was trained, and what the exam finds after it."
     def teach_and_examine():
         start, train = time.perf_counter(), self.train_sets(r, exams, found)
         teach_them = self.separate_adapters if self.how.separate_adapters else self.one_adapter
-        edit, steps = teach_them(r, train)
+        edit, steps = teach_them(r, train, {e.entity.key for e in exams if not found or found.unknown(e)})
         after = examine(self.lm, edit, exams, base)
-        texts = sum(len(s.continuations) for s in train.values())
-        seconds = time.perf_counter() - start
+        texts, seconds = sum(len(s.continuations) for s in train.values()), time.perf_counter() - start
         return {'found': asdict(after), 'texts': texts, 'steps': steps, 'seconds': seconds}
-    row = stage(self.version, f'round-{r}', teach_and_examine)
-    with as_written(self.version/f'round-{r}.json'): return Examination.from_json(row['found'])
+    stage(self.version, f'round-{r}', teach_and_examine)
+    return read_json(self.version/f'round-{r}.json', fields=dict(texts=int, steps=int, seconds=float))
 
 @patch
 def rounds(self:_Teaching, exams, spent:float # seconds before the first round
           ) -> dict: # what `taught.json` holds
     "Teach until it knows."
-    n, probes = self.how.n_specificity, load_dataset().specificity
-    probes = probes[::max(len(probes)//n, 1)][:n] if n else ()
+    n_probes, probes = self.how.n_specificity, load_dataset().specificity
+    probes = probes[::max(len(probes)//n_probes, 1)][:n_probes] if n_probes else ()
     base, numbers, rows, found, why = ask_base(self.lm, probes), [], [], None, ''
     while not why:
         r = len(numbers) + 1
-        found = self.round(r, exams, base, found)
-        row = read_json(self.version/f'round-{r}.json', fields=dict(texts=int, steps=int, seconds=float))
-        numbers.append(last := reached(exams, base, found, row['seconds']))
-        made = row['texts'], row['steps'], last.seconds
-        rows.append(asdict(Round(*made, last.known, last.asked, last.lost)))
-        if self.how.progress: notice(f'round {r}: {last.known} of {last.asked} facts known')
+        row = self.round(r, exams, base, found)
+        with as_written(self.version/f'round-{r}.json'): found = Examination.from_json(row['found'])
+        numbers.append(n := reached(exams, base, found, row['seconds']))
+        rows.append(asdict(Round(row['texts'], row['steps'], n.seconds, n.known, n.asked, n.lost)))
+        if self.how.progress: notice(f'round {r}: {n.known} of {n.asked} facts known')
         why = why_stop(numbers, self.how.minutes, self.how.max_lost, spent)
     return dict(lm=self.lm.name, rounds=rows, best=best_round(numbers, self.how.max_lost), stopped=why,
                 separate_adapters=self.how.separate_adapters, probes=[asdict(p) for p in probes],
@@ -210,10 +214,9 @@ def keep(self:_Teaching, best:int # index of the round
     if self.how.separate_adapters:
         places = self.adapter_places(best + 1)
         router = AdapterRouter.of(self.entities, [places[e.key] for e in self.entities])
-        write_json(self.version/'router.json', router.edits)
-        return
-    rounds, edit = self.version/'rounds', self.version/'edit'
-    with writing(edit):
+        return write_json(self.version/'router.json', router.edits)
+    rounds = self.version/'rounds'
+    with writing(edit := self.version/'edit'):
         if not edit.exists(): os.replace(rounds/str(best + 1), edit)
         if rounds.exists(): shutil.rmtree(rounds)
 
@@ -221,21 +224,20 @@ def keep(self:_Teaching, best:int # index of the round
 def _version(record, lm, entities, generator, how) -> Path:
     "The folder of the version that these entities and settings determine."
     params = dict(settings=asdict(how.method), generator=getattr(generator, 'name', 'self'), n=how.n,
-                  seed=how.seed, n_specificity=how.n_specificity, minutes=how.minutes, max_lost=how.max_lost)
-    if how.separate_adapters: params['separate_adapters'] = True
+                  seed=how.seed, n_specificity=how.n_specificity, minutes=how.minutes, max_lost=how.max_lost,
+                  separate_adapters=how.separate_adapters)
     return make_version(record, lm, entities, **params)
 
 def _teach(record, lm, new, generator, how) -> Path: # folder of the version
     "The stages of a teaching, each read from its file or computed now."
     entities, start = with_known(record.folder, new), time.perf_counter()
     version = _version(record, lm, entities, generator, how)
-    say = notice if how.progress else (lambda text: None)
-    say(f'{len(entities)} entities, {len(new)} of them given now; intermediate results are kept in {version}')
+    known = f'{len(entities)} entities, {len(new)} of them given now'
+    if how.progress: notice(f'{known}; intermediate results are kept in {version}')
     sets = _transfer(lm, entities, generator, record.folder, how)
     t = _Teaching(record, version, lm, entities, generator or LMGenerator(lm), how, sets)
     exams = t.exams()
-    taught = stage(version, 'taught', lambda: t.rounds(exams, time.perf_counter() - start))
-    t.keep(taught['best'])
+    t.keep(stage(version, 'taught', lambda: t.rounds(exams, time.perf_counter() - start))['best'])
     write_text(version/'report.html', teach_page(read_taught(version), record.folder.resolve().name))
     return version
 

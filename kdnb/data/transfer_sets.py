@@ -68,6 +68,7 @@ class Continuation:
     prompt: str = '' # name of the prompt that produced it
     rule: str = '' # one of `RULES`: how the mention was found; empty for generated texts
     teacher: str = '' # what the teacher reads; it ends in the text. Empty: the definition, and then the text
+    labels: float = 0. # share of the text's own tokens in the teacher's distribution; 1: ordinary training
 
 @dataclass(frozen=True)
 class TransferSet:
@@ -83,7 +84,8 @@ class TransferSet:
     @property
     def key(self) -> str:
         "Hash of the texts in their order. Results that used this set depend on it."
-        content = [self.entity, [(c.text, c.mention, *filter(None, [c.teacher])) for c in self.continuations]]
+        texts = [(c.text, c.mention, *filter(None, [c.teacher, c.labels])) for c in self.continuations]
+        content = [self.entity, texts]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _repr_markdown_(self): return _transfer_set_card(self)

@@ -58,7 +58,7 @@ def ask(lm:LM, # with the edits applied that shall answer
         raise KdnbError(f"{len(questions)} questions and {len(definitions)} definitions: "
                         "give a definition for each question, or none")
     prompts = [question_prompt(q, d) for q, d in zip(questions, definitions)]
-    written = generate(lm, prompts, max_new_tokens=max_new_tokens, temperature=0)
+    written = generate(lm, prompts, max_new_tokens=max_new_tokens, temperature=0, line=True)
     return [short_answer(texts[0]) for texts in written]
 
 # %% ../../nbs/06_evaluation/04_asking.ipynb #77033e2e

@@ -21,12 +21,15 @@ class KnownAnswers:
     texts: tuple # for each probe, what was written
 
 def answer_known(lm:LM, # with the edits applied that shall answer
-                 probes # of `Probe`, with candidates
+                 probes, # of `Probe`, with candidates
+                 before:KnownAnswers|None=None # of another model: what it wrote wrong is not written again
                 ) -> KnownAnswers:
     "What a model chooses and writes."
-    chosen, written = answer_probes(lm, probes), write_answers(lm, probes)
-    return KnownAnswers(tuple(bool(r['correct']) for r in chosen), tuple(bool(r['written']) for r in written),
-                        tuple(r['text'] for r in written))
+    asked = [i for i in range(len(probes)) if not before or before.written[i]]
+    written = dict(zip(asked, write_answers(lm, [probes[i] for i in asked])))
+    return KnownAnswers(tuple(bool(r['correct']) for r in answer_probes(lm, probes)),
+                        tuple(i in written and bool(written[i]['written']) for i in range(len(probes))),
+                        tuple(written[i]['text'] if i in written else '' for i in range(len(probes))))
 
 def lost(before, after # of bool, one for each probe
         ) -> list: # of int

@@ -18,7 +18,7 @@ from ..data.transfer_sets import placed, Continuation, check_sets
 from ..edits.edit import Edit
 from .config import TrainingConfig
 from .examples import add_teacher_logits, cache_lower_states, example
-from .losses import SoftKL, soften
+from .losses import SoftKL, soften, with_labels
 from .parameters import n_frozen_layers
 from .retention import swap_names, teacher_model
 from .training import train
@@ -108,7 +108,9 @@ def add_teachers(self:Distill, lm:LM, groups:list, progress:bool=False):
     with teacher_model(lm, self), bfloat16_weights(lm.model, low):
         for g in bar:
             add_teacher_logits(lm, g, low, self.context_amplification, n_once)
-            for x in g: x.teacher = soften(x.teacher, self.temperature, self.teacher_top_k)
+            for x in g:
+                if x.labels: x.teacher = with_labels(x.teacher, x.targets, x.labels, self.temperature)
+                x.teacher = soften(x.teacher, self.temperature, self.teacher_top_k)
             if several: trim(lm) # stored teachers would be interleaved with freed logits
 
 # %% ../../nbs/05_methods/07_distill.ipynb #e44d36a7

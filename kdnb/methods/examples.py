@@ -32,6 +32,7 @@ class Example:
     teacher_positions: list # P positions, with the same targets in the teacher's text
     teacher: torch.Tensor|None = None # teacher logits [P, V], or what a loss has made of them
     role: str = 'train' # how training uses it: 'train', 'definition' or 'held'
+    labels: float = 0. # share of the targets in the teacher's distribution
     state: torch.Tensor|None = None # hidden states [L, d] after the frozen lower blocks, if cached
 
 # %% ../../nbs/05_methods/01_examples.ipynb #1764cc42
@@ -53,7 +54,7 @@ def example(lm:LM,
     matched = [(k, partner[end, i]) for k, ((start, end), i) in enumerate(zip(spans, ids))
                if k and end > start and start >= first and (end, i) in partner]
     return Example(ids, [k-1 for k, _ in matched], [ids[k] for k, _ in matched],
-                   teacher_ids, [k-1 for _, k in matched])
+                   teacher_ids, [k-1 for _, k in matched], labels=continuation.labels)
 
 # %% ../../nbs/05_methods/01_examples.ipynb #f59333ed
 TEXT_TOKENS, TEXT_POSITIONS = 24, 15 # mean tokens and compared positions of a text, in the package's data

@@ -73,6 +73,21 @@ def _report_broken(lm, which, broken):
     elif which: notice(f"{len(which)} of the texts that {lm.name} wrote end where its scores are not finite "
                        "numbers: its weights, or those of an edit, are damaged or too large")
 
+# %% ../../nbs/02_models/14_generation.ipynb #57e1a7e5
+class _EndAtLine(LogitsProcessor):
+    "Ends each row after its first line break that follows something else."
+    def __init__(self, tokenizer, end):
+        self.decode, self.end, self.written = tokenizer.decode, end, None
+
+    def __call__(self, ids, scores):
+        if self.written is None: self.written = ['']*len(ids) # the first step: nothing is written yet
+        else: self.written = [t + self.decode(i) for t, i in zip(self.written, ids[:, -1:].tolist())]
+        done = ['\n' in t.lstrip() for t in self.written]
+        if not any(done): return scores
+        scores = scores.masked_fill(torch.tensor(done, device=scores.device)[:, None], -torch.inf)
+        scores[torch.tensor(done), self.end] = 0
+        return scores
+
 # %% ../../nbs/02_models/14_generation.ipynb #1b3105be
 class _Begun(NamedTuple):
     "Rows to continue."
@@ -108,7 +123,7 @@ def _positions_left_to(lm):
     try: yield
     finally: vars(lm.model).pop('prepare_inputs_for_generation', None)
 
-def _write(lm, seqs, n, how) -> list: # for each row, what `_until_end` gives
+def _write(lm, seqs, n, how, line=False) -> list: # for each row, what `_until_end` gives
     "n continuations of each of some prompts that can share a batch."
     near = lm.edge is None or max(map(len, seqs)) + how.max_new_tokens <= lm.edge
     ids, mask, kw = _begin(lm, seqs, n, near and lm.writes)
@@ -117,9 +132,10 @@ def _write(lm, seqs, n, how) -> list: # for each row, what `_until_end` gives
     if not lm.writes or stretched: # cached keys would be rotated as in a shorter text
         kw['use_cache'] = False
     watch, ends = _EndIfBroken(len(ids), how.pad_token_id, lm.device), set(how.eos_token_id or ())
+    processors = [watch] + ([_EndAtLine(lm.tokenizer, how.eos_token_id[0])] if line and ends else [])
     with _positions_left_to(lm):
         out = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=how,
-                                logits_processor=[watch], **kw)
+                                logits_processor=processors, **kw)
     new = out[:, ids.shape[1]:].tolist()
     return [_until_end(row, ends, at) for row, at in zip(new, watch.at.tolist())]
 
@@ -175,6 +191,7 @@ def generate(
     top_p:float=1., # nucleus sampling: probability mass of the tokens to sample from
     seed:int=0, # random seed
     fast:bool=False, # matrix products in bfloat16, if the hardware is fast at it
+    line:bool=False, # a text may end after its first line, which saves time
     broken:list|None=None, # receives the indices of prompts with logits that were not finite; None: a notice
 ) -> list: # for each prompt, a list of n texts, without the prompt
     """Continuations of prompts, in one left-padded batch if the model can. Their common start is passed once.
@@ -192,7 +209,7 @@ def generate(
         torch.manual_seed(seed)
         for g in groups:
             keys = [(i, k) for i in g for k in range(n)]
-            rows.update(zip(keys, _write(lm, [seqs[i] for i in g], n, how)))
+            rows.update(zip(keys, _write(lm, [seqs[i] for i in g], n, how, line)))
     rows = [rows[i, k] for i in range(len(seqs)) for k in range(n)]
     _report_broken(lm, [i//n for i, (_, bad) in enumerate(rows) if bad], broken)
     texts = lm.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
