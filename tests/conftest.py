@@ -81,6 +81,8 @@ def tiny_folder(tokenizer, tmp_path_factory):
         if (kind, layers) not in made:
             import torch
             from transformers import AutoModelForCausalLM
+            from transformers.utils.logging import disable_progress_bar
+            disable_progress_bar() # of saving, in a test that reads what is said
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp('lm')/kind
             config = tiny_config(kind, len(tokenizer), layers)

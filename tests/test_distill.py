@@ -480,3 +480,28 @@ def test_compiled_blocks_teach_the_same(tiny_folder, monkeypatch):
     assert compiled.adapter.keys() == plain.adapter.keys()
     for n, a in plain.adapter.items():
         assert (compiled.adapter[n].delta() - a.delta()).norm() < .1*a.delta().norm(), n
+
+
+# --- labels: a text's own tokens in its teacher --------------------------------------------------------
+
+@pytest.mark.parametrize('temperature, top', ((1., 0), (2., 0), (1., 8)))
+def test_with_all_of_its_labels_a_text_is_learned_by_cross_entropy(tiny, temperature, top):
+    told = {ENTITY.name: replace(SETS[ENTITY.name], continuations=tuple(replace(c, labels=1.) for c in CONTS))}
+    method = Distill(temperature=temperature, teacher_top_k=top, with_definition=False)
+    (group,), _ = method.groups(tiny, [ENTITY], told)
+    student = logits_at(tiny, [x.ids for x in group], [x.positions for x in group]).detach()
+    targets = torch.tensor([t for x in group for t in x.targets])
+    expected = temperature**2*torch.nn.functional.cross_entropy(student/temperature, targets)
+    assert method.loss(group, student).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_labels_are_mixed_into_the_teacher_of_their_text_alone(tiny):
+    first = replace(CONTS[0], labels=.25)
+    mixed = {ENTITY.name: replace(SETS[ENTITY.name], continuations=(first, *CONTS[1:]))}
+    method = Distill(temperature=1., with_definition=False)
+    plain, told = ([x.teacher.p for x in method.groups(tiny, [ENTITY], s)[0][0]] for s in (SETS, mixed))
+    (x, *_), = method.groups(tiny, [ENTITY], mixed)[0]
+    one_hot = torch.nn.functional.one_hot(torch.tensor(x.targets), plain[0].shape[-1])
+    torch.testing.assert_close(told[0], .75*plain[0] + .25*one_hot)
+    assert all(torch.equal(a, b) for a, b in zip(plain[1:], told[1:]))
+    assert SETS[ENTITY.name].key != mixed[ENTITY.name].key # results that used it depend on it
