@@ -486,7 +486,8 @@ def test_compiled_blocks_teach_the_same(tiny_folder, monkeypatch):
 
 @pytest.mark.parametrize('temperature, top', ((1., 0), (2., 0), (1., 8)))
 def test_with_all_of_its_labels_a_text_is_learned_by_cross_entropy(tiny, temperature, top):
-    told = {ENTITY.name: replace(SETS[ENTITY.name], continuations=tuple(replace(c, labels=1.) for c in CONTS))}
+    right = tuple(replace(c, labels=1.) for c in CONTS)
+    told = {ENTITY.name: replace(SETS[ENTITY.name], continuations=right)}
     method = Distill(temperature=temperature, teacher_top_k=top, with_definition=False)
     (group,), _ = method.groups(tiny, [ENTITY], told)
     student = logits_at(tiny, [x.ids for x in group], [x.positions for x in group]).detach()

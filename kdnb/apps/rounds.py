@@ -48,7 +48,7 @@ def fact_texts(lm:LM, exam:Exam,
     for s in spare:
         prompt, count[s.item.fact, s.item.kind] = s.item.prompt, count[s.item.fact, s.item.kind] + 1
         if s.item.is_question: texts.append(_question_text(entity, prompt, s.answer))
-        elif prompt != entity.name and count[s.item.fact, s.item.kind] <= _STATEMENTS:
+        elif count[s.item.fact, s.item.kind] <= _STATEMENTS:
             mention = find_mention(prompt, entity.names)
             texts.append(Continuation(f'{prompt} {s.answer}.', mention, 'statement', labels=_LABELS))
             texts.append(_question_text(entity, f'{prompt} …?', f'{s.answer}.'))
@@ -136,6 +136,7 @@ _MAX_ROUNDS = 4
 
 def _share_at_least(k, n): # k of n
     "Lower end of the 95% interval of a share, by Wilson's formula."
+    if not k: return 0.
     z, p = 1.96, k/n
     return (p + z*z/(2*n) - z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n)))/(1 + z*z/n)
 
@@ -144,20 +145,18 @@ class Reached:
     "What a round reached."
     known: int # facts
     asked: int # facts
-    lost: int # well-known things
-    of: int # well-known things that the base writes
+    lost: int # well-known things that are no longer written right
+    harm: float # share of the right answers about well-known things, written or chosen, that is lost at least
     seconds: float
-
-    def harms(self, limit:float) -> bool:
-        "Whether a larger share of the well-known things is lost than a limit, beyond what chance explains."
-        return self.lost > 0 and _share_at_least(self.lost, self.of) > limit
 
 def reached(exams, base:BaseAnswers, found:Examination, seconds:float) -> Reached:
     "The numbers of a round."
     states = [s for e in exams for s in fact_states(e, found.answers[e.entity.key])]
     n_asked = sum(s != 'unasked' for s in states)
-    return Reached(states.count('known'), n_asked, len(lost(base.known.written, found.known.written)),
-                   sum(base.known.written), seconds)
+    pairs = [(getattr(base.known, how), getattr(found.known, how)) for how in ('written', 'chosen')]
+    n_lost, n_right = [len(lost(*p)) for p in pairs], sum(sum(before) for before, _ in pairs)
+    harm = _share_at_least(sum(n_lost), n_right) if n_right else 0.
+    return Reached(states.count('known'), n_asked, n_lost[0], harm, seconds)
 
 def why_stop(rounds:list, # of `Reached`
              minutes:float, # that a teaching may take
@@ -168,7 +167,7 @@ def why_stop(rounds:list, # of `Reached`
     last, total = rounds[-1], spent + sum(r.seconds for r in rounds)
     if not last.asked: return 'no question was found that the model answers only with the definition'
     if last.known == last.asked: return 'everything that was asked is known'
-    if last.harms(max_lost): return f'more than {max_lost:.1%} of the well-known things would be lost'
+    if last.harm > max_lost: return f'more than {max_lost:.1%} of the well-known things would be lost'
     if len(rounds) == _MAX_ROUNDS: return f'{_MAX_ROUNDS} rounds are the most'
     if total + last.seconds > 60*minutes:
         return f'another round would take longer than the {minutes:g} minutes'
@@ -176,4 +175,4 @@ def why_stop(rounds:list, # of `Reached`
 
 def best_round(rounds:list, max_lost:float) -> int: # index
     "The round whose adapter is kept."
-    return max(range(len(rounds)), key=lambda i: (not rounds[i].harms(max_lost), rounds[i].known, -i))
+    return max(range(len(rounds)), key=lambda i: (rounds[i].harm <= max_lost, rounds[i].known, -i))

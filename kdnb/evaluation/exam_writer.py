@@ -38,9 +38,10 @@ def _with_verb(entity, tail, sentence): # the tail after the name and the form o
 
 def cloze_prompts(entity:Entity, fact) -> list: # of str
     "Short beginnings of sentences that a fact completes, none of which is the definition's own beginning."
-    sentence = re.split(r'(?<=[.!?;:。！？])\s*', entity.definition[:fact.start])[-1]
+    sentence = re.split(r'(?<=[.!?;。！？])\s*', entity.definition[:fact.start])[-1]
     named = max((end for n in entity.names for _, end in spans(sentence, n)), default=0)
-    starts = [m.start() for m in re.finditer(r'\S+', sentence)][1:] # the first word is often a pronoun
+    words = [*re.finditer(r'\S+', sentence)]
+    starts = [m.start() for m in words if m != words[0] or m[0].endswith(':')] # the first is often a pronoun
     tails = ['', *(sentence[i:].strip() for i in starts[::-1][:_TAIL] if i >= named)]
     tails = [t for t in tails if not {'and', 'or'} & {*t.split()}]
     plain_and_with_verb = [(f'{entity.name} {t}'.strip(), _with_verb(entity, t, sentence)) for t in tails]
@@ -203,11 +204,13 @@ def _own_questions(lm, entity) -> list: # of `Asked`
     with_definition = answer_items(lm, items, {entity.key: entity.definition})
     return [*map(Asked, items, answer_items(lm, items), with_definition)]
 
-def _spare(kept, clozes, asked) -> list: # of `Spare`
+def _spare(entity, kept, clozes, asked) -> list: # of `Spare`; clozes with their likelihoods
     "What an exam leaves out: questions that were answered right, then the clozes in their order."
     used = {a.item.prompt for a in asked}
     questions = [Spare(a.item, a.with_definition.text) for a in kept if a.item.is_question]
-    return [s for s in questions + [Spare(i, i.wanted) for i in clozes] if s.item.prompt not in used]
+    def fits(cloze, nats): return cloze.prompt != entity.name or nats > _NATURAL - 1 # of a name alone
+    some = [i for i, nats in clozes if fits(i, nats)]
+    return [s for s in questions + [Spare(i, i.wanted) for i in some] if s.item.prompt not in used]
 
 def write_exam(lm:LM, # the base model
                entity:Entity,
@@ -226,4 +229,4 @@ def write_exam(lm:LM, # the base model
     few = [i for i in range(len(facts)) if found[i] < 2] # one to ask, and one to train on
     kept += _tried(lm, entity, new(questions_about(generator, entity, facts, few, seed)))
     asked = _own_questions(lm, entity) + _chosen(kept)
-    return Exam(entity, tuple(facts), tuple(asked), tuple(_spare(kept, [i for i, _ in clozes], asked)))
+    return Exam(entity, tuple(facts), tuple(asked), tuple(_spare(entity, kept, clozes, asked)))
