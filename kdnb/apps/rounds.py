@@ -52,9 +52,10 @@ def fact_texts(lm:LM, exam:Exam,
             mention = find_mention(prompt, entity.names)
             texts.append(Continuation(f'{prompt} {s.answer}.', mention, 'statement', labels=_LABELS))
             texts.append(_question_text(entity, f'{prompt} …?', f'{s.answer}.'))
-    texts = [c for c in texts if c.mention and not any(asks_in(i, entity, c.text) for i in exam.items)]
+    def is_free(text): return not any(asks_in(i, entity, text) for i in exam.items)
+    texts = {c.text: c for c in texts if c.mention and is_free(c.text)}
     definition = replace(placed(entity.definition, entity), prompt='definition', labels=_LABELS)
-    return texts + [definition]*(0 if generator else _DEFINITIONS)
+    return [*texts.values()] + [definition]*(0 if generator else _DEFINITIONS)
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #f25fbf67
 @dataclass

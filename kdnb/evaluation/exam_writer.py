@@ -148,6 +148,7 @@ def questions_about(generator, entity:Entity, facts, wanted, # indices of facts
 
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #7c752102
 _REST = 6 # longest answer to a question besides the fact itself, in words: a longer one says something else
+_SHARED = 3 # words in a row that a cloze must not share with the definition: it is to be in other words
 _PER_FACT = {'verbatim': 1, 'cloze': 1, 'question': 1} # number of items of a kind that a fact keeps
 
 def shares_words(text:str, other:str, n:int=8) -> bool:
@@ -162,7 +163,7 @@ def asks_in(item:ExamItem, entity:Entity, text:str) -> bool:
 
 def _is_new(item, entity, texts) -> bool:
     "Whether an item is in no text that is trained on, and a cloze in other words than the definition."
-    if item.kind == 'cloze' and shares_words(item.prompt, entity.definition, 5): return False
+    if item.kind == 'cloze' and shares_words(item.prompt, entity.definition, _SHARED): return False
     short = item.kind == 'cloze' and len(words_of(item.prompt)) <= len(words_of(entity.name)) + 1
     return short or not any(asks_in(item, entity, t) for t in texts) # a name and a word are no text
 
