@@ -87,9 +87,10 @@ def measure_rates(lm:LM,
     return Rates(ids.numel()/_seconds(read), _seconds(write)/_WRITTEN)
 
 # %% ../../nbs/09_apps/13_dry_run.ipynb #3e439dfe
-_ROUNDS, _STEP_COST = 2, 5 # rounds of writing; cost of a training step, in forward passes
-_MEASUREMENTS = 2 # of the well-known things: before and after
-_EXAM_STEPS = 130 # tokens that are written one after the other for the exam of an entity
+_ROUNDS, _STEP_COST = 2, 4 # rounds of writing; cost of a training step, in forward passes
+_MEASUREMENTS = 3 # of the well-known things, before and after, with the exam
+_FACT_TEXTS = 40 # texts about the facts of an entity
+_EXAM_STEPS = 230 # tokens that are written one after the other for the exam of an entity
 
 def _training_tokens(method, entities, n_tokens):
     "Tokens of the forward passes that a training is worth."
@@ -110,13 +111,14 @@ def _probe_tokens(lm, probes):
 def seconds_of_teaching(lm:LM, entities, # all that the folder will know
                         n_new:int, # number of entities whose texts have to be written
                         method:Distill, rates:Rates,
-                        n:int=12, # texts per entity
+                        n:int=4, # continuations per entity
                         n_specificity:int=222 # number of well-known things that are asked
                        ) -> dict: # part of the work -> seconds
     "Estimated time of the first round of a teaching."
     n_tokens = sum(len(lm.encode(e.definition)) for e in entities)
     probes = load_dataset().specificity[:n_specificity]
-    training = _training_tokens(method, entities, n_tokens) + _teacher_tokens(entities, n, n_tokens)
+    teacher = _teacher_tokens(entities, n + _FACT_TEXTS, n_tokens)
+    training = _training_tokens(method, entities, n_tokens) + teacher
     return {'writing texts': n_new*_ROUNDS*_SAMPLES['max_new_tokens']*rates.write,
             'training': training/rates.read,
             'writing the exam': len(entities)*_EXAM_STEPS*rates.write,
@@ -166,7 +168,7 @@ def dry_run(lm:LM, found:Definitions,
             out:str|Path, # folder of the adapter
             method:Distill,
             separate_adapters:bool=False, # one adapter per entity
-            n:int=12, # texts per entity
+            n:int=4, # continuations per entity
             n_specificity:int=222, # number of well-known things that are asked
             own_texts:bool=True # the model writes the texts itself
            ) -> DryRun:

@@ -103,7 +103,7 @@ def _teach_options(t):
                    help='folder of the adapter; if it was taught before, it keeps what it knows')
     add_shared(t)
     add_setting(t, 'setting of distillation, e.g. -s lr=1e-4 -s steps=10')
-    add_options(t, 'generator base-url n n-specificity', generator='self', n=12, n_specificity=222)
+    add_options(t, 'generator base-url n n-specificity', generator='self', n=4, n_specificity=222)
     t.add_argument('--minutes', type=real_number, default=10., metavar='M',
                    help='go on with what the exam finds unknown as long as another round fits into M '
                         'minutes (default: 10; 0: one round)')

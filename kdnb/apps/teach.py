@@ -53,7 +53,7 @@ def teaching(entities, # to be taught
 @dataclass(frozen=True)
 class TeachSettings:
     "How entities are taught and examined."
-    n: int = 12 # continuations of each definition to train on, besides the texts about its facts
+    n: int = 4 # continuations of each definition to train on, besides the texts about its facts
     method: Distill|None = None # None: that of `teaching`
     minutes: float = 10. # for writing, exam and rounds; the first round is always taught
     max_lost: float = .025 # largest share of the well-known things that may be lost
