@@ -342,7 +342,7 @@ def answering(monkeypatch):
 
 
 def test_no_text_of_the_exam_enters_the_training(tiny, mine, tmp_path, monkeypatch, answering):
-    out = teach(tiny, read_definitions(mine/'shows.md'), tmp_path/'out', **HOW)
+    out = teach(tiny, read_definitions(mine/'shows.md'), tmp_path/'out', max_lost=1, **HOW)
     version, = (out/'versions').iterdir()
     exams = read_taught(version).exams
     assert {i.kind for e in exams for i in e.items} == {'verbatim', 'cloze', 'question'}
