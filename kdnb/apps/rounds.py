@@ -31,8 +31,7 @@ def _question_text(entity, question, answer) -> Continuation:
 def _new_questions(lm, exam, wanted, generator, seed) -> list: # of `Spare`
     "Questions about some facts that the model answers with them, with the definition in front."
     entity = exam.entity
-    items = questions_about(generator, entity, exam.facts, wanted, seed, .8)
-    items = [i for i in dict.fromkeys(items) if i.is_question]
+    items = [i for i in questions_about(generator, entity, exam.facts, wanted, seed, .8) if i.is_question]
     answers = written_answers(lm, items, {entity.key: entity.definition})
     return [Spare(i, a) for i, a in zip(items, answers) if i.is_right(a)]
 

@@ -14,7 +14,7 @@ from ..core.files import ASSETS
 from ..core.text import FUNCTION_WORDS, contains_phrase, find_mention, spans, words_of
 from ..data.entities import Entity
 from .asking import ask
-from .exam import Asked, Exam, ExamItem, Spare, answer_items, written_answers
+from .exam import KINDS, Asked, Exam, ExamItem, Spare, answer_items, written_answers
 from .facts import facts_of, has_words
 from ..models.model import LM
 from ..models.scoring import score_spans
@@ -149,7 +149,6 @@ def questions_about(generator, entity:Entity, facts, wanted, # indices of facts
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #7c752102
 _REST = 6 # longest answer to a question besides the fact itself, in words: a longer one says something else
 _SHARED = 3 # words in a row that a cloze must not share with the definition: it is to be in other words
-_PER_FACT = {'verbatim': 1, 'cloze': 1, 'question': 1} # number of items of a kind that a fact keeps
 
 def shares_words(text:str, other:str, n:int=8) -> bool:
     "Whether two texts share n words in a row."
@@ -185,16 +184,13 @@ def _whole(asked): # whether an answer has most words of the fact: "on the third
     return sum(has_words(asked.with_definition.text, [w]) for w in words) > len(words)/2
 
 def _chosen(kept) -> list: # of `Asked`
-    "The items that an exam asks, of those that test the teaching."
-    out, count = [], Counter()
+    "The items that an exam asks, of those that test the teaching: one of each kind for a fact."
+    first = {}
     def rest(a): return len(words_of(a.with_definition.text)) - len(words_of(a.item.wanted))
     kept = [a for a in kept if a.item.kind != 'question' or rest(a) <= _REST and _whole(a)]
     for a in sorted(kept, key=lambda a: a.item.kind == 'question' and len(a.with_definition.text)):
-        slot = a.item.fact, a.item.kind
-        count[slot] += 1
-        if count[slot] <= _PER_FACT[a.item.kind]: out.append(a)
-    kinds = [*_PER_FACT]
-    return sorted(out, key=lambda a: (a.item.fact, kinds.index(a.item.kind)))
+        first.setdefault((a.item.fact, a.item.kind), a)
+    return sorted(first.values(), key=lambda a: (a.item.fact, KINDS.index(a.item.kind)))
 
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #b31b3f48
 def _own_questions(lm, entity) -> list: # of `Asked`
