@@ -36,7 +36,7 @@ def exam_of(entity, texts, asked=(), before='no'):
 
 
 def write_version(
-        folder, exams, after, probes=(), known=('Paris', 'Rome'), lm='smollm2', stopped='it is known'):
+        folder, exams, after, probes=(), known=('Paris', 'Rome'), lm='smollm2', stopped='known'):
     """The files of a version. `after`: for each exam, its answers. `known`: what the model wrote to every
     probe before and after; right is the probe's gold."""
     make_folder(folder)
@@ -51,7 +51,8 @@ def write_version(
     write_json(folder/'round-1.json', {'found': asdict(found), 'texts': 12, 'steps': 80, 'seconds': 60.})
     write_json(folder/'taught.json', dict(
         lm=lm, rounds=[asdict(Round(12, 80, 60., 1, 2, 1))], best=0, stopped=stopped, separate_adapters=False,
-        probes=[asdict(p) for p in probes], known_before=asdict(wrote(known[0])), settings={}))
+        preparation=60., minutes=10., max_lost=.025,
+        probes=[asdict(p) for p in probes], known_before=asdict(wrote(known[0]))))
     return folder
 
 

@@ -41,7 +41,7 @@ ERRORS = '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]:has-
 
 def test_playground_in_jupyterlab(lab, browser): # noqa: F811
     page = browser.new_page(viewport=dict(width=1400, height=1000))
-    page.goto(f'{lab}/doc/tree/09_apps/04_playground.ipynb')
+    page.goto(f'{lab}/doc/tree/09_apps/05_playground.ipynb')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
     # before the kernel is idle, running a cell asks for one
     page.wait_for_selector('#jp-main-statusbar >> text=/\\| Idle/', timeout=60_000)

@@ -31,19 +31,19 @@ def _question_text(entity, question, answer) -> Continuation:
 def _new_questions(lm, exam, wanted, generator, seed) -> list: # of `Spare`
     "Questions about some facts that the model answers with them, with the definition in front."
     entity = exam.entity
-    items = [i for i in questions_about(generator, entity, exam.facts, wanted, seed, .8) if i.is_question]
+    items = questions_about(generator, entity, exam.facts, wanted, seed, .8)
     answers = written_answers(lm, items, {entity.key: entity.definition})
     return [Spare(i, a) for i, a in zip(items, answers) if i.is_right(a)]
 
 def fact_texts(lm:LM, exam:Exam,
                wanted, # indices of facts
                generator=None, # of `LMGenerator`'s kind, writes new questions; None: the exam's spare ones
-               seed:int=0
+               seed:int=0 # random seed of new questions
               ) -> list: # of `Continuation`
     "Texts about some facts, of which the exam contains nothing."
     entity, texts, count = exam.entity, [], Counter()
-    spare = [s for s in exam.spare if s.item.fact in wanted]
-    if generator: spare += _new_questions(lm, exam, wanted, generator, seed)
+    if generator: spare = _new_questions(lm, exam, wanted, generator, seed)
+    else: spare = [s for s in exam.spare if s.item.fact in wanted]
     for s in spare:
         prompt, count[s.item.fact, s.item.kind] = s.item.prompt, count[s.item.fact, s.item.kind] + 1
         if s.item.is_question: texts.append(_question_text(entity, prompt, s.answer))
@@ -93,31 +93,33 @@ class Examination:
         return cls(answers, known, row['kl'], row['in_context'])
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #90c4e013
-def _ask_exams(lm, exams) -> tuple: # (answers by key, number of right answers with the definition)
-    items, answers = [i for e in exams for i in e.items], {e.entity.key: [] for e in exams}
-    for i, a in zip(items, answer_items(lm, items)): answers[i.entity].append(a)
+def _ask_items(lm, exams, items) -> tuple: # (answers, number of right answers with the definition)
     in_context = answer_items(lm, items, {e.entity.key: e.entity.definition for e in exams})
-    return answers, sum(a.right for a in in_context)
+    return answer_items(lm, items), sum(a.right for a in in_context)
 
 def examine(lm:LM, edit, # an `Edit`, or an `AdapterRouter`
             exams:list, # of `Exam`
             base:BaseAnswers
            ) -> Examination:
     "The exam of a taught model, and what it has lost."
-    if isinstance(edit, Edit):
-        with edit.on(lm):
-            answers, in_context = _ask_exams(lm, exams)
-            known = answer_known(lm, base.probes, base.known)
-            after = predictions(lm, base.neutral)
-        return Examination(answers, known, mean_kl(base.predictions, after), in_context)
-    return _examine_routed(lm, edit, exams, base)
+    if not isinstance(edit, Edit): return _examine_routed(lm, edit, exams, base)
+    items, by_key = [i for e in exams for i in e.items], {e.entity.key: [] for e in exams}
+    with edit.on(lm):
+        answers, in_context = _ask_items(lm, exams, items)
+        known = answer_known(lm, base.probes, base.known)
+        after = predictions(lm, base.neutral)
+    for i, a in zip(items, answers): by_key[i.entity].append(a)
+    return Examination(by_key, known, mean_kl(base.predictions, after), in_context)
 
 def _examine_routed(lm, router, exams, base) -> Examination:
     "The same with an adapter for each entity; what is routed to none of them is as it was."
-    answers, in_context = {}, 0
-    for e in exams:
-        with router.on(lm, e.entity.name): more, right = _ask_exams(lm, [e])
-        answers, in_context = answers | more, in_context + right
+    answers, in_context = {e.entity.key: [] for e in exams}, 0
+    for e in exams: # a user's own question need not name the entity: it gets the adapter that it would get
+        own, items = ([i for i in e.items if (i.kind == 'yours') == yours] for yours in (True, False))
+        for prompt, some in [*((i.prompt, [i]) for i in own), (e.entity.name, items)]:
+            with router.on(lm, prompt): more, right = _ask_items(lm, [e], some)
+            answers[e.entity.key] += more
+            in_context += right
     chosen, written = list(base.known.chosen), list(base.known.written)
     texts, after = list(base.known.texts), list(base.predictions)
     for i, p in enumerate(base.probes):
@@ -160,18 +162,16 @@ def reached(exams, base:BaseAnswers, found:Examination, seconds:float) -> Reache
 
 def why_stop(rounds:list, # of `Reached`
              minutes:float, # that a teaching may take
-             max_lost:float, # largest share of well-known things that may be lost
+             max_lost:float, # largest `harm` of a round
              spent:float=0. # seconds before the first round
-            ) -> str: # '' to go on
+            ) -> str: # one of `STOPS`; '' if there is a further round
     "Why there is no further round."
     last, total = rounds[-1], spent + sum(r.seconds for r in rounds)
-    if not last.asked: return 'no question was found that the model answers only with the definition'
-    if last.known == last.asked: return 'everything that was asked is known'
-    if last.harm > max_lost: return f'more than {max_lost:.1%} of the well-known things would be lost'
-    if len(rounds) == _MAX_ROUNDS: return f'{_MAX_ROUNDS} rounds are the most'
-    if total + last.seconds > 60*minutes:
-        return f'another round would take longer than the {minutes:g} minutes'
-    return ''
+    if not last.asked: return 'unasked'
+    if last.harm > max_lost: return 'harm'
+    if last.known == last.asked: return 'known'
+    if len(rounds) == _MAX_ROUNDS: return 'rounds'
+    return 'minutes' if total + last.seconds > 60*minutes else ''
 
 def best_round(rounds:list, max_lost:float) -> int: # index
     "The round whose adapter is kept."

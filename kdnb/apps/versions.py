@@ -24,7 +24,7 @@ from ..evaluation.exam import KINDS, exam_from_json
 from ..evaluation.harm import KnownAnswers
 from ..experiments.identity import code_version, key
 from ..models.model import LM
-from ..reporting.teach_page import Round, Taught, sentence_of
+from ..reporting.teach_page import STOPS, Round, Taught, sentence_of
 
 # %% ../../nbs/09_apps/02_versions.ipynb #11b4933e
 def _as_lines(entities) -> str: # JSON lines, as `read_entities` reads them
@@ -114,6 +114,8 @@ def _check_types(row):
 def _checked(taught:Taught) -> Taught: # the same
     "An error if values that were read do not belong together."
     _check_types(taught)
+    check_choice(taught.stopped, STOPS, 'reason to stop')
+    taught.rounds[taught.best] # an `IndexError` if there is none
     for e in taught.exams:
         if not all(0 <= f.start < f.end <= len(e.entity.definition) for f in e.facts):
             raise ValueError(f'a fact of {e.entity.name} is not in its definition')
@@ -142,7 +144,8 @@ def read_taught(version:Path # folder of a teaching
         rounds = tuple(Round(**r) for r in row['rounds'])
         return _checked(Taught(
             row['lm'], exams, after.answers, probes, known, after.known, after.kl, in_context,
-            after.in_context, rounds, row['stopped'], row['separate_adapters']))
+            after.in_context, rounds, row['best'], row['stopped'], row['preparation'], row['minutes'],
+            row['max_lost'], row['separate_adapters']))
 
 # %% ../../nbs/09_apps/02_versions.ipynb #07a40187
 def summary(out:str|Path) -> dict: # counts of facts, of questions and of well-known things
@@ -158,7 +161,8 @@ def summary(out:str|Path) -> dict: # counts of facts, of questions and of well-k
                 verbatim=t.n_items(('verbatim',)), verbatim_after=t.n_right('after', ('verbatim',)),
                 yours=t.n_items(('yours',)), yours_after=t.n_right('after', ('yours',)),
                 known=sum(t.known_before.written), lost=len(t.lost), kl=t.kl,
-                rounds=len(t.rounds), seconds=sum(r.seconds for r in t.rounds), sentence=sentence_of(t))
+                rounds=len(t.rounds), seconds=t.preparation + sum(r.seconds for r in t.rounds),
+                sentence=sentence_of(t))
 
 # %% ../../nbs/09_apps/02_versions.ipynb #cfd47d2c
 def _delete_last(record, before, last) -> list: # names of the files that stay

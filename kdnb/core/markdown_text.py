@@ -10,6 +10,7 @@ __all__ = ['front_matter', 'parse_markdown', 'plain_text', 'left_out', 'heading_
 import re
 from dataclasses import dataclass, field
 from markdown_it import MarkdownIt
+from .text import QUESTION_MARKS
 
 # %% ../../nbs/00_core/11_markdown_text.ipynb #b3290252
 def front_matter(text:str) -> int: # number of lines
@@ -129,8 +130,17 @@ def split_cell(text:str) -> list: # of str
     "The parts of a text that lists several with semicolons."
     return [part.strip() for part in text.split(';') if part.strip()]
 
-_QUESTION = re.compile(r'Q(?:uestion)?\s*\d*\s*:\s*(.+?)(?:\s*/?\s*\bA(?:nswer)?\s*\d*\s*:\s*(.*))?')
-_ANSWER = re.compile(r'/?\s*A(?:nswer)?\s*\d*\s*:\s*(.*)')
+_A = r'A(?:nswer)?\s*\d*\s*:\s*(.*)'
+_QUESTION = re.compile(r'Q(?:uestion)?\s*\d*\s*:\s*(.+)')
+_BEFORE_ANSWER = re.compile(rf'(.+?(?:\s*/\s*|[{QUESTION_MARKS}]\s*)){_A}|(.+?)\s*\b{_A}')
+_ANSWER = re.compile(rf'/?\s*{_A}')
+
+def _question_and_answer(text): # (question, answer); None for an answer that is not there
+    "The two halves of what follows after `Q:`."
+    m = _BEFORE_ANSWER.fullmatch(text)
+    if not m: return text, None
+    question, answer = (m[1], m[2]) if m[1] else (m[3], m[4])
+    return question.rstrip(' /'), answer
 
 def split_questions(pieces:list) -> tuple: # (pieces without questions, line -> question as a JSON object)
     "Questions among the pieces of a text, by line. A `ValueError` names one without an answer."
@@ -141,11 +151,15 @@ def split_questions(pieces:list) -> tuple: # (pieces without questions, line -> 
         if not m:
             rest.append(p)
             continue
-        answer = m[2]
+        question, answer = _question_and_answer(m[1])
         if answer is None and pieces and (a := _ANSWER.fullmatch(pieces[0].text)):
             answer = a[1]
             pieces.pop(0)
         if not split_cell(answer or ''):
-            raise ValueError(f'line {p.line}: the question {m[1]!r:.60} has no answer: add "A: ..." after it')
-        questions[p.line] = {'text': m[1], 'answers': split_cell(answer)}
+            raise ValueError(f'line {p.line}: the question {question!r:.60} has no answer: '
+                             'add "A: ..." after it')
+        if pieces and _ANSWER.fullmatch(pieces[0].text):
+            raise ValueError(f'line {pieces[0].line}: the question {question!r:.60} has a second answer: '
+                             'write all right answers after one "A:", with semicolons between them')
+        questions[p.line] = {'text': question, 'answers': split_cell(answer)}
     return rest, questions

@@ -10,6 +10,7 @@ import csv, io, re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from unicodedata import normalize
 from ..core.errors import KdnbError, is_text
 from ..core.files import read_text
 from ..core.markdown_text import Piece, joined, split_questions
@@ -43,22 +44,23 @@ def _columns(path, line, header):
 # %% ../../nbs/01_data/05_definitions.ipynb #cfb10199
 _QUOTE = 'put quotes around a field that holds the separator'
 
-def _check_separators(path, line, names, cells):
+def _check_separators(path, line, names, cells, separator):
     "Raise a `KdnbError` if a field seems to be split at a separator within it."
     definition = dict(zip(names, cells)).get('definition', '')
+    quoted = separator in definition
     for name, cell in zip(names, cells):
         if not cell.strip(): continue
         spaced = name in ('aliases', 'kind') and cell[0] == ' ' and not definition[:1].isspace()
-        if name and not spaced: continue
+        if name and (quoted or not spaced): continue
         rest = cell.strip()[:40]
         raise KdnbError(f"{path}, line {line}: {rest!r} looks like the rest of a definition: {_QUOTE}")
     if any(c.strip() for c in cells[len(names):]):
         raise KdnbError(f"{path}, line {line}: has {len(cells)} fields, "
                         f"and the first line has {len(names)}: {_QUOTE}")
 
-def _table_row(path, line, names, cells):
+def _table_row(path, line, names, cells, separator):
     "A row of a table as a dictionary with the fields of an entity."
-    _check_separators(path, line, names, cells)
+    _check_separators(path, line, names, cells, separator)
     cells = {k: re.sub(r'\s*\n\s*', ' ', c.strip()) for k, c in zip(names, cells) if k in CELLS}
     for required in ('name', 'definition'):
         if required not in cells: raise KdnbError(f"{path}, line {line}: has no field {required!r}")
@@ -76,7 +78,8 @@ def csv_rows(path:Path) -> tuple: # (list of (line, row as a dictionary), list o
         names, remarks = _columns(path, before + 1, next(table, []))
         line = before + table.line_num + 1
         for cells in table:
-            if any(c.strip() for c in cells): rows.append((line, _table_row(path, line, names, cells)))
+            if any(c.strip() for c in cells):
+                rows.append((line, _table_row(path, line, names, cells, separator)))
             line = before + table.line_num + 1
     except csv.Error as e:
         raise KdnbError(f"{path}, line {before + table.line_num}: not a table ({e})") from None
@@ -137,15 +140,22 @@ def text_rows(path:Path) -> tuple: # as `csv_rows`
 
 # %% ../../nbs/01_data/05_definitions.ipynb #08cf8d97
 def _merged(rows):
-    "Rows of the same entity, with other questions, as one row."
+    "Rows of the same entity, with other questions and aliases, as one row."
     out = []
     for line, row in rows:
         named = [r for _, r in out if r['name'] == row['name']] if row['name'] else [r for _, r in out[-1:]]
         same = named and row['definition'] in ('', named[0]['definition'])
         if same and row.get('questions'):
-            named[0]['questions'] = [*named[0].get('questions', []), *row['questions']]
+            for field in ('questions', 'aliases'):
+                named[0][field] = [*named[0].get(field, []), *row.get(field, [])]
+            if not named[0].get('kind') and 'kind' in row: named[0]['kind'] = row['kind']
         else: out.append((line, row))
     return out
+
+def _in_one_spelling(row):
+    "The names of a row in the normal form that keys have: é is one character, never e and an accent."
+    name = normalize('NFC', row['name']) if is_text(row['name']) else row['name']
+    return {**row, 'name': name, 'aliases': [normalize('NFC', a) for a in row.get('aliases', [])]}
 
 def _put_name_in_front(row): # whether it did
     "Begin a definition with its name, if it never mentions it."
@@ -169,7 +179,7 @@ def _read_file(path) -> tuple: # (list of `Entity`, list of `Remark`)
     if _READERS[extension] is None: return list(read_entities(path)), []
     out, wrong, seen = [], [], set()
     rows, remarks = _READERS[extension](path)
-    for line, row in _merged(rows):
+    for line, row in _merged((line, _in_one_spelling(row)) for line, row in rows):
         if _put_name_in_front(row):
             what = f"{row['name'] + ': '!r} in front of its definition"
             remarks.append(Remark(str(path), line, what, 'the text never names it', ignored=False))

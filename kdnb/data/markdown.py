@@ -119,7 +119,7 @@ def _table_terms(piece):
     if len(header) < 2 or not explicit and names[0] in _FIELD: return [], []
     if not explicit: names[:2] = 'name', 'definition'
     cells = [dict(zip(names, row)) for row in rows if any(row)]
-    if not explicit and not _are_definitions([c.get('definition', '') for c in cells]): return [], []
+    if not (explicit or _are_definitions([c['definition'] for c in cells if c['name']])): return [], []
     unread = [h for n, h in zip(names, header) if h and n not in CELLS]
     return [row_of_cells(c) for c in cells], unread
 
@@ -148,7 +148,7 @@ def section_terms(section, path='' # for the remarks
         why = f"a table has {', '.join(CELLS)}"
         remarks += [Remark(str(path), p.line, f'the column {name}', why) for name in unread]
     if not rows: rows = _list_terms(section)
-    least = 1 if section.level == 0 or any(p.kind == 'table' for p in section.pieces) else 2
+    least = 1 if section.level <= 1 or any(p.kind == 'table' for p in section.pieces) else 2
     return (rows, remarks) if len(rows) >= least else ([], [])
 
 # %% ../../nbs/01_data/04_markdown.ipynb #6da0644b

@@ -9,9 +9,8 @@ __all__ = ['KINDS', 'ExamItem', 'Answer', 'written_answers', 'answer_items', 'As
 # %% ../../nbs/06_evaluation/06_exam.ipynb #0255a775
 from dataclasses import asdict, dataclass
 from ..data.entities import Entity
-from .asking import ask, question_prompt, short_answer
+from .asking import ask, first_lines, question_prompt
 from .facts import Fact, has_words
-from ..models.generation import generate
 from ..models.model import LM
 from ..models.scoring import score_spans
 
@@ -64,8 +63,7 @@ def written_answers(lm:LM, # with the edits applied that shall answer
     if asked: texts |= zip(asked, ask(lm, [items[k].prompt for k in asked], [front[k] for k in asked]))
     if begun:
         prompts = [items[k].text(front[k]) for k in begun]
-        written = generate(lm, prompts, max_new_tokens=max_new_tokens, temperature=0, line=True)
-        texts |= zip(begun, (short_answer(t[0]) for t in written))
+        texts |= zip(begun, first_lines(lm, prompts, max_new_tokens))
     return [texts[k] for k in range(len(items))]
 
 def answer_items(lm:LM, items:list, definitions:dict|None=None, # as in `written_answers`

@@ -11,13 +11,14 @@ from collections import Counter
 from dataclasses import replace
 from ..core.errors import printable
 from ..core.files import ASSETS
-from ..core.text import FUNCTION_WORDS, contains_phrase, find_mention, spans, words_of
+from ..core.text import FUNCTION_WORDS, QUESTION_MARKS, contains_phrase, find_mention, spans, words_of
 from ..data.entities import Entity
-from .asking import ask
+from .asking import ask, sentence_ends
 from .exam import KINDS, Asked, Exam, ExamItem, Spare, answer_items, written_answers
 from .facts import facts_of, has_words
 from ..models.model import LM
 from ..models.scoring import score_spans
+from ..transfer.cleaning import clean
 from ..transfer.generator import LMGenerator
 from ..transfer.prompts import Sampling, read_prompts
 
@@ -38,7 +39,8 @@ def _with_verb(entity, tail, sentence): # the tail after the name and the form o
 
 def cloze_prompts(entity:Entity, fact) -> list: # of str
     "Short beginnings of sentences that a fact completes, none of which is the definition's own beginning."
-    sentence = re.split(r'(?<=[.!?;。！？])\s*', entity.definition[:fact.start])[-1]
+    ends = [end for end in sentence_ends(entity.definition) if end <= fact.start]
+    sentence = re.split(r'[;；]\s*', entity.definition[max(ends, default=0):fact.start].lstrip())[-1]
     named = max((end for n in entity.names for _, end in spans(sentence, n)), default=0)
     words = [*re.finditer(r'\S+', sentence)]
     starts = [m.start() for m in words if m != words[0] or m[0].endswith(':')] # the first is often a pronoun
@@ -78,26 +80,33 @@ def _first_of_each(items, n) -> list: # of `ExamItem`
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #fc5dbef8
 _PROMPTS = read_prompts(ASSETS/'exam.json')
 _LONGEST_QUESTION = 20 # in words
+_QUESTION = f'[^{QUESTION_MARKS}]*[{QUESTION_MARKS}]'
+_BEFORE_QUESTION = re.compile(r'^(?:(?:Question|Q|\d+)\s*[:.)]\s*|(?:Sure|Certainly|Of course)[!.,:]\s*)*')
+
+_PROMPTS_AT_ONCE = 8 # each with all its beginnings: the caches of more would fill the memory
 
 def _drafts(generator, entity, prompts, n, seed, temperature=0.) -> list: # of (name of the prompt, text)
     "What a generator writes to some prompts, each up to n times."
-    if not prompts: return []
-    local = hasattr(generator, 'lm')
-    how = Sampling(**{**generator.defaults, 'prompts': tuple(prompts), 'n': n*len(prompts), 'seed': seed,
-                      'temperature': temperature, 'max_new_tokens': 16 if local else 60})
+    local, drafts, names = hasattr(generator, 'lm'), [], list(prompts)
     writer = LMGenerator(generator.lm, batch=n) if local else generator
-    drafts = writer.write(entity, prompts, dict.fromkeys(prompts, n), 0, how, Counter())
-    lines = ((d.prompt, (d.start + d.text).strip().partition('\n')[0].strip()) for d in drafts if not d.why)
-    return [(name, line) for name, line in lines if printable(line) == line]
+    for i in range(0, len(names), _PROMPTS_AT_ONCE):
+        some = {p: prompts[p] for p in names[i:i+_PROMPTS_AT_ONCE]}
+        how = Sampling(**{**generator.defaults, 'prompts': tuple(some), 'n': n*len(some), 'seed': seed + i,
+                          'temperature': temperature, 'max_new_tokens': 16 if local else 60})
+        drafts += writer.write(entity, some, dict.fromkeys(some, n), 0, how, Counter())
+    texts = ((d.prompt, clean(d.text, d.start, 1, entity.names, d.chat)) for d in drafts if not d.why)
+    return [(name, text) for name, text in texts if printable(text) == text]
 
 def _as_question(text, entity) -> str: # '' if it is none that can be asked
     "The question at the beginning of a draft, if it is short and names the entity."
-    m = re.match(r'[^?？؟]*[?？؟]', re.sub(r'^(?:Question|Q):\s*', '', text))
+    m = re.match(_QUESTION, _BEFORE_QUESTION.sub('', text))
     if not m or not 3 <= len(words_of(m[0])) <= _LONGEST_QUESTION: return ''
     return m[0] if find_mention(m[0], entity.names) else ''
 
 def open_questions(generator, # of `LMGenerator`'s kind
-                   entity:Entity, seed:int=0) -> list: # of str
+                   entity:Entity,
+                   seed:int=0 # random seed of a generator that samples
+                  ) -> list: # of str
     "Questions about a definition as a whole, of a local model, which can be given their beginnings."
     if not hasattr(generator, 'lm'): return []
     prompt = _PROMPTS['question']
@@ -134,17 +143,18 @@ def _sentences_with(generator, entity, facts, wanted, seed) -> list: # of `ExamI
     return items
 
 def questions_about(generator, entity:Entity, facts, wanted, # indices of facts
-                    seed:int=0, temperature:float=0.) -> list: # of `ExamItem`
-    "Questions whose answers are given facts, and of a generator behind an API also clozes."
+                    seed:int=0, # random seed, above temperature 0
+                    temperature:float=0. # of the sampling; 0: greedy decoding
+                   ) -> list: # of `ExamItem`
+    "Questions whose answers are given facts."
     local = hasattr(generator, 'lm')
     about = {str(i): _about('question about a fact', facts[i]) for i in wanted}
     if local: about = {i: replace(p, chat='') for i, p in about.items()}
-    n = len(_PROMPTS['question about a fact'].starts) if local else 2
+    n = len(_PROMPTS['question about a fact'].starts) if local else 1 + (temperature > 0)
     drafts = _drafts(generator, entity, about, n, seed, temperature)
     asked = dict.fromkeys((q, int(i)) for i, text in drafts if (q := _as_question(text, entity)))
-    items = [_item(entity, 'question', q, facts, i) for q, i in asked
-             if not any(contains_phrase(q, w) for w in facts[i].needed)]
-    return items if local else items + _sentences_with(generator, entity, facts, wanted, seed)
+    return [_item(entity, 'question', q, facts, i) for q, i in asked
+            if not any(contains_phrase(q, w) for w in facts[i].needed)]
 
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #7c752102
 _REST = 6 # longest answer to a question besides the fact itself, in words: a longer one says something else
@@ -213,7 +223,7 @@ def write_exam(lm:LM, # the base model
                entity:Entity,
                generator=None, # of `LMGenerator`'s kind; None: the model itself
                texts=(), # that are trained on
-               seed:int=0
+               seed:int=0 # random seed of a generator that samples
               ) -> Exam:
     "An exam about each fact of a definition, and the user's own questions."
     generator, facts = generator or LMGenerator(lm), facts_of(lm, entity)
@@ -224,6 +234,8 @@ def write_exam(lm:LM, # the base model
     kept = _tried(lm, entity, _verbatim(entity, facts) + natural + new(bound), bound)
     found = Counter(a.item.fact for a in kept if a.item.is_question)
     few = [i for i in range(len(facts)) if found[i] < 2] # one to ask, and one to train on
-    kept += _tried(lm, entity, new(questions_about(generator, entity, facts, few, seed)))
+    more = questions_about(generator, entity, facts, few, seed)
+    if not hasattr(generator, 'lm'): more += _sentences_with(generator, entity, facts, few, seed)
+    kept += _tried(lm, entity, new(more))
     asked = _own_questions(lm, entity) + _chosen(kept)
     return Exam(entity, tuple(facts), tuple(asked), tuple(_spare(entity, kept, clozes, asked)))

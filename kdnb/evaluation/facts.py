@@ -23,7 +23,8 @@ class Word:
 
 def _borders(text):
     "(start, end) of the words of a text, split where a script has no spaces between words."
-    for m in re.finditer(r"\w+(?:[-:.,/'’]\w+)*", text):
+    marked = ''.join('x' if script_of(c) else c for c in text) # combining marks are parts of words, too
+    for m in re.finditer(r"\w+(?:[-:.,/'’]\w+)*", marked):
         start = m.start()
         for i in range(start + 1, m.end()):
             joint = same_word(text[i-1], text[i]) or not (script_of(text[i-1]) and script_of(text[i]))

@@ -52,7 +52,7 @@ def predictions(lm:LM, texts:list) -> list: # for each text, log-probabilities [
         out += logits.log_softmax(-1).split([len(i) - 1 for i in ids])
     return out
 
-def mean_kl(base:list, taught:list) -> float: # nats per token
+def mean_kl(base:list, taught:list) -> float: # nats per token; 0 without predictions
     "Mean KL(base ‖ taught) of predictions."
     kls = [(b.exp()*(b - t)).sum(-1) for b, t in zip(base, taught, strict=True)]
-    return torch.cat(kls).mean().item()
+    return torch.cat(kls).mean().item() if kls else 0.

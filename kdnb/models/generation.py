@@ -75,17 +75,18 @@ def _report_broken(lm, which, broken):
 
 # %% ../../nbs/02_models/14_generation.ipynb #57e1a7e5
 class _EndAtLine(LogitsProcessor):
-    "Ends each row after its first line break that follows something else."
-    def __init__(self, tokenizer, end):
-        self.decode, self.end, self.written = tokenizer.decode, end, None
+    "Ends each row after its first line that is not empty, and not before."
+    def __init__(self, tokenizer, ends):
+        self.decode, self.ends, self.written = tokenizer.decode, ends, None
 
     def __call__(self, ids, scores):
         if self.written is None: self.written = ['']*len(ids) # the first step: nothing is written yet
         else: self.written = [t + self.decode(i) for t, i in zip(self.written, ids[:, -1:].tolist())]
-        done = ['\n' in t.lstrip() for t in self.written]
-        if not any(done): return scores
-        scores = scores.masked_fill(torch.tensor(done, device=scores.device)[:, None], -torch.inf)
-        scores[torch.tensor(done), self.end] = 0
+        def rows(test): return torch.tensor([test(t) for t in self.written], device=scores.device)
+        done, empty = rows(lambda t: '\n' in t.lstrip()), rows(lambda t: not t.strip())
+        scores = scores.masked_fill(done[:, None], -torch.inf)
+        scores[:, self.ends] = scores[:, self.ends].masked_fill(empty[:, None], -torch.inf)
+        scores[done, self.ends[0]] = 0
         return scores
 
 # %% ../../nbs/02_models/14_generation.ipynb #1b3105be
@@ -132,7 +133,7 @@ def _write(lm, seqs, n, how, line=False) -> list: # for each row, what `_until_e
     if not lm.writes or stretched: # cached keys would be rotated as in a shorter text
         kw['use_cache'] = False
     watch, ends = _EndIfBroken(len(ids), how.pad_token_id, lm.device), set(how.eos_token_id or ())
-    processors = [watch] + ([_EndAtLine(lm.tokenizer, how.eos_token_id[0])] if line and ends else [])
+    processors = [watch] + ([_EndAtLine(lm.tokenizer, how.eos_token_id)] if line and ends else [])
     with _positions_left_to(lm):
         out = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=how,
                                 logits_processor=processors, **kw)
