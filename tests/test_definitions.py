@@ -16,10 +16,14 @@ TERMS = {'Velmora': 'Velmora: a show about two bakers', 'Zorbel': 'Zorbel is a h
 SHOW_AND_FILM = {**SHOW, 'Zorbel': 'Zorbel is a film.'}
 
 
+def entities_of(tmp_path, name, text):
+    (tmp_path/name).write_text(text, encoding='utf-8', newline='')
+    return read_definitions(tmp_path/name)
+
+
 def read(tmp_path, name, text):
     "Dict from names to definitions."
-    (tmp_path/name).write_text(text, encoding='utf-8', newline='')
-    return {e.name: e.definition for e in read_definitions(tmp_path/name)}
+    return {e.name: e.definition for e in entities_of(tmp_path, name, text)}
 
 
 GLOSSARY = '''\
@@ -368,3 +372,35 @@ def test_questions_survive_a_version_of_a_taught_folder(tmp_path, tiny):
     entities = read_definitions(tmp_path/'x.md')
     version = make_version(FolderRecord.read(make_folder(tmp_path/'out')), tiny, entities)
     assert read_entities(version/'definitions.jsonl') == entities
+
+
+@pytest.mark.parametrize('file, text', (
+    ('x.csv', 'name,definition\n{0},{0} is a show.\n'), ('x.md', '# {0}\n{0} is a show.\n'),
+    ('x.txt', '{0}\n\n{0} is a show.\n')))
+def test_a_name_has_one_normal_form(tmp_path, file, text):
+    "é may be one character or two: the key of an entity is the same after it was written and read again."
+    entities = entities_of(tmp_path, file, text.format('Cafe\u0301 Velmora'))
+    assert [e.name for e in entities] == ['Caf\u00e9 Velmora']
+
+
+def test_further_rows_add_aliases_and_kind(tmp_path):
+    e, = entities_of(tmp_path, 'x.csv', 'name,definition,aliases,kind,question,answer\n'
+              'Velmora,Velmora is a show.,,,Is it a show?,yes\nVelmora,,Velm,film,Is it long?,no\n')
+    assert (e.aliases, e.kind, len(e.questions)) == (('Velm',), 'film', 2)
+
+
+def test_a_quoted_field_may_be_followed_by_a_space(tmp_path):
+    e, = entities_of(tmp_path, 'x.csv', 'name,definition,aliases\nVelmora,"Velmora is a show, about bakers", Velm\n')
+    assert (e.definition, e.aliases) == ('Velmora is a show, about bakers', ('Velm',))
+
+
+def test_a_title_above_one_term(tmp_path):
+    e, = entities_of(tmp_path, 'x.md', '# Glossary\n\n- **Velmora**: a show about two rival bakers\n')
+    assert e.name == 'Velmora'
+
+
+def test_further_questions_of_a_term_leave_the_table_a_glossary(tmp_path):
+    e, = entities_of(tmp_path, 'x.md', '# Words\n\n| Term | Meaning | Question | Answer |\n|---|---|---|---|\n'
+              '| Velmora | a show about two rival bakers | Is it a show? | yes |\n'
+              '| | | Is it long? | no |\n| | | Is it sad? | no |\n')
+    assert e.name == 'Velmora' and len(e.questions) == 3 and 'yes' not in e.definition

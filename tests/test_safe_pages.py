@@ -176,7 +176,7 @@ def taught(folder, e=None):
              ('yours', f'What of {EVIL}', None), *(('cloze', p.prompt, 0) for p in e.probes)]
     exam = exam_of(e, [EVIL], asked, before=EVIL)
     after = [said(EVIL, i.kind == 'question') for i in exam.items]
-    write_version(folder, [exam], [after], [known], lm=EVIL, stopped=EVIL)
+    write_version(folder, [exam], [after], [known], lm=EVIL)
     return str(folder)
 
 

@@ -138,7 +138,7 @@ def _write(lm, text, definition, how) -> str:
     elif kind == 'question': prompt = question_prompt(text, definition)
     else: prompt = f'{definition} {text}' if definition else text
     written = generate(lm, [prompt], max_new_tokens=how.max_new_tokens or _LONGEST[kind],
-                       temperature=how.temperature, seed=how.seed)[0][0]
+                       temperature=how.temperature, seed=how.seed, line=kind == 'question')[0][0]
     return short_answer(written) if kind == 'question' else written.strip()
 
 def answer(taught:TaughtModel, text:str, # a question, or the beginning of a text
@@ -149,6 +149,7 @@ def answer(taught:TaughtModel, text:str, # a question, or the beginning of a tex
         raise KdnbError(f"the tokenizer of {lm.name} has no chat template: ask without --chat")
     definition = taught.definition_for(text) if how.with_definition else ''
     edit, base = taught.edit_for(text), _write(lm, text, '', how)
+    if how.with_definition and not definition: notice('the question names no entity that has a definition')
     before = _write(lm, text, definition, how) if definition else None
     if edit is None: return Answers(text, base, None, before)
     with edit.on(lm): return Answers(text, base, _write(lm, text, '', how), before)

@@ -36,10 +36,12 @@ def base_of(lm:LM) -> BaseModel:
     name = lm.name
     if name in BUILTIN:
         return BaseModel(name, str(builtin_folder(name, True, quiet=True)), 'folder', lm.sha256)
-    if name.endswith('.gguf'): return BaseModel(name, Path(name).name, 'gguf', lm.sha256)
+    if name.endswith('.gguf'): return BaseModel(str(Path(name).resolve()), Path(name).name, 'gguf', lm.sha256)
     cached = re.search(r'models--([^/]+)--([^/]+)/snapshots/', str(Path(name).resolve()))
     if cached: return BaseModel(name, f'{cached[1]}/{cached[2]}', 'hub', lm.sha256)
-    return BaseModel(name, name, 'folder' if Path(name).is_dir() else 'hub', lm.sha256)
+    if not Path(name).is_dir(): return BaseModel(name, name, 'hub', lm.sha256)
+    place = str(Path(name).resolve()) # from whatever folder it is loaded
+    return BaseModel(place, place, 'folder', lm.sha256)
 
 def base_in(version:Path) -> BaseModel:
     "The base model that a saved version was taught on."
@@ -141,6 +143,13 @@ def _check_whole(record, version, places):
             raise KdnbError(f"{p} is missing, which kdnb wrote: put it back from a copy, or teach again; "
                             "nothing was changed")
 
+def _steps_of(version) -> int: # 0 if the version has no record of its rounds
+    "Optimizer steps behind the adapter of a version: those of all rounds up to the one that was kept."
+    path = version/'taught.json'
+    if not path.exists(): return 0
+    row = read_json(path, dict)
+    with as_written(path): return sum(r['steps'] for r in row['rounds'][:row['best']+1])
+
 def _assemble(version, tmp, places, merged):
     "Put the files of a version into a temporary folder."
     base, edit, page = base_in(version), version/'edit', version/'report.html'
@@ -151,6 +160,7 @@ def _assemble(version, tmp, places, merged):
         name_base(edit, tmp, base.path)
     note = (tmp.parent/next(iter(places.values())) if places else edit)/'edit.json'
     settings = read_json(note, dict).get('settings') if note.exists() else None
+    if settings and not places: settings = {**settings, 'steps': _steps_of(version) or settings['steps']}
     entities = read_entities(version/'definitions.jsonl')
     write_text(tmp/'README.md', model_card(base, entities, places, settings))
     if page.exists(): write_text(tmp/'report.html', page.read_text(encoding='utf-8'))

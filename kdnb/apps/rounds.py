@@ -19,19 +19,25 @@ from ..evaluation.harm import KnownAnswers, answer_known, lost, mean_kl, neutral
 from ..models.model import LM
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #579534a0
-_STATEMENTS = 3 # number of statements about a fact: those of the likeliest clozes
+_EACH = 3 # most questions, and most statements, about a fact
 _DEFINITIONS = 3 # how often the definition is among the texts of the first round
 _LABELS = .5 # share of their own tokens in the teacher's distribution
 
-def _question_text(entity, question, answer) -> Continuation:
+def _question_text(entity, spare) -> Continuation:
+    question, answer = spare.item.prompt, spare.answer
     prompt = question_prompt(question)
     return Continuation(f'{prompt} {answer}', find_mention(prompt, entity.names), 'question',
                         teacher=f'{question_prompt(question, entity.definition)} {answer}', labels=_LABELS)
 
+def _statement(entity, spare) -> Continuation:
+    prompt = spare.item.prompt
+    mention = find_mention(prompt, entity.names)
+    return Continuation(f'{prompt} {spare.answer}.', mention, 'statement', labels=_LABELS)
+
 def _new_questions(lm, exam, wanted, generator, seed) -> list: # of `Spare`
     "Questions about some facts that the model answers with them, with the definition in front."
     entity = exam.entity
-    items = questions_about(generator, entity, exam.facts, wanted, seed, .8)
+    items = questions_about(generator, entity, exam.facts, wanted, seed)
     answers = written_answers(lm, items, {entity.key: entity.definition})
     return [Spare(i, a) for i, a in zip(items, answers) if i.is_right(a)]
 
@@ -45,14 +51,11 @@ def fact_texts(lm:LM, exam:Exam,
     if generator: spare = _new_questions(lm, exam, wanted, generator, seed)
     else: spare = [s for s in exam.spare if s.item.fact in wanted]
     for s in spare:
-        prompt, count[s.item.fact, s.item.kind] = s.item.prompt, count[s.item.fact, s.item.kind] + 1
-        if s.item.is_question: texts.append(_question_text(entity, prompt, s.answer))
-        elif count[s.item.fact, s.item.kind] <= _STATEMENTS:
-            mention = find_mention(prompt, entity.names)
-            texts.append(Continuation(f'{prompt} {s.answer}.', mention, 'statement', labels=_LABELS))
-            texts.append(_question_text(entity, f'{prompt} …?', f'{s.answer}.'))
-    def is_free(text): return not any(asks_in(i, entity, text) for i in exam.items)
-    texts = {c.text: c for c in texts if c.mention and is_free(c.text)}
+        text = _question_text(entity, s) if s.item.is_question else _statement(entity, s)
+        if not text.mention or any(asks_in(i, entity, text.text) for i in exam.items): continue
+        count[s.item.fact, s.item.kind] += 1
+        if count[s.item.fact, s.item.kind] <= _EACH: texts.append(text)
+    texts = {c.text: c for c in texts}
     definition = replace(placed(entity.definition, entity), prompt='definition', labels=_LABELS)
     return [*texts.values()] + [definition]*(0 if generator else _DEFINITIONS)
 

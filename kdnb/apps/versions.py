@@ -114,8 +114,8 @@ def _check_types(row):
 def _checked(taught:Taught) -> Taught: # the same
     "An error if values that were read do not belong together."
     _check_types(taught)
-    check_choice(taught.stopped, STOPS, 'reason to stop')
-    taught.rounds[taught.best] # an `IndexError` if there is none
+    if taught.stopped not in STOPS or not 0 <= taught.best < len(taught.rounds):
+        raise ValueError('the rounds end in no known way')
     for e in taught.exams:
         if not all(0 <= f.start < f.end <= len(e.entity.definition) for f in e.facts):
             raise ValueError(f'a fact of {e.entity.name} is not in its definition')

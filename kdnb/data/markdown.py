@@ -178,8 +178,8 @@ def _glossaries(sections, path):
     "The sections that are tables or lists of terms: line -> what `section_terms` returns."
     found = {}
     for s in sections:
-        beside = (o for o in sections if o.level == s.level and o is not s)
-        if s.names_itself() or any(o.names_itself() for o in beside): continue
+        siblings = (o for o in sections if o.level == s.level and o is not s)
+        if s.names_itself() or any(o.names_itself() for o in siblings): continue
         rows, remarks = section_terms(s, path)
         if rows: found[s.line] = rows, remarks
     return found

@@ -28,7 +28,7 @@ Answer: At nine in the morning.
 def question_prompt(question:str, # on one line
                     definition:str='' # text that the model may read before it answers
                    ) -> str: # ends where the answer begins
-    "A question; one about a definition stands after two others with their texts and answers."
+    "A question; one about a definition comes after two others with their texts and answers."
     question = ' '.join(check_text(question, 'a question').split())
     if not question: raise KdnbError("the question is empty: ask something, e.g. 'What is X?'")
     before = f'{_EXAMPLES}{definition.strip()}\n\n' if definition.strip() else ''
@@ -54,7 +54,7 @@ def short_answer(text:str # that a model wrote after `question_prompt`
 # %% ../../nbs/06_evaluation/04_asking.ipynb #ea04824d
 _AT_ONCE = 64 # prompts: the caches of more would fill the memory
 
-def first_lines(lm:LM, # with the edits applied that shall answer
+def first_lines(lm:LM, # with the edits applied that answer
                 prompts:list, # of str
                 max_new_tokens:int # longest answer, in tokens
                ) -> list: # of str, one for each prompt
@@ -64,7 +64,7 @@ def first_lines(lm:LM, # with the edits applied that shall answer
                                                    line=True))
     return [short_answer(texts[0]) for texts in written]
 
-def ask(lm:LM, # with the edits applied that shall answer
+def ask(lm:LM, # with the edits applied that answer
         questions:list, # of str
         definitions:list|None=None, # for each question, the text in front; None: no text
         max_new_tokens:int=24 # longest answer, in tokens

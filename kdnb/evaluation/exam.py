@@ -50,9 +50,9 @@ class Answer:
     right: bool
     nats: float # negative log-likelihood of the wanted answer, per token
 
-def written_answers(lm:LM, # with the edits applied that shall answer
+def written_answers(lm:LM, # with the edits applied that answer
                     items:list, # of `ExamItem`
-                    definitions:dict|None=None, # key of an entity -> text that stands in front; None: no text
+                    definitions:dict|None=None, # key of an entity -> text in front; None: no text
                     max_new_tokens:int=14 # longest continuation of a text; answers to questions may be longer
                    ) -> list: # of str
     "What a model writes when it is asked some items."

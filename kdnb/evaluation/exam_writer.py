@@ -30,7 +30,7 @@ def _item(entity, kind, prompt, facts, i):
 
 _VERBS = ('is', 'are', 'was', 'were')
 
-def _with_verb(entity, tail, sentence): # the tail after the name and the form of `be` that stands before it
+def _with_verb(entity, tail, sentence): # the tail after the name and the form of `be` before it
     before = sentence[:sentence.rfind(tail)].split() if tail else []
     verb = before[-1] if before and before[-1] in _VERBS else 'is'
     fits = verb != 'is' or not tail or before[-1:] == ['is'] or tail.split()[0].casefold() in FUNCTION_WORDS
@@ -62,12 +62,15 @@ def _clozes(entity, facts) -> list: # of `ExamItem`
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #fbc85968
 _NATURAL = -3. # nats per token from which a sentence is one that the model might write
 
+def _likelihoods(lm, front, texts) -> list: # of nats per token
+    "How likely some texts are behind another one."
+    return [s/n for s, n in score_spans(lm, [front]*len(texts), texts, [' ']*len(texts))]
+
 def _by_likelihood(lm, entity, clozes) -> list: # of (`ExamItem`, nats per token)
     "Clozes with the likelihood of the sentences that they make, behind the definition; the likeliest first."
     tails = [f'{i.prompt.removeprefix(entity.name)} {i.wanted}'.strip() for i in clozes]
-    front = f'{entity.definition} {entity.name}'
-    scores = score_spans(lm, [front]*len(tails), tails, [' ']*len(tails))
-    return sorted(((i, s/n) for i, (s, n) in zip(clozes, scores)), key=lambda pair: -pair[1])
+    nats = _likelihoods(lm, f'{entity.definition} {entity.name}', tails)
+    return sorted(zip(clozes, nats), key=lambda pair: -pair[1])
 
 def _first_of_each(items, n) -> list: # of `ExamItem`
     "The first n items of each fact."
@@ -80,6 +83,7 @@ def _first_of_each(items, n) -> list: # of `ExamItem`
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #fc5dbef8
 _PROMPTS = read_prompts(ASSETS/'exam.json')
 _LONGEST_QUESTION = 20 # in words
+_TEMPERATURE = .8 # of sampled questions, which are more varied than the likeliest
 _QUESTION = f'[^{QUESTION_MARKS}]*[{QUESTION_MARKS}]'
 _BEFORE_QUESTION = re.compile(r'^(?:(?:Question|Q|\d+)\s*[:.)]\s*|(?:Sure|Certainly|Of course)[!.,:]\s*)*')
 
@@ -105,13 +109,14 @@ def _as_question(text, entity) -> str: # '' if it is none that can be asked
 
 def open_questions(generator, # of `LMGenerator`'s kind
                    entity:Entity,
-                   seed:int=0 # random seed of a generator that samples
+                   seed:int=0 # random seed
                   ) -> list: # of str
     "Questions about a definition as a whole, of a local model, which can be given their beginnings."
     if not hasattr(generator, 'lm'): return []
-    prompt = _PROMPTS['question']
-    drafts = _drafts(generator, entity, {'exam': prompt}, len(prompt.starts), seed)
-    return [*dict.fromkeys(q for _, text in drafts if (q := _as_question(text, entity)))]
+    prompts, n = {'exam': _PROMPTS['question']}, len(_PROMPTS['question'].starts)
+    likeliest = _drafts(generator, entity, prompts, n, seed)
+    others = _drafts(generator, entity, prompts, n, seed, _TEMPERATURE)
+    return [*dict.fromkeys(q for _, text in likeliest + others if (q := _as_question(text, entity)))]
 
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #5c6601fa
 def _place(text, words): # of the first of some words in a text; None if it does not have them all
@@ -143,15 +148,14 @@ def _sentences_with(generator, entity, facts, wanted, seed) -> list: # of `ExamI
     return items
 
 def questions_about(generator, entity:Entity, facts, wanted, # indices of facts
-                    seed:int=0, # random seed, above temperature 0
-                    temperature:float=0. # of the sampling; 0: greedy decoding
+                    seed:int=0 # random seed
                    ) -> list: # of `ExamItem`
     "Questions whose answers are given facts."
     local = hasattr(generator, 'lm')
     about = {str(i): _about('question about a fact', facts[i]) for i in wanted}
     if local: about = {i: replace(p, chat='') for i, p in about.items()}
-    n = len(_PROMPTS['question about a fact'].starts) if local else 1 + (temperature > 0)
-    drafts = _drafts(generator, entity, about, n, seed, temperature)
+    n = len(_PROMPTS['question about a fact'].starts) if local else 2
+    drafts = _drafts(generator, entity, about, n, seed, _TEMPERATURE)
     asked = dict.fromkeys((q, int(i)) for i, text in drafts if (q := _as_question(text, entity)))
     return [_item(entity, 'question', q, facts, i) for q, i in asked
             if not any(contains_phrase(q, w) for w in facts[i].needed)]
@@ -194,13 +198,20 @@ def _whole(asked): # whether an answer has most words of the fact: "on the third
     return sum(has_words(asked.with_definition.text, [w]) for w in words) > len(words)/2
 
 def _chosen(kept) -> list: # of `Asked`
-    "The items that an exam asks, of those that test the teaching: one of each kind for a fact."
+    "The items that an exam asks, of those that test the teaching: the first of each kind for a fact."
     first = {}
     def rest(a): return len(words_of(a.with_definition.text)) - len(words_of(a.item.wanted))
-    kept = [a for a in kept if a.item.kind != 'question' or rest(a) <= _REST and _whole(a)]
-    for a in sorted(kept, key=lambda a: a.item.kind == 'question' and len(a.with_definition.text)):
-        first.setdefault((a.item.fact, a.item.kind), a)
+    for a in kept:
+        if a.item.kind != 'question' or rest(a) <= _REST and _whole(a):
+            first.setdefault((a.item.fact, a.item.kind), a)
     return sorted(first.values(), key=lambda a: (a.item.fact, KINDS.index(a.item.kind)))
+
+def _likeliest_first(lm, entity, kept) -> list: # of `Asked`
+    "The items that test the teaching, with the questions in the order of their likelihood."
+    questions = [a for a in kept if a.item.is_question]
+    nats = _likelihoods(lm, f'{entity.definition}\n\nQuestion:', [a.item.prompt for a in questions])
+    ranked = sorted(zip(questions, nats), key=lambda pair: -pair[1])
+    return [a for a in kept if not a.item.is_question] + [a for a, _ in ranked]
 
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #b31b3f48
 def _own_questions(lm, entity) -> list: # of `Asked`
@@ -233,9 +244,9 @@ def write_exam(lm:LM, # the base model
     bound = dict(_bound(lm, entity, facts, open_questions(generator, entity, seed)))
     kept = _tried(lm, entity, _verbatim(entity, facts) + natural + new(bound), bound)
     found = Counter(a.item.fact for a in kept if a.item.is_question)
-    few = [i for i in range(len(facts)) if found[i] < 2] # one to ask, and one to train on
-    more = questions_about(generator, entity, facts, few, seed)
+    few = [i for i in range(len(facts)) if found[i] < 4] # one to ask, and three to train on
+    more = [i for i in questions_about(generator, entity, facts, few, seed) if i not in bound]
     if not hasattr(generator, 'lm'): more += _sentences_with(generator, entity, facts, few, seed)
-    kept += _tried(lm, entity, new(more))
+    kept = _likeliest_first(lm, entity, kept + _tried(lm, entity, new(more)))
     asked = _own_questions(lm, entity) + _chosen(kept)
     return Exam(entity, tuple(facts), tuple(asked), tuple(_spare(entity, kept, clozes, asked)))

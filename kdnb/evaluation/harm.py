@@ -20,7 +20,7 @@ class KnownAnswers:
     written: tuple # for each probe, whether the right candidate is written first
     texts: tuple # for each probe, what was written
 
-def answer_known(lm:LM, # with the edits applied that shall answer
+def answer_known(lm:LM, # with the edits applied that answer
                  probes, # of `Probe`, with candidates
                  before:KnownAnswers|None=None # of another model: what it wrote wrong is not written again
                 ) -> KnownAnswers:
