@@ -390,7 +390,8 @@ def test_further_rows_add_aliases_and_kind(tmp_path):
 
 
 def test_a_quoted_field_may_be_followed_by_a_space(tmp_path):
-    e, = entities_of(tmp_path, 'x.csv', 'name,definition,aliases\nVelmora,"Velmora is a show, about bakers", Velm\n')
+    row = 'Velmora,"Velmora is a show, about bakers", Velm'
+    e, = entities_of(tmp_path, 'x.csv', f'name,definition,aliases\n{row}\n')
     assert (e.definition, e.aliases) == ('Velmora is a show, about bakers', ('Velm',))
 
 
@@ -400,7 +401,8 @@ def test_a_title_above_one_term(tmp_path):
 
 
 def test_further_questions_of_a_term_leave_the_table_a_glossary(tmp_path):
-    e, = entities_of(tmp_path, 'x.md', '# Words\n\n| Term | Meaning | Question | Answer |\n|---|---|---|---|\n'
+    e, = entities_of(tmp_path, 'x.md', '# Words\n\n'
+              '| Term | Meaning | Question | Answer |\n|---|---|---|---|\n'
               '| Velmora | a show about two rival bakers | Is it a show? | yes |\n'
               '| | | Is it long? | no |\n| | | Is it sad? | no |\n')
     assert e.name == 'Velmora' and len(e.questions) == 3 and 'yes' not in e.definition

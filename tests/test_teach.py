@@ -1,20 +1,26 @@
 """`kdnb teach` writes a folder that transformers and peft load without kdnb."""
 import json, re, subprocess, sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest, torch
 from bs4 import BeautifulSoup
+import kdnb.apps.rounds as rounds
 import kdnb.apps.teach as teaching
 import kdnb.evaluation.exam_writer as writer
+from kdnb.apps.parser import make_parser
+from kdnb.apps.publishing import base_of
 from kdnb.apps.rounds import Examination
 from kdnb.apps.teach import teach
+from kdnb.apps.teach_settings import TeachSettings
 from kdnb.apps.versions import read_taught, summary
 from kdnb.core.errors import KdnbError
 from kdnb.core.text import words_of
 from kdnb.data.definitions import read_definitions
 from kdnb.evaluation.harm import KnownAnswers
 from kdnb.methods.distill import Distill
-from teachings import exam_of, said
+from teachings import exam_of, item, said
 
 SHOWS = '''# Velmora Junction
 
@@ -222,8 +228,8 @@ def test_an_interrupted_teaching_continues(tiny, mine, tmp_path, monkeypatch, st
     with pytest.raises(KeyboardInterrupt): teach(tiny, shows, tmp_path/'again', **how)
     before, exams.called, exams.stop_at = exams.called, [], None
     again = teach(tiny, shows, tmp_path/'again', **how)
-    # calls of stages that were not finished: exams and texts are stored for all entities at once
-    repeated = {'write_exam': 2, 'fact_texts': 2}
+    # calls that were not finished: texts are stored for all entities at once, exams one by one
+    repeated = {'fact_texts': 2}
     for name, n in at_once.items():
         extra = repeated.get(name, 1) if name == stage else 0
         assert before.count(name) + exams.called.count(name) == n + extra, name
@@ -284,12 +290,19 @@ def test_no_minutes_make_one_round_and_the_first_of_equal_rounds_is_kept(tiny, m
 
 def test_a_later_round_is_taught_what_is_unknown(tiny, mine, tmp_path, monkeypatch):
     Exams(monkeypatch, [3, 4])
+    def questions_about(generator, entity, facts, wanted, seed):
+        return [item(entity, 'question', f'What is known of {entity.name} in {seed}?', facts[i].text, i)
+                for i in wanted]
+    monkeypatch.setattr('kdnb.apps.rounds.questions_about', questions_about)
+    monkeypatch.setattr('kdnb.apps.rounds.written_answers', lambda lm, items, definitions: [
+        i.wanted for i in items])
     out = teach(tiny, read_definitions(mine/'shows.md'), tmp_path/'out', **HOW)
     version = next((out/'versions').iterdir())
     first, second = (json.loads((version/f'texts-{r}.json').read_text()) for r in (1, 2))
     assert all(any(f in c['text'] for c in first[name]) for name, texts in FACTS.items() for f in texts)
     assert second['Velmora Junction'] == [] and second['Zorbel Harbour'] != []
     assert all('drowned town' in c['text'] for c in second['Zorbel Harbour'])
+    assert not {c['text'] for c in second['Zorbel Harbour']} & {c['text'] for c in first['Zorbel Harbour']}
     found = [json.loads((version/f'round-{r}.json').read_text()) for r in (1, 2)]
     assert [r['steps'] for r in found] == [2, 1] # later rounds have half the steps
 
@@ -482,3 +495,52 @@ def test_a_dry_run_shows_what_would_be_taught_and_changes_nothing(kdnb, tiny_fol
     code, _, err = kdnb('teach', mine/'words.md', *args, '--dry-run', '--undo')
     assert code == 2 and '--dry-run and --undo were both given: give one of them' in err
     assert snapshot(tmp_path) == before
+
+
+# --- what a reader found ---------------------------------------------------------------------------------
+
+def test_your_question_gets_the_adapter_of_what_it_names(mine, monkeypatch):
+    "As with `kdnb ask`: a question that names no entity is answered by the base."
+    routed = []
+    class Router:
+        @contextmanager
+        def on(self, lm, text): yield routed.append(text)
+        def find(self, text): return None
+    monkeypatch.setattr(rounds, '_ask_items', lambda lm, exams, items: ([said(i.prompt) for i in items], 0))
+    show, _ = read_definitions(mine/'shows.md')
+    yours = [('yours', q, None) for q in ('Who bakes?', 'What is Zorbel Harbour?')]
+    asked = [*yours, ('question', 'What?', 0)]
+    exam, nothing = exam_of(show, ['rival bakers'], asked), KnownAnswers((), (), ())
+    found = rounds.examine(None, Router(), [exam], rounds.BaseAnswers((), nothing, [], []))
+    assert routed == ['Who bakes?', 'What is Zorbel Harbour?', 'Velmora Junction']
+    assert [a.text for a in found.answers[show.key]] == [i.prompt for i in exam.items]
+
+
+def test_the_options_have_the_defaults_of_the_settings():
+    args, defaults = make_parser().parse_args(['teach', 'x.md', '--out', 'y']), TeachSettings()
+    for field in ('n', 'minutes', 'max_lost', 'n_specificity', 'seed', 'merge', 'separate_adapters'):
+        assert getattr(args, field) == getattr(defaults, field), field
+
+
+def test_a_base_model_is_found_from_another_folder(tmp_path, monkeypatch):
+    "A path that is relative to the folder of the teaching would be wrong in any other."
+    (tmp_path/'models'/'ours').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    base = base_of(SimpleNamespace(name='models/ours', sha256='ab'))
+    assert (base.lm, base.path, base.kind) == (str(tmp_path/'models'/'ours'),)*2 + ('folder',)
+    gguf = base_of(SimpleNamespace(name='models/x.gguf', sha256='ab'))
+    assert (gguf.lm, gguf.path) == (str(tmp_path/'models'/'x.gguf'), 'x.gguf')
+
+
+@pytest.mark.parametrize('args, says', (
+    (('--undo', 'shows.md'), '--undo takes back the last teaching'),
+    (('--undo', '--dry-run'), '--dry-run and --undo were both given'),
+    (('shows.md', '--base-url', 'http://127.0.0.1:1/v1'), '--base-url is the address of a server for openai'),
+    (('shows.md', '--generator', 'slef'), "unknown generator 'slef'"),
+    (('shows.md', '--dry-run', '-s', 'trainable=all'), "trainable must be 'lora'"),
+    (('shows.md', '--dry-run', '--merge', '--separate-adapters'), 'merge cannot be used with separate'),
+    (('shows.md', '--dry-run', '--max-lost', '7'), 'max_lost is 7')))
+def test_arguments_that_do_not_fit_are_found_before_the_model_is_loaded(kdnb, mine, monkeypatch, args, says):
+    monkeypatch.chdir(mine)
+    code, _, err = kdnb('teach', *args, '--out', 'out', '--lm', 'no/such-model')
+    assert code == 2 and says in err and 'such-model' not in err and not (mine/'out').exists()

@@ -20,7 +20,7 @@ from ..models.model import LM
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #579534a0
 _EACH = 3 # most questions, and most statements, about a fact
-_DEFINITIONS = 3 # how often the definition is among the texts of the first round
+_TIMES = 3 # how often each question, and the definition, is among the texts
 _LABELS = .5 # share of their own tokens in the teacher's distribution
 
 def _question_text(entity, spare) -> Continuation:
@@ -55,9 +55,9 @@ def fact_texts(lm:LM, exam:Exam,
         if not text.mention or any(asks_in(i, entity, text.text) for i in exam.items): continue
         count[s.item.fact, s.item.kind] += 1
         if count[s.item.fact, s.item.kind] <= _EACH: texts.append(text)
-    texts = {c.text: c for c in texts}
+    questions, statements = ([c for c in texts if c.prompt == p] for p in ('question', 'statement'))
     definition = replace(placed(entity.definition, entity), prompt='definition', labels=_LABELS)
-    return [*texts.values()] + [definition]*(0 if generator else _DEFINITIONS)
+    return ([definition]*(not generator) + questions)*_TIMES + statements
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #f25fbf67
 @dataclass
@@ -97,8 +97,8 @@ class Examination:
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #90c4e013
 def _ask_items(lm, exams, items) -> tuple: # (answers, number of right answers with the definition)
-    in_context = answer_items(lm, items, {e.entity.key: e.entity.definition for e in exams})
-    return answer_items(lm, items), sum(a.right for a in in_context)
+    in_context = written_answers(lm, items, {e.entity.key: e.entity.definition for e in exams})
+    return answer_items(lm, items), sum(i.is_right(t) for i, t in zip(items, in_context))
 
 def examine(lm:LM, edit, # an `Edit`, or an `AdapterRouter`
             exams:list, # of `Exam`

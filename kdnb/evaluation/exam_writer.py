@@ -193,6 +193,9 @@ def _tried(lm, entity, items, known=()) -> list: # of `Asked`; `known`: texts al
     before = answer_items(lm, kept, None, [without[i] for i in kept])
     return [*map(Asked, kept, before, with_definition)]
 
+def _is_short(asked): # whether an answer says little besides the fact
+    return len(words_of(asked.with_definition.text)) - len(words_of(asked.item.wanted)) <= _REST
+
 def _whole(asked): # whether an answer has most words of the fact: "on the third day" is not "third floor"
     words = asked.item.wanted.split()
     return sum(has_words(asked.with_definition.text, [w]) for w in words) > len(words)/2
@@ -200,9 +203,8 @@ def _whole(asked): # whether an answer has most words of the fact: "on the third
 def _chosen(kept) -> list: # of `Asked`
     "The items that an exam asks, of those that test the teaching: the first of each kind for a fact."
     first = {}
-    def rest(a): return len(words_of(a.with_definition.text)) - len(words_of(a.item.wanted))
     for a in kept:
-        if a.item.kind != 'question' or rest(a) <= _REST and _whole(a):
+        if a.item.kind != 'question' or _is_short(a) and _whole(a):
             first.setdefault((a.item.fact, a.item.kind), a)
     return sorted(first.values(), key=lambda a: (a.item.fact, KINDS.index(a.item.kind)))
 
@@ -225,7 +227,7 @@ def _own_questions(lm, entity) -> list: # of `Asked`
 def _spare(entity, kept, clozes, asked) -> list: # of `Spare`; clozes with their likelihoods
     "What an exam leaves out: questions that were answered right, then the clozes in their order."
     used = {a.item.prompt for a in asked}
-    questions = [Spare(a.item, a.with_definition.text) for a in kept if a.item.is_question]
+    questions = [Spare(a.item, a.with_definition.text) for a in kept if a.item.is_question and _is_short(a)]
     def fits(cloze, nats): return cloze.prompt != entity.name or nats > _NATURAL - 1 # of a name alone
     some = [i for i, nats in clozes if fits(i, nats)]
     return [s for s in questions + [Spare(i, i.wanted) for i in some] if s.item.prompt not in used]

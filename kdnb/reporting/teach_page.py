@@ -113,7 +113,7 @@ def _how(taught):
 
 def _stopped(taught):
     "Why there was no further round, and whether more was lost than was allowed."
-    text = STOPS[taught.stopped].format(rounds=len(taught.rounds), **vars(taught))
+    text = STOPS[taught.stopped].format(**{**vars(taught), 'rounds': len(taught.rounds)})
     if taught.rounds[taught.best].harm <= taught.max_lost: return text
     return (f"{text} No round lost less than the limit (--max-lost {taught.max_lost:g}), so this model has "
             "forgotten more than you allowed: see what was lost, below. A higher retain_weight "
