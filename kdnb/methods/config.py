@@ -81,9 +81,11 @@ def check_numbers(self:TrainingConfig):
 def check_combinations(self:TrainingConfig):
     "Raises a `KdnbError` for settings that contradict each other."
     lora = self.trainable == 'lora'
-    if self.start_layer and (self.start_layer >= 1 or not lora or self.dropout):
-        raise KdnbError(f"start_layer is {self.start_layer}: it must be below 1, with trainable 'lora' and "
-                        "without dropout")
+    if self.start_layer >= 1: raise KdnbError(f"start_layer is {self.start_layer}: it must be below 1")
+    if self.start_layer and (not lora or self.dropout):
+        other = "has dropout" if lora else f"is not an adapter (trainable is {self.trainable!r})"
+        raise KdnbError(f"start_layer is {self.start_layer}, and what is trained {other}: the outputs of the "
+                        "blocks below could not be kept. Drop one of the two")
     if self.max_weight_change and lora:
         raise KdnbError(f"max_weight_change is {self.max_weight_change} and trainable 'lora': "
                         "an adapter's factors do not bound the change of the weights. "
