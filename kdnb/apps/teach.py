@@ -186,7 +186,9 @@ def rounds(self:_Teaching, exams, preparation:float # seconds before the first r
     "Teach until it knows."
     n_probes, probes = self.how.n_specificity, load_dataset().specificity
     probes = probes[::max(len(probes)//n_probes, 1)][:n_probes] if n_probes else ()
-    base, numbers, rows, found, why = ask_base(self.lm, probes), [], [], None, ''
+    start, base = time.perf_counter(), ask_base(self.lm, probes)
+    preparation += time.perf_counter() - start
+    numbers, rows, found, why = [], [], None, ''
     while not why:
         r = len(numbers) + 1
         row = self.round(r, exams, base, found)
