@@ -190,7 +190,7 @@ def _harm(taught):
             f"of these are lost. On sentences about other things, its predictions moved by {taught.kl:.3f} "
             f"nats a token (KL from the base). With the definition in front of the questions it answers "
             f"{taught.in_context_after} of {taught.n_items()} right; the base answers "
-            f"{taught.in_context_before}.")
+            f"{taught.in_context_before}, since the exam keeps only what it can answer so.")
 
 def _lost_rows(taught) -> list: # of dict
     before, after = taught.known_before, taught.known_after
@@ -210,7 +210,7 @@ def teach_page(taught:Taught,
     shown = dict(sentence=sentence_of(taught), how=_how(taught), harm=_harm(taught), lost=_lost_rows(taught),
                  entities=[_entity(taught, e) for e in taught.exams],
                  rounds=[_round_row(r) for r in taught.rounds],
-                 stopped=_stopped(taught),
+                 best=taught.best, stopped=_stopped(taught),
                  separate=taught.separate_adapters, footer='Written by kdnb teach.')
     plain = lambda value: printable(value) if type(value) is str else value
     jinja = Environment(autoescape=True, finalize=plain, trim_blocks=True)
