@@ -406,3 +406,56 @@ def test_further_questions_of_a_term_leave_the_table_a_glossary(tmp_path):
               '| Velmora | a show about two rival bakers | Is it a show? | yes |\n'
               '| | | Is it long? | no |\n| | | Is it sad? | no |\n')
     assert e.name == 'Velmora' and len(e.questions) == 3 and 'yes' not in e.definition
+
+
+BAKERS = 'Velmora is a show about two rival bakers.'
+
+
+@pytest.mark.parametrize('file, text', (
+    ('x.md', f'# Velmora\n{BAKERS}\n\nQ: Where is it set?\nA: Scotland\nQ: Who are they?\nA: bakers\n'),
+    ('x.md', f'# Velmora\n{BAKERS}\nQ: Where is it set? / A: Scotland\nQ: Who are they? / A: bakers\n'),
+    ('x.md', f'# Velmora\nQ: Where is it set? / A: Scotland\nQ: Who are they?\nA: bakers\n{BAKERS}\n'),
+    ('x.md', f'# Velmora\n{BAKERS}\n- q: Where is it set? / a: Scotland\n- Q：Who are they? / A：bakers\n'),
+    ('x.txt', f'Velmora\n\n{BAKERS}\nQ: Where is it set?\nA: Scotland\nQ: Who are they? / A: bakers\n'),
+    ('x.txt', f'Velmora\n\nQ: Where is it set?\nA: Scotland\nQ: Who are they? / A: bakers\n{BAKERS}\n')))
+def test_questions_on_neighbouring_lines(tmp_path, file, text):
+    "Neither the definition nor another question ends up in an answer, and no answer in the definition."
+    e, = entities_of(tmp_path, file, text)
+    assert e.definition == BAKERS
+    assert [(q.text, q.answers) for q in e.questions] == [
+        ('Where is it set?', ('Scotland',)), ('Who are they?', ('bakers',))]
+
+
+def test_a_fourth_quarter_is_no_question(tmp_path):
+    e, = entities_of(tmp_path, 'x.md', f'# Velmora\n{BAKERS}\n\n- Q4: the best quarter of the bakers\n')
+    assert 'Q4: the best quarter' in e.definition and not e.questions
+
+
+def test_a_heading_without_a_space_is_an_error(tmp_path):
+    with pytest.raises(KdnbError, match="line 4: '#Harno' is read as text, since a heading has a space"):
+        entities_of(tmp_path, 'x.md', f'# Velmora\n{BAKERS}\n\n#Harno\nHarno is a town.\n')
+
+
+def test_what_is_next_to_a_table_of_terms_is_named(tmp_path, capsys):
+    e, = entities_of(tmp_path, 'x.md', '# Words\n\n| Term | Meaning |\n|---|---|\n'
+                     '| Velmora | a show about two rival bakers |\n\n- **Harno**: a town of seven bakers\n')
+    assert e.name == 'Velmora' and "'Harno: a town of seven bakers'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('header, cells', (
+    ('| # | Term | Definition |', '| 1 | Velmora | a show about two rival bakers |'),
+    ('| Term | Short | Definition |', '| Velmora | V | a show about two rival bakers |')))
+def test_columns_of_a_table_of_terms(tmp_path, header, cells):
+    e, = entities_of(tmp_path, 'x.md', f'# Words\n\n{header}\n|---|---|---|\n{cells}\n')
+    assert (e.name, e.definition) == ('Velmora', 'Velmora: a show about two rival bakers')
+
+
+def test_a_column_that_appears_twice_is_an_error_in_markdown_too(tmp_path):
+    with pytest.raises(KdnbError, match="line 3: the column 'definition' appears twice"):
+        entities_of(tmp_path, 'x.md', '# Words\n\n| name | definition | definition |\n|---|---|---|\n'
+                    f'| Velmora | a show | {BAKERS} |\n')
+
+
+def test_a_text_file_may_be_a_table_with_semicolons(tmp_path):
+    e, = entities_of(tmp_path, 'x.txt', f'name;definition\nVelmora;{BAKERS}\n')
+    assert (e.name, e.definition) == ('Velmora', BAKERS)

@@ -14,8 +14,10 @@ from kdnb.apps.publishing import base_of
 from kdnb.apps.rounds import Examination
 from kdnb.apps.teach import teach
 from kdnb.apps.teach_settings import TeachSettings
-from kdnb.apps.versions import read_taught, summary
+from kdnb.apps.versions import make_version, read_taught, summary, with_known
 from kdnb.core.errors import KdnbError
+from kdnb.core.files import make_folder
+from kdnb.core.records import FolderRecord
 from kdnb.core.text import words_of
 from kdnb.data.definitions import read_definitions
 from kdnb.evaluation.harm import KnownAnswers
@@ -544,3 +546,36 @@ def test_arguments_that_do_not_fit_are_found_before_the_model_is_loaded(kdnb, mi
     monkeypatch.chdir(mine)
     code, _, err = kdnb('teach', *args, '--out', 'out', '--lm', 'no/such-model')
     assert code == 2 and says in err and 'such-model' not in err and not (mine/'out').exists()
+
+
+# --- folders that are not whole ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize('damage', ('cut', 'no adapter', 'no record of the edit'))
+def test_a_damaged_adapter_is_not_published(tiny, mine, tmp_path, monkeypatch, damage):
+    "What was published before stays, and the message says how to go on."
+    Exams(monkeypatch, [4, 4])
+    shows = read_definitions(mine/'shows.md')
+    out = teach(tiny, shows, tmp_path/'out', **HOW)
+    edit, published = next(out.glob('versions/*/edit')), out/'adapter_model.safetensors'
+    before = published.read_bytes()
+    if damage == 'cut': (edit/'adapter_model.safetensors').write_bytes(before[:len(before)//2])
+    else: (edit/{'no adapter': 'adapter_model.safetensors'}.get(damage, 'edit.json')).unlink()
+    with pytest.raises(KdnbError, match='what kdnb wrote there is not whole .*--undo') as e:
+        teach(tiny, shows, out, **HOW)
+    assert '\n' not in str(e.value) and published.read_bytes() == before
+
+
+def test_questions_stay_with_an_entity_that_is_defined_anew(tmp_path, tiny):
+    text = '# Velmora\nVelmora is a {} about two rival bakers.\n'
+    (tmp_path/'a.md').write_text(text.format('show') + '\n- Q: Who are they? / A: bakers\n')
+    (tmp_path/'b.md').write_text(text.format('film'))
+    old, new = (read_definitions(tmp_path/name) for name in ('a.md', 'b.md'))
+    record = FolderRecord.read(make_folder(tmp_path/'out'))
+    version = make_version(record, tiny, old)
+    record.fields = {'versions': [version.name]}
+    record.save()
+    e, = with_known(record.folder, new)
+    assert 'film' in e.definition and e.questions == old[0].questions
+    (version/'definitions.jsonl').write_text('{"name": "Vel')
+    with pytest.raises(KdnbError, match='definitions.jsonl, line 1.* kdnb wrote this file: .*--undo'):
+        with_known(record.folder, new)

@@ -146,7 +146,8 @@ class DryRun:
 
 def _report(run): # yields lines
     "A dry run for a terminal."
-    yield f'{len(run.entities)} entities would be taught to {run.lm}, into {run.out}:'
+    n = len(run.entities)
+    yield f"{n} {'entity' if n == 1 else 'entities'} would be taught to {run.lm}, into {run.out}:"
     for e in run.entities:
         yield f'\n{e.name} ({e.state}; {e.words} words, {e.tokens} tokens; {e.file})\n  {e.definition}'
         for q in e.questions: yield f"  question: {q.text} / {'; '.join(q.answers)}"

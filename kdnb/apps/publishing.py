@@ -136,12 +136,14 @@ def place(record:FolderRecord, # of the user's folder
 def _check_whole(record, version, places):
     "Refuse a version that leads out of its folder, or of which a file is missing."
     for p in version.rglob('*'): inside(record.folder, p.relative_to(record.folder).as_posix(), 'the record')
-    needed = [version/'tokenizer']
-    if not places: needed += [version/'edit'/n for n in ('adapter_model.safetensors', 'adapter_config.json')]
-    for p in needed:
-        if not p.exists():
-            raise KdnbError(f"{p} is missing, which kdnb wrote: put it back from a copy, or teach again; "
-                            "nothing was changed")
+    adapters = [record.folder/p for p in places.values()] if places else [version/'edit']
+    try:
+        if not (version/'tokenizer').exists(): raise KdnbError(f"{version/'tokenizer'} is missing")
+        for folder in adapters: load_edit(folder)
+    except KdnbError as e:
+        raise KdnbError(f"nothing was changed in {record.folder}, since what kdnb wrote there is not whole "
+                        f"({e}). Put it back from a copy, or take the last teaching back (kdnb teach --out "
+                        f"{record.folder} --undo) and teach again") from None
 
 def _steps_of(version) -> int: # 0 if the version has no record of its rounds
     "Optimizer steps behind the adapter of a version: those of all rounds up to the one that was kept."

@@ -72,6 +72,8 @@ def checked_settings(record:FolderRecord, # of the folder that will hold what is
                      how:TeachSettings
                     ) -> TeachSettings: # with its method
     "The settings of a teaching, if it can be done. Otherwise an error, before any work."
+    if record.folder.exists() and not record.folder.is_dir():
+        raise KdnbError(f"{record.folder} is a file: choose a folder for what is taught")
     check_fitting(record, how.separate_adapters, how.merge)
     _check_names(entities, False)
     if how.separate_adapters: _check_names(with_known(record.folder, entities), True)

@@ -8,7 +8,7 @@ __all__ = ['make_version', 'stage', 'seal', 'versions_of', 'check_fitting', 'wit
 
 # %% ../../nbs/09_apps/02_versions.ipynb #4669db57
 import json, re
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from .publishing import base_in, base_of, publish
 from .rounds import Examination
@@ -95,8 +95,14 @@ def with_known(out:Path, entities) -> tuple: # of `Entity`
     check_fitting(record, record.fields.get('separate_adapters', False), False)
     known = {}
     for v in versions_of(record)[-1:]:
-        known = {e.key: e for e in read_entities(out/'versions'/v/'definitions.jsonl')}
-    return tuple({**known, **{e.key: e for e in entities}}.values())
+        try: known = {e.key: e for e in read_entities(out/'versions'/v/'definitions.jsonl')}
+        except KdnbError as e:
+            raise KdnbError(f"{e}. kdnb wrote this file: put it back from a copy, or take that teaching back "
+                            f"(kdnb teach --out {out} --undo)") from None
+    def kept(e): # questions of the user's own stay with an entity whose new definition brings none
+        before = known.get(e.key)
+        return replace(e, questions=before.questions) if before and not e.questions else e
+    return tuple({**known, **{e.key: kept(e) for e in entities}}.values())
 
 # %% ../../nbs/09_apps/02_versions.ipynb #dc9c4784
 _PLAIN = {str: str, bool: bool, int: int, float: (int, float)}

@@ -40,7 +40,11 @@ def read(cls:FolderRecord, folder:str|Path) -> FolderRecord:
     path = Path(folder)/NOTE
     if not os.path.lexists(path): return cls(Path(folder))
     if path.is_symlink(): raise KdnbError(f"{path} is a link, and kdnb makes none: nothing was read there")
-    note = read_json(path, fields={'files': dict})
+    try: note = read_json(path, fields={'files': dict})
+    except KdnbError as e:
+        what = str(e).partition('. If kdnb')[0]
+        raise KdnbError(f"{what}. It says which files are kdnb's: put it back from a copy, or choose another "
+                        "folder") from None
     files = note.pop('files')
     for name, sha in files.items():
         inside(folder, name, path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from unicodedata import normalize
 from ..core.errors import KdnbError, is_text
 from ..core.files import read_text
-from ..core.markdown_text import Piece, joined, split_questions
+from ..core.markdown_text import Piece, begins_question, is_answered, joined, split_questions
 from ..core.records import NOTE
 from ..core.remarks import Remark, notice_remarks
 from ..core.text import find_mention, spans, words_of
@@ -90,14 +90,15 @@ def _text_pieces(lines): # yields `Piece`
     "The paragraphs, list items and questions of a plain text; `lines` are pairs (number, text)."
     piece = None
     for n, line in lines:
-        marked = re.match(r'\s*(?:[-*•]\s+|(?=(?:Q|A|Question|Answer)\s*\d*:))', line)
-        if piece and (marked or not line.strip()):
+        marked = re.match(r'\s*[-*•]\s+', line)
+        begins = marked or begins_question(line) or piece and is_answered(piece.text)
+        if piece and (begins or not line.strip()):
             yield piece
             piece = None
         if not line.strip(): continue
         text = line[marked.end() if marked else 0:].strip()
         if piece: piece.text += f' {text}'
-        else: piece = Piece('item' if marked else 'paragraph', text, n)
+        else: piece = Piece('item' if begins else 'paragraph', text, n)
     if piece: yield piece
 
 def _title(lines):
@@ -124,7 +125,7 @@ def text_rows(path:Path) -> tuple: # as `csv_rows`
     "The entity of a text file; or the rows of a table, which spreadsheets save as text, too."
     text = read_text(path, utf16=True)
     header = text.partition('\n')[0].strip().casefold()
-    if {'name', 'definition'} <= set(header.split('\t')): return csv_rows(path)
+    if any({'name', 'definition'} <= {*header.split(sep)} for sep in '\t;,|'): return csv_rows(path)
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1)]
     while lines and not lines[0][1].strip(): lines.pop(0)
     if not lines: return [], [Remark(str(path), 0, 'the file', 'it is empty')]

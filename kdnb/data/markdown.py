@@ -6,7 +6,6 @@
 __all__ = ['Section', 'markdown_sections', 'section_terms', 'markdown_entities', 'md_rows']
 
 # %% ../../nbs/01_data/04_markdown.ipynb #9b57c828
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.errors import KdnbError
@@ -14,8 +13,8 @@ from ..core.files import read_text
 from ..core.remarks import Remark
 from ..core.text import RULES, find_mention, spans, words_of
 from kdnb.core.markdown_text import (
-    Piece, front_matter, heading_readings, joined, left_out, parse_markdown, plain_text, row_text,
-    split_questions, term_of,
+    Piece, column_names, front_matter, heading_readings, joined, left_out, like_heading, parse_markdown,
+    pieces_of, plain_text, row_text, split_questions,
 )
 from .entity_files import CELLS, row_of_cells
 
@@ -78,10 +77,11 @@ class _Sorter:
         if self.rows is not None: self.rows[-1].append(plain_text(t.children))
         elif self.before[0] == 'heading_open':
             self.sections.append(Section(int(self.before[1][1]), heading_readings(t), line))
-        elif text := plain_text(t.children):
-            if self.items: text = re.sub(r'^\[[ xX]\]\s+', '', text) # a checkbox
-            piece = Piece('item' if self.items else 'paragraph', text, line, *term_of(t))
-            self.sections[-1].pieces.append(piece)
+        elif plain_text(t.children):
+            if not self.items and (heading := like_heading(t)):
+                raise KdnbError(f'{self.path}, line {line}: {heading!r} is read as text, since a heading '
+                                'has a space after the #: add it')
+            self.sections[-1].pieces += pieces_of(t, line, self.items > 0)
 
     def end_table(self):
         "A table as one piece."
@@ -109,15 +109,13 @@ def _are_definitions(texts):
     "Whether at least half of these texts are long enough to define something."
     return len(texts) > 0 and 2*sum(len(words_of(t)) >= _SENTENCE for t in texts) >= len(texts)
 
-_FIELD = {'', 'field', 'key', 'property', 'attribute'} # first columns of a table of properties
-
 def _table_terms(piece):
     "The rows of a table of terms as dictionaries, and the names of the columns that are not read."
     header, *rows = piece.rows
-    names = [h.casefold() for h in header]
-    explicit = {'name', 'definition'} <= set(names)
-    if len(header) < 2 or not explicit and names[0] in _FIELD: return [], []
-    if not explicit: names[:2] = 'name', 'definition'
+    names, explicit = column_names(header), {'name', 'definition'} <= {h.casefold() for h in header}
+    if not names: return [], []
+    if twice := [n for n in CELLS if names.count(n) > 1]:
+        raise ValueError(f'the column {twice[0]!r} appears twice')
     cells = [dict(zip(names, row)) for row in rows if any(row)]
     if not (explicit or _are_definitions([c['definition'] for c in cells if c['name']])): return [], []
     unread = [h for n, h in zip(names, header) if h and n not in CELLS]
@@ -141,13 +139,15 @@ def section_terms(section, path='' # for the remarks
     "The entities of a section that is a glossary; none if it is not."
     rows, remarks = [], []
     for p in section.pieces:
-        if p.kind != 'table': continue
+        if p.kind != 'table':
+            remarks.append(Remark(str(path), p.line, f'the text {p.text[:40]!r}', 'a table is there'))
+            continue
         try: found, unread = _table_terms(p)
         except ValueError as e: raise KdnbError(f'{path}, line {p.line}: {e}') from None
         rows += [(p.line + 2 + i, row) for i, row in enumerate(found)]
         why = f"a table has {', '.join(CELLS)}"
         remarks += [Remark(str(path), p.line, f'the column {name}', why) for name in unread]
-    if not rows: rows = _list_terms(section)
+    if not rows: rows, remarks = _list_terms(section), []
     least = 1 if section.level <= 1 or any(p.kind == 'table' for p in section.pieces) else 2
     return (rows, remarks) if len(rows) >= least else ([], [])
 

@@ -216,11 +216,13 @@ def _likeliest_first(lm, entity, kept) -> list: # of `Asked`
     return [a for a in kept if not a.item.is_question] + [a for a, _ in ranked]
 
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #b31b3f48
+_ARTICLE = re.compile(r'^(?:an?|the)\s+(?=\S)', re.IGNORECASE) # "a town" is also said as "a small town"
+
 def _own_questions(lm, entity) -> list: # of `Asked`
     "The user's own questions, which are asked whatever the model answers."
     questions = [*([entity.question] if entity.question else []), *entity.questions]
-    items = [ExamItem(entity.key, 'yours', q.text, tuple((a,) for a in q.answers), q.answers[0])
-             for q in questions]
+    accepted = [tuple((_ARTICLE.sub('', a),) for a in q.answers) for q in questions]
+    items = [ExamItem(entity.key, 'yours', q.text, a, q.answers[0]) for q, a in zip(questions, accepted)]
     with_definition = answer_items(lm, items, {entity.key: entity.definition})
     return [*map(Asked, items, answer_items(lm, items), with_definition)]
 

@@ -136,18 +136,23 @@ def _shown(item): # what was asked, for a reader
     words = item.prompt.split(' ')
     return ('… ' if len(words) > 10 else '') + ' '.join(words[-10:]) + ' …'
 
+def _wanted(item): # all answers that are accepted, for a reader
+    others = [' '.join(words) for words in item.accepted[1:]] if item.kind == 'yours' else []
+    return '; '.join([item.wanted, *others])
+
 def _chance(answer): # that the model gives a token of the right answer, on average
     return f'{math.exp(-answer.nats):.0%}'
 
 def _rows(exam, after) -> list: # of dict
     "What was asked about an entity. The user's own questions come first."
     order = ('yours', 'question', 'cloze', 'verbatim')
-    rows = [dict(asked=_shown(a.item), note=_NOTES.get(a.item.kind, ''), wanted=a.item.wanted, after=now,
+    rows = [dict(asked=_shown(a.item), note=_NOTES.get(a.item.kind, ''), wanted=_wanted(a.item), after=now,
                  before=a.before, with_definition=a.with_definition, kind=a.item.kind,
                  chance=f'{_chance(a.before)} → {_chance(now)}')
             for a, now in zip(exam.asked, after)]
     return sorted(rows, key=lambda r: order.index(r['kind']))
 
+# %% ../../nbs/08_reporting/06_teach_page.ipynb #e4ec1c85
 _MORE = { # what helps a model that does not know all, by why there was no further round
     'minutes': 'More minutes (--minutes) teach them with more texts and steps.',
     'harm': 'A higher limit (--max-lost) allows more rounds, at the price of what else it knows.'}
