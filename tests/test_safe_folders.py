@@ -295,7 +295,7 @@ ZZ = '{"lm": "x", "path": "p", "kind": "zz", "sha256": "s"}'
 @pytest.mark.parametrize('file, text, says', (
     ('exams.json', '[]', 'holds a list: it must hold an object'),
     ('base_model.json', ZZ, "unknown kind of a base model 'zz'"),
-    ('edit/adapter_model.safetensors', None, 'is missing, which kdnb wrote')))
+    ('edit/adapter_model.safetensors', None, 'adapter_model.safetensors is missing')))
 def test_a_damaged_version_is_one_sentence_and_no_file_changes(tiny, tmp_path, file, text, says):
     out = tmp_path/'out'
     teach(tiny, entities(tmp_path), out, **HOW)

@@ -68,10 +68,10 @@ def _read_saved(folder) -> _Saved:
     if (folder/'edit.json').exists():
         edit = load_edit(folder)
         return _Saved(edit.lm, edit.base, edit, ())
+    if any(p.is_dir() for p in folder.glob('versions/*')):
+        raise KdnbError(f"{folder} holds no finished teaching: run kdnb teach again, which continues it")
     if 'versions' in FolderRecord.read(folder).fields:
         raise KdnbError(f"what {folder} was taught has been taken back: teach it something (kdnb teach)")
-    if (folder/'versions').is_dir():
-        raise KdnbError(f"{folder} holds no finished teaching: run kdnb teach again, which continues it")
     raise KdnbError(f"{folder} was not written by kdnb teach or kdnb edit: it holds neither a teaching "
                     "(kdnb.json) nor an edit (edit.json)")
 
