@@ -224,5 +224,6 @@ def test_the_card_is_one_for_the_hub(make, tiny_folder, separate_adapters):
     assert 'base_model' not in front and str(tiny_folder()) not in str(front) # it lies in a folder
     headings = [line for line in card.text.splitlines() if line.startswith('## ')]
     assert headings == ['## What it knows', '## How to load it', '## How it was trained', '## Limits']
-    for said in (SHOW.definition, TOWN.definition, '3 steps' if separate_adapters else '6 steps', 'a folder of the machine'):
+    steps = '3 steps' if separate_adapters else '6 steps'
+    for said in (SHOW.definition, TOWN.definition, steps, 'a folder of the machine'):
         assert said in card.text

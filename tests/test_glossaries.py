@@ -6,7 +6,8 @@ import pytest
 from kdnb.core.text import contains_phrase, find_mention, words_of
 from kdnb.data.definitions import read_definitions
 
-FOLDER = Path(__file__).resolve().parent/'data'/'glossaries'
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT/'tests'/'data'/'glossaries'
 GLOSSARIES = ('ward', 'game', 'kitchen', 'codebase', 'family', 'office', 'company')
 FIELDS = {'glossary', 'entity', 'text', 'answers', 'kind'}
 LONGEST_SHARED = {'direct': 7, 'use': 4} # words in a row that a question may share with a definition
@@ -106,3 +107,12 @@ def test_a_planted_fault_is_found(fault):
     q, = (q for q in questions_of('company') if q['entity'] == 'Café Zündkerze' and q['kind'] == 'direct')
     assert not list(faults(q, entities))
     assert fault in list(faults({**q, **PLANTED[fault]}, entities))
+
+
+# --- what was measured on them ---------------------------------------------------------------------------
+
+def test_the_site_has_the_numbers_of_the_committed_runs():
+    from glossary_runs import table
+    rows = json.loads((ROOT/'outputs/glossaries/smollm2.json').read_text())
+    assert {r['glossary'] for r in rows} == set(GLOSSARIES)
+    assert table(rows) in (ROOT/'docs/pages/teach.md').read_text()
