@@ -477,12 +477,12 @@ def test_a_dry_run_shows_what_would_be_taught_and_changes_nothing(kdnb, tiny_fol
     before = snapshot(tmp_path)
     new = [*args[:-1], tmp_path.parent/'elsewhere']
     code, text, err = kdnb('teach', mine/'words.md', *new, '--dry-run')
-    assert code == 0 and '(new; ' in text and 'known already' not in text, err
+    assert code == 0 and '(new; ' in text and '(known; ' not in text, err
     code, text, err = kdnb('teach', mine/'words.md', *args, '--dry-run', '--json')
     assert code == 0 and snapshot(tmp_path) == before, err
     assert text.startswith(f'2 entities would be taught to {tiny_folder()}, into {out}:')
     assert 'Quint (new; 4 words, ' in text and 'question: Where is Quint? / Norway; Oslo' in text
-    assert 'Zorbel Harbour (replaces another definition; 5 words' in text
+    assert 'Zorbel Harbour (changed; 5 words' in text
     assert f'also known to {out}, and taught again with them: Velmora Junction' in text
     assert "words.md, line 1: the title 'Words' with the text below it (it is above the entities" in text
     assert 'words.md, line 8: a code block (code is no part of a definition)' in text
