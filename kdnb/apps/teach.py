@@ -65,11 +65,10 @@ def earlier_exams(self:_Teaching) -> dict: # entity key -> JSON object
     return {k: row for k, row in rows.items() if isinstance(row, dict)}
 
 @patch
-def exam_row(self:_Teaching, e, before) -> dict: # JSON object, with a hash of what decides it
+def exam_row(self:_Teaching, e, before, identity) -> dict: # JSON object, with a hash of what decides it
     "The exam about an entity; `before` if it was made in the same way."
     texts = [e.definition, *(c.text for c in self.sets[e.key].continuations)]
-    made_by = key(dict(writing_identity(self.lm, self.generator), entity=asdict(e), texts=texts,
-                       seed=self.how.seed))
+    made_by = key(dict(identity, entity=asdict(e), texts=texts, seed=self.how.seed))
     if before.get('made_by') == made_by: return before
     exam = write_exam(self.lm, e, self.generator, texts, self.how.seed)
     return {**exam_as_json(exam), 'made_by': made_by}
@@ -79,9 +78,9 @@ def exams(self:_Teaching) -> list: # of `Exam`
     "The exams about all entities."
     begun = self.version/'exams-begun.json'
     def write():
-        before, rows = self.earlier_exams(), {}
+        before, rows, identity = self.earlier_exams(), {}, writing_identity(self.lm, self.generator)
         for e in self.bar('exam', self.entities):
-            rows[e.key] = self.exam_row(e, before.get(e.key, {}))
+            rows[e.key] = self.exam_row(e, before.get(e.key, {}), identity)
             write_json(begun, {**before, **rows})
         return rows
     rows = stage(self.version, 'exams', write)
