@@ -195,7 +195,7 @@ def _harm(taught):
             f"of these are lost. On sentences about other things, its predictions moved by {taught.kl:.3f} "
             f"nats a token (KL from the base). With the definition in front of the questions it answers "
             f"{taught.in_context_after} of {taught.n_items()} right; the base answers "
-            f"{taught.in_context_before}, since the exam keeps only what it can answer so.")
+            f"{taught.in_context_before}; of the questions that were not yours, the exam keeps only these.")
 
 def _lost_rows(taught) -> list: # of dict
     before, after = taught.known_before, taught.known_after
