@@ -18,7 +18,7 @@ UNSEEN = {
     'OUT/replies.jsonl', 'OUT/.replies.jsonl.lock', '.OUT.replies.jsonl.lock', 'OUT/.publishing-*',
     'OUT.replies.jsonl', 'OUT/special_tokens_map.json', 'OUT/chat_template.jinja',
     'DIR/NAME-ID/training.safetensors', 'DIR/NAME-ID/edit/*', 'OUT/versions/ID/training.safetensors',
-    'OUT/versions/ID/rounds/N/*'}
+    'OUT/versions/ID/rounds/N/*', 'OUT/versions/ID/exams-begun.json'}
 
 
 def tables():

@@ -194,14 +194,13 @@ def test_undo_publishes_the_base_model_of_the_remaining_version(tiny_folder, tmp
     assert note['lm_sha256'] == a.sha256 and note['base'] == a.name
 
 
-def test_a_relative_base_stays_relative_and_the_code_of_the_card_loads_it(tiny_folder, tmp_path, monkeypatch):
+def test_a_relative_base_is_found_from_everywhere_also_by_the_card(tiny_folder, tmp_path, monkeypatch):
     import shutil
     from kdnb.models.model import load_lm
     shutil.copytree(tiny_folder(), tmp_path/'base')
     monkeypatch.chdir(tmp_path)
     out = teach(load_lm('base', device='cpu'), entities(tmp_path), 'out', **HOW)
-    assert published_base(out) == 'base'
-    for p in out.rglob('*.json'): assert str(tmp_path) not in p.read_text(), p
+    assert published_base(out) == str(tmp_path/'base')
     shutil.move(tmp_path/'out', tmp_path/'moved') # as to another machine
     card = (tmp_path/'moved'/'README.md').read_text()
     code = card.split('```python')[1].split('```')[0].replace('PATH_OF_THIS_FOLDER', repr('moved'))
@@ -332,7 +331,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize(
-    'size', (3_000, *(pytest.param(s, marks=pytest.mark.slow) for s in (200, 30_000, 60_000))))
+    'size', (3_000, *(pytest.param(s, marks=pytest.mark.slow) for s in (200, 30_000, 34_000))))
 def test_a_full_disk_is_one_sentence_and_the_same_command_continues(tiny_folder, tmp_path, size):
     (tmp_path/'x.md').write_text(SHOWS)
     command = [

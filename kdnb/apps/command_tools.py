@@ -143,13 +143,19 @@ _COLUMNS = {
 
 def shown_columns(df # a table of `collect`
                  ): # DataFrame of texts
-    "The columns of results that are shown: accuracy in percent or perplexity, with 95% intervals."
-    def show(v):
-        if isinstance(v, float): return f'{v:.1f}'
-        return '' if v is None else str(v)
-    keep = [c for c in _COLUMNS if c in df and df[c].notna().any()]
+    "The columns of results that are shown: accuracy in percent, perplexity or nats, with 95% intervals."
+    in_nats = 'unit' in df and (df.unit == 'nats').all()
+    kinds = {c: c.removeprefix('target_') for c in df if c.startswith('target_') and c != 'target_by_entity'}
+    kinds = {c: k for c, k in kinds.items() if c not in _COLUMNS}
+    of_target = {c: name for c, name in _COLUMNS.items() if c in ('method', 'target')}
+    names = {**of_target, **kinds, **_COLUMNS}
+    def show(column):
+        digits = '.2f' if in_nats and column.name.startswith('target') else '.1f'
+        def one(v): return '' if v is None else v if isinstance(v, str) else format(v, digits)
+        return column.map(one)
+    keep = [c for c in names if c in df and df[c].notna().any()]
     if 'target_open_ended' in keep: keep.remove('target')
-    return df[keep].rename(columns=_COLUMNS).map(show)
+    return df[keep].apply(show).rename(columns=names)
 
 def table(df) -> str: # a table of `collect`
     "Results for a terminal."

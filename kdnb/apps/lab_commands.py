@@ -53,12 +53,11 @@ def run_command(args) -> dict:
     _warn_without_probes(ds)
     how = dict(transfer=sets, n_specificity=args.n_specificity, limit=args.limit, preset=args.preset,
                folder=args.out, eval_dtype=args.eval_dtype, edits_per_batch=args.edits_per_batch,
-               n_other_entities=0 if ds.name in BENCHMARKS else 2)
+               n_other_entities=0 if ds.name in BENCHMARKS else 2, harm=args.harm)
     def make(method, **more): return Experiment(lm, ds, method, args.regime, args.seed, **how, **more)
     mine = make(args.method, **settings)
     if not args.transfer:
-        entities = ds.entities if args.regime == REGIMES[0] else mine.taught
-        how['transfer'] = _complete_sets(lm, mine.method, entities, sets, args.out)
+        how['transfer'] = _complete_sets(lm, mine.method, mine.taught, sets, args.out)
     references = [] if args.method in _NO_EDITS else [make('base'), make('prepend')]
     runs = [*references, make(args.method, **settings)]
     df = collect(_go(runs, args.workers), [e.key for e in runs[0].taught])

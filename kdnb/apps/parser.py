@@ -40,6 +40,9 @@ def _evaluation_options(p, method):
     p.add_argument('--edits-per-batch', type=whole_number, default=1, metavar='N',
                    help='number of entities trained in parallel, each with its own adapter, in the regime '
                         'single (default: 1)')
+    p.add_argument('--harm', action='store_true',
+                   help='also measure the drift on neutral text (KL from the base model, in nats), and the '
+                        'target with the definition in front of the edited model')
     p.add_argument('--out', type=some_text, default='runs', metavar='DIR',
                    help='folder of the run folders (default: runs)')
 

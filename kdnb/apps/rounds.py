@@ -14,7 +14,7 @@ from ..data.transfer_sets import Continuation, placed
 from ..edits.edit import Edit
 from ..evaluation.asking import question_prompt
 from ..evaluation.exam import Exam, Spare, answer_items, fact_states, read_answers, written_answers
-from ..evaluation.exam_writer import asks_in, questions_about
+from ..evaluation.exam_writer import asks_in, questions_about, shares_words
 from ..evaluation.harm import KnownAnswers, answer_known, lost, mean_kl, neutral_texts, predictions
 from ..models.model import LM
 
@@ -44,15 +44,19 @@ def _new_questions(lm, exam, wanted, generator, seed) -> list: # of `Spare`
 def fact_texts(lm:LM, exam:Exam,
                wanted, # indices of facts
                generator=None, # of `LMGenerator`'s kind, writes new questions; None: the exam's spare ones
-               seed:int=0 # random seed of new questions
+               seed:int=0, # random seed of new questions
+               others=() # of `ExamItem`: those of other exams
               ) -> list: # of `Continuation`
-    "Texts about some facts, of which the exam contains nothing."
+    "Texts about some facts, of which no exam contains anything."
+    def is_asked(text):
+        elsewhere = any(i.tests_use and shares_words(i.prompt, text) for i in others)
+        return elsewhere or any(asks_in(i, exam.entity, text) for i in exam.items)
     entity, texts, count = exam.entity, [], Counter()
     if generator: spare = _new_questions(lm, exam, wanted, generator, seed)
     else: spare = [s for s in exam.spare if s.item.fact in wanted]
     for s in spare:
         text = _question_text(entity, s) if s.item.is_question else _statement(entity, s)
-        if not text.mention or any(asks_in(i, entity, text.text) for i in exam.items): continue
+        if not text.mention or is_asked(text.text): continue
         count[s.item.fact, s.item.kind] += 1
         if count[s.item.fact, s.item.kind] <= _EACH: texts.append(text)
     questions, statements = ([c for c in texts if c.prompt == p] for p in ('question', 'statement'))

@@ -94,9 +94,10 @@ def texts(self:_Teaching, r:int, exams,
           found:Examination|None # of the round before
          ) -> dict: # entity key -> tuple of `Continuation`
     "Texts for round r: about all facts at first, then new ones about those that the exam found unknown."
+    items = [i for e in exams for i in e.items]
     def of(exam):
         wanted = found.unknown(exam) if found else range(len(exam.facts))
-        return fact_texts(self.lm, exam, wanted, self.generator if found else None, self.how.seed + r)
+        return fact_texts(self.lm, exam, wanted, self.generator if found else None, self.how.seed + r, items)
     def write(): return {e.entity.key: [asdict(c) for c in of(e)] for e in self.bar('texts', exams)}
     rows = stage(self.version, f'texts-{r}', write)
     with as_written(self.version/f'texts-{r}.json'):

@@ -18,7 +18,11 @@ class Interval:
     high: float
     n: int # number of resampled units
 
-    def __str__(self): return f'{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]'
+    def __format__(self, spec): # of numbers; empty: one decimal
+        value, low, high = (format(x, spec or '.1f') for x in (self.value, self.low, self.high))
+        return f'{value} [{low}, {high}]'
+
+    def __str__(self): return format(self, '')
 
     def __sub__(self, limit):
         "How far the mean is above a constant."

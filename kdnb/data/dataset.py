@@ -18,7 +18,7 @@ from .entities import Entity
 from .entity_files import read_entities, read_probes
 
 # %% ../../nbs/01_data/02_dataset.ipynb #9fe14c05
-UNITS = ('accuracy', 'perplexity')
+UNITS = ('accuracy', 'perplexity', 'nats')
 
 def _content(x) -> dict:
     "The fields of an entity or a probe, for the hash; without a user's questions if there are none."

@@ -18,7 +18,7 @@ class Probe:
     prompt: str # text up to the answer, without a space at its end
     gold: str # correct answer
     candidates: tuple = () # answers to choose from, including `gold`; empty: score the likelihood of `gold`
-    kind: str = 'explicit' # one of `PROBE_KINDS`
+    kind: str = 'explicit' # one of `PROBE_KINDS`; benchmarks have kinds of their own
     topic: str = '' # for specificity probes: the subject that the probe is about
     split: str = '' # for specificity probes: as in `Entity`
     right: str = '' # text after the answer, shown to readers; a causal model does not see it
@@ -41,8 +41,8 @@ class Question:
 @dataclass(frozen=True)
 class Entity:
     "Something new to a model: its name, its definition, and the probes that test it."
-    name: str
-    definition: str # one or two sentences that mention the name
+    name: str # empty: a document without a name
+    definition: str # one or two sentences that mention the name, or a document
     aliases: tuple = () # other names under which a text may mention it
     kind: str = '' # "tv show", "bridge", ...
     split: str = '' # "dev": hyperparameters are chosen on these; "test": results are reported on these
@@ -61,7 +61,7 @@ class Entity:
     @property
     def names(self) -> tuple:
         "The name and its aliases, from the longest to the shortest."
-        return tuple(sorted({self.name, *self.aliases}, key=lambda n: (-len(n), n)))
+        return tuple(sorted({self.name, *self.aliases} - {''}, key=lambda n: (-len(n), n)))
 
     def _repr_markdown_(self): return _entity_card(self)
 

@@ -69,6 +69,8 @@ class Continuation:
     rule: str = '' # one of `RULES`: how the mention was found; empty for generated texts
     teacher: str = '' # what the teacher reads; it ends in the text. Empty: the definition, and then the text
     labels: float = 0. # share of the text's own tokens in the teacher's distribution; 1: ordinary training
+    start: int|None = None # where an answer begins, in characters, if a loss is taken on it alone
+    span: tuple|None = None # (start, end) of the part of the definition that it is about, in characters
 
 @dataclass(frozen=True)
 class TransferSet:
@@ -84,7 +86,8 @@ class TransferSet:
     @property
     def key(self) -> str:
         "Hash of the texts in their order. Results that used this set depend on it."
-        texts = [(c.text, c.mention, *filter(None, [c.teacher, c.labels])) for c in self.continuations]
+        def content_of(c): return c.text, c.mention, *filter(None, [c.teacher, c.labels, c.start, c.span])
+        texts = [content_of(c) for c in self.continuations]
         content = [self.entity, texts]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -126,17 +129,23 @@ def placement(sets:dict # key of an entity -> `TransferSet`
 _TYPES = {'entity': str, 'definition': str, 'continuations': list, 'made_by': dict, 'tries': int,
           'dropped': dict, 'spent': dict} # field -> type
 
+def _is_pair(value): # of a start and an end
+    return isinstance(value, list) and len(value) == 2 and all(type(i) is int for i in value) \
+        and 0 <= value[0] < value[1]
+
 def _continuation_fault(c):
     "What is wrong with the JSON of a continuation; None if nothing is."
     texts = ('prompt', 'rule')
     if not isinstance(c, dict) or not isinstance(c.get('text'), str) or 'mention' not in c \
             or not all(isinstance(c.get(k, ''), str) for k in texts):
         return ', field continuations: each must be an object with a text and a mention'
-    m, text = c['mention'], c['text']
-    if m is None: return None
-    two_integers = isinstance(m, list) and len(m) == 2 and all(type(i) is int for i in m)
-    if not two_integers or not 0 <= m[0] < m[1] <= len(text):
+    m, text, start, span = c['mention'], c['text'], c.get('start'), c.get('span')
+    if m is not None and (not _is_pair(m) or m[1] > len(text)):
         return f", field mention: {str(m)[:40]} does not lie in {text[:40]!r}"
+    if start is not None and (type(start) is not int or not 0 <= start < len(text)):
+        return f", field start: {str(start)[:40]} does not lie in {text[:40]!r}"
+    if span is not None and not _is_pair(span):
+        return f", field span: {str(span)[:40]} is no part of a definition"
 
 def _transfer_faults(d):
     "Yield what is wrong with the JSON of a transfer set."
@@ -158,8 +167,10 @@ def _transfer_faults(d):
 # %% ../../nbs/01_data/06_transfer_sets.ipynb #58a97a18
 def _transfer_set(d):
     "The `TransferSet` of a JSON object."
+    def pair(value): return tuple(value) if value else None
     continuations = tuple(
-        Continuation(c['text'], c['mention'] and tuple(c['mention']), c.get('prompt', ''), c.get('rule', ''))
+        Continuation(c['text'], pair(c['mention']), c.get('prompt', ''), c.get('rule', ''),
+                     start=c.get('start'), span=pair(c.get('span')))
         for c in d['continuations'])
     optional = {k: d[k] for k in ('definition', 'made_by', 'tries', 'dropped', 'spent') if k in d}
     return TransferSet(normalize('NFC', d['entity']), continuations, **optional)

@@ -11,9 +11,10 @@ from collections import Counter
 from dataclasses import replace
 from ..core.errors import printable
 from ..core.files import ASSETS
+from ..core.sentences import sentence_ends
 from ..core.text import FUNCTION_WORDS, QUESTION_MARKS, contains_phrase, find_mention, spans, words_of
 from ..data.entities import Entity
-from .asking import ask, sentence_ends
+from .asking import ask
 from .exam import KINDS, Asked, Exam, ExamItem, Spare, answer_items, written_answers
 from .facts import facts_of, has_words
 from ..models.model import LM

@@ -25,26 +25,44 @@ def _percent(row): return 100*row['correct']
 
 def _nats_per_token(row): return as_loss(row['bits'])*math.log(2)/row['tokens']
 
-_UNITS = {'accuracy': _Unit(_percent, identity, 1), 'perplexity': _Unit(_nats_per_token, np.exp, -1)}
+_UNITS = {'accuracy': _Unit(_percent, identity, 1), 'perplexity': _Unit(_nats_per_token, np.exp, -1),
+          'nats': _Unit(_nats_per_token, identity, -1)}
+
+def _unit_of(rows, unit) -> str:
+    "The unit of rows of probes: accuracy where there were candidates, otherwise that of the data."
+    chosen = any('correct' in r for r in rows if r)
+    return 'accuracy' if chosen else unit
 
 # %% ../../nbs/06_evaluation/01_metrics.ipynb #6d300005
+def _kinds_of(cases) -> tuple:
+    "All kinds of probes about the target."
+    kinds = dict.fromkeys(p['kind'] for c in cases for t in c['target'] for p in t['probes'])
+    return tuple(dict.fromkeys(['explicit', 'indirect', *kinds]))
+
+def _targets(cases) -> dict: # name of a metric -> kinds of probes
+    "The metrics of the target: all of its probes, and each kind."
+    kinds = _kinds_of(cases)
+    each = {f'target_{k}': (k,) for k in (*kinds, 'open_ended')}
+    return {'target': tuple(k for k in kinds if k != 'unchanged'), **each}
+
 def _by_entity(cases, kinds, unit='accuracy') -> dict: # name of an entity -> values
     "The values of each entity's probes of some kinds, or ('open_ended') of its open-ended question."
     value, out = _UNITS[unit].value, {}
     for t in (t for c in cases for t in c['target']):
         values = [value(p) for p in t['probes'] if p['kind'] in kinds]
         if 'open_ended' in kinds and t['open_ended']: values.append(100*t['open_ended']['correct'])
-        if values: out.setdefault(t['entity'], []).extend(values)
+        if values: out.setdefault(t['entity'] or t['key'], []).extend(values)
     return out
 
 # %% ../../nbs/06_evaluation/01_metrics.ipynb #0aa504a0
 def gap_closed(cases, base, prepend, # results of `evaluate` on the same entities: a method, both references
-              kinds=('explicit', 'indirect'), # of probes
+              kinds=None, # of probes; None: all but `unchanged`
               seed:int=0, # of the bootstrap
-              unit:str='accuracy' # or 'perplexity'
+              unit:str='accuracy' # one of `UNITS`
              ) -> Interval|None: # in percent; None if there is no gap
     "(method - base) / (prepend - base)."
     final, sign = _UNITS[unit].final, _UNITS[unit].sign
+    kinds = kinds or _targets(cases)['target']
     m, b, p = (_by_entity(x, kinds, unit) for x in (cases, base, prepend))
     names = [n for n in m if len(m[n]) == len(b.get(n, [])) == len(p.get(n, []))]
     if not names: return None
@@ -62,15 +80,9 @@ def gap_closed(cases, base, prepend, # results of `evaluate` on the same entitie
     return Interval(float(100*gain/gap), float(low), float(high), len(names))
 
 # %% ../../nbs/06_evaluation/01_metrics.ipynb #d152dcf2
-_TARGETS = { # name of a metric -> kinds of probes
-    'target': ('explicit', 'indirect'),
-    'target_explicit': ('explicit',),
-    'target_indirect': ('indirect',),
-    'target_open_ended': ('open_ended',)}
-
 def _target_accuracy(cases, unit):
     out = {}
-    for name, kinds in _TARGETS.items():
+    for name, kinds in _targets(cases).items():
         values = _by_entity(cases, kinds, unit)
         final = identity if name == 'target_open_ended' else _UNITS[unit].final
         probes = [x for v in values.values() for x in v]
@@ -82,7 +94,7 @@ def _target_accuracy(cases, unit):
 
 def _table(cases, field, unit='accuracy'): # [edits, probes], NaN where a probe was not asked
     "Values of all cases; as a single row if the cases were asked different numbers of probes."
-    value = _UNITS[unit].value
+    value = _UNITS[_unit_of((r for c in cases for r in c[field]), unit)].value
     rows = [[np.nan if r is None else value(r) for r in c[field]] for c in cases]
     return rows if len({len(r) for r in rows}) == 1 else [[x for r in rows for x in r]]
 
@@ -90,39 +102,51 @@ def _table(cases, field, unit='accuracy'): # [edits, probes], NaN where a probe 
 def _neighbor_accuracy(cases):
     out, targets = {}, [t for c in cases for t in c['target']]
     for name, (field, kind, what) in NEAR.items():
-        rows = [(t['entity'], r) for t in targets for r in t.get(field, [])]
+        rows = [(t['entity'] or t['key'], r) for t in targets for r in t.get(field, [])]
         rows = [(n, 100*r[what]) for n, r in rows if r.get('kind') == kind and what in r]
         out[name] = interval([v for _, v in rows], [n for n, _ in rows])
     return out
 
 def _bits_per_byte(cases):
     targets = [t for c in cases for t in c['target']]
-    golds = [(t['entity'], as_loss(p['bits'])/p['bytes']) for t in targets for p in t['probes']]
+    golds = [(t['entity'] or t['key'], as_loss(p['bits'])/p['bytes']) for t in targets for p in t['probes']]
     definitions = [as_loss(t['definition_bpb']) for t in targets]
     return {'answer_bpb': interval([b for _, b in golds], [n for n, _ in golds]),
-            'definition_bpb': interval(definitions, [t['entity'] for t in targets])}
+            'definition_bpb': interval(definitions, [t['entity'] or t['key'] for t in targets])}
 
 # %% ../../nbs/06_evaluation/01_metrics.ipynb #6d30000c
-def _specificity_change(cases, base, unit): # in percentage points, or in perplexity
+def _specificity_change(cases, base, unit): # in percentage points, or in the unit of its probes
     before, after = (np.array(_table(x, 'specificity', unit), float) for x in (base, cases))
     if not after.size or before.shape[1] != after.shape[1]: return None
     asked = ~np.isnan(before)
     total, count = np.where(asked, before, 0).sum(0), asked.sum(0)
     mean = np.divide(total, count, out=np.full(before.shape[1], np.nan), where=asked.any(0))
     after = np.where(np.isnan(mean), np.nan, after)
-    return interval_crossed(after, final=_UNITS[unit].final, base=np.broadcast_to(mean, after.shape))
+    final = _UNITS[_unit_of((r for c in cases for r in c['specificity']), unit)].final
+    return interval_crossed(after, final=final, base=np.broadcast_to(mean, after.shape))
+
+def _harm(cases, unit): # None where an experiment has not measured it
+    measured = [c for c in cases if 'drift' in c]
+    drifts = interval_crossed([c['drift'] for c in measured]) if measured else None
+    rows = [(c['entities'][0], r) for c in measured for r in c['in_context'] if r['kind'] != 'unchanged']
+    unit = _UNITS[_unit_of((r for _, r in rows), unit)]
+    values, names = [unit.value(r) for _, r in rows], [name for name, _ in rows]
+    return {'drift': drifts, 'in_context': interval(values, names, final=unit.final)}
 
 def summarise(cases, # results of `evaluate`, one per case
               base=None, prepend=None, # those of the references; None: without the metrics that need them
-              unit:str='accuracy' # of the data, or 'perplexity'
+              unit:str='accuracy' # of the data, one of `UNITS`
              ) -> dict: # name -> Interval, or None where it does not apply
     "All metrics of one method."
-    out = {'unit': unit, **_target_accuracy(cases, unit)}
+    of_specificity = _unit_of((r for c in cases for r in c['specificity']), unit)
+    out = {'unit': unit, 'specificity_unit': of_specificity, **_target_accuracy(cases, unit)}
     for name in ('specificity', 'other_entities'):
-        out[name] = interval_crossed(_table(cases, name, unit), final=_UNITS[unit].final)
+        final = _UNITS[_unit_of((r for c in cases for r in c[name]), unit)].final
+        out[name] = interval_crossed(_table(cases, name, unit), final=final)
     out |= _neighbor_accuracy(cases)
+    out |= _harm(cases, unit)
     out |= _bits_per_byte(cases)
-    for name, kinds in _TARGETS.items():
+    for name, kinds in _targets(cases).items():
         share = gap_closed(cases, base, prepend, kinds, unit=unit) if base and prepend else None
         out['gap_closed' + name.removeprefix('target')] = share
     out['specificity_change'] = _specificity_change(cases, base, unit) if base else None
@@ -132,19 +156,21 @@ def summarise(cases, # results of `evaluate`, one per case
 def failure_modes(s:dict, base:dict # results of `summarise` for the method and the base model
              ) -> list: # of sentences; empty if nothing went wrong
     "The failure modes that the metrics of a method show."
-    out, sign = [], _UNITS[s['unit']].sign
+    out, names = [], {'accuracy': 'points', 'perplexity': 'of perplexity', 'nats': 'nats'}
     share, change = s['gap_closed_indirect'], s['specificity_change']
     target, reference = s['target'], base['target']
-    unit = 'points' if s['unit'] == 'accuracy' else 'of perplexity'
     recited = 1 - s['definition_bpb'].value/base['definition_bpb'].value
     if recited > .5 and share and share.high < 50:
         out.append(f"the definition is memorised ({100*recited:.0f}% fewer bits) and does not propagate "
                    f"({share.value:.0f}% of the indirect gap)")
 
-    def below(i, limit): return i.high < limit if sign > 0 else i.low > limit # worse, with its whole interval
-    least = 1 if sign > 0 else .5 # smallest change of specificity that is reported
-    if change and below(change, 0) and abs(change.value) > least:
-        out.append(f'specificity is lost ({change.value:+.1f} {unit})')
-    if target and reference and below(target, reference.value):
-        out.append(f"the target is harmed ({target.value - reference.value:+.1f} {unit})")
+    def below(i, limit, unit): # worse, with its whole interval
+        return i.high < limit if _UNITS[unit].sign > 0 else i.low > limit
+    unit = s['specificity_unit']
+    least = 1 if unit == 'accuracy' else .5 # smallest change of specificity that is reported
+    if change and below(change, 0, unit) and abs(change.value) > least:
+        out.append(f'specificity is lost ({change.value:+.1f} {names[unit]})')
+    unit = s['unit']
+    if target and reference and below(target, reference.value, unit):
+        out.append(f"the target is harmed ({target.value - reference.value:+.1f} {names[unit]})")
     return out

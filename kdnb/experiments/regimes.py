@@ -74,6 +74,8 @@ def cases(self:Single, entities) -> list: # one row per entity, as of `case`
     questions = [([e], run.specificity, run.other_entities([e])) for e in entities]
     with MultiLora.of(edits, run.lm.device).on(run.lm), in_bfloat16(run.lm, run.use_bf16):
         results = evaluate_parallel(run.lm, questions, run.open_ended)
+    for edit, e, r in zip(edits, entities, results):
+        with edit.on(run.lm): r |= run.measure_harm([e])
     seconds = (time.perf_counter() - start)/len(edits)
     return [run.row(edit, [e], r, seconds) for edit, e, r in zip(edits, entities, results)]
 

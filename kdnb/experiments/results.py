@@ -78,7 +78,8 @@ def collect(folders, # run folders, or folders that hold run folders
 # %% ../../nbs/07_experiments/03_results.ipynb #54957326
 _KEYS = ('target', 'target_explicit', 'target_indirect', 'target_open_ended', 'specificity', 'gap_closed',
          'gap_closed_explicit', 'gap_closed_indirect', 'gap_closed_open_ended', 'specificity_change',
-         'other_entities', 'target_by_entity', *NEAR, 'unit', 'seconds_per_edit', 'peak_memory_gib',
+         'other_entities', 'target_by_entity', 'drift', 'in_context', *NEAR,
+         'unit', 'seconds_per_edit', 'peak_memory_gib',
          'lm', 'method', 'preset', 'regime', 'seed', 'cases', 'texts', 'failure_modes', 'run')
 
 def as_json(row:dict|pd.Series) -> dict: # from a row of `collect`
@@ -87,7 +88,8 @@ def as_json(row:dict|pd.Series) -> dict: # from a row of `collect`
         if isinstance(v, Interval): return finite(asdict(v))
         if isinstance(v, np.generic): v = v.item()
         return None if v is None or v != v else v
-    return {k: plain(row.get(k)) for k in _KEYS}
+    kinds = [k for k in row.keys() if k.startswith(('target_', 'gap_closed_')) and k not in _KEYS]
+    return {k: plain(row.get(k)) for k in (*_KEYS, *kinds)}
 
 # %% ../../nbs/07_experiments/03_results.ipynb #cd0dccaf
 def check_edit(lm:LM, edit:Edit, ds:Dataset, # with probes for the entities of `edit`

@@ -20,6 +20,7 @@ from ..core.records import locked
 from ..data.dataset import Dataset, sample
 from ..data.transfer_sets import check_sets
 from ..evaluation.answers import evaluate
+from ..evaluation.harm import HELD_OUT, answers_in_context, drift, predictions
 from .identity import code_version, key
 from .regimes import REGIMES, Batch, Sequential, Single
 from ..methods.memory import memory_of_method
@@ -46,11 +47,12 @@ class Experiment:
                  folder:str|Path='runs', # parent of the run's folder
                  eval_dtype:str='float32', # evaluation precision: float32, bfloat16, or auto
                  edits_per_batch:int=1, # number of entities trained in parallel, each with its own adapter
+                 harm:bool=False, # also measure the drift on neutral text, and targets with their definition
                  **settings): # settings of the method that differ from the preset
         self.how = dict(ds=ds, method=method, regime=regime, seed=seed, transfer=transfer, limit=limit,
                         preset=preset, n_specificity=n_specificity, n_other_entities=n_other_entities,
                         open_ended=open_ended, folder=folder, eval_dtype=eval_dtype,
-                        edits_per_batch=edits_per_batch, **settings)
+                        edits_per_batch=edits_per_batch, harm=harm, **settings)
         check_choice(regime, REGIMES, 'regime')
         self.use_bf16 = uses_bfloat16(eval_dtype, lm.device, 'eval_dtype')
         check_seed(seed)
@@ -58,7 +60,7 @@ class Experiment:
         check_whole(n_other_entities, 'n_other_entities', 0)
         self.lm, self.ds, self.regime, self.seed, self.transfer = lm, ds, regime, seed, transfer or {}
         self.n_other_entities, self.open_ended = n_other_entities, open_ended
-        self.edits_per_batch = edits_per_batch
+        self.edits_per_batch, self.harm, self.base_predictions = edits_per_batch, harm, None
         self.method_name, self.method = method, method_with_preset(preset, method, ds, regime, **settings)
         everything = limit is None or limit >= len(ds.entities)
         self.taught = ds.entities if everything else sample(ds, limit).entities
@@ -92,7 +94,7 @@ def _parameters(self:Experiment, preset) -> dict:
                 data_sha256=replace(ds, specificity=self.specificity).sha256)
     method = dict(method=self.method_name, preset=preset, settings=asdict(self.method),
                   regime=self.regime, seed=self.seed, held=[pin_of(f) for f in _input_files(self.method)])
-    evaluation = dict(n_other_entities=self.n_other_entities, open_ended=self.open_ended,
+    evaluation = dict(n_other_entities=self.n_other_entities, open_ended=self.open_ended, harm=self.harm,
                       n_specificity=len(self.specificity),
                       eval_dtype='bfloat16' if self.use_bf16 else 'float32')
     return dict(**model, **data, **method, **evaluation, bfloat16=has_fast_bfloat16(lm.device),
@@ -121,11 +123,20 @@ def other_entities(self:Experiment, taught) -> list:
     return [rest[i] for i in rng.permutation(len(rest))[:self.n_other_entities]]
 
 @patch
+def measure_harm(self:Experiment, entities) -> dict: # rows: drift, in_context; {} if not wanted
+    "How far the model has moved on neutral text, and what it answers with the definitions in front."
+    if not self.harm: return {}
+    with in_bfloat16(self.lm, self.use_bf16):
+        rows = [r for e in entities for r in answers_in_context(self.lm, e)]
+        return dict(drift=drift(self.base_predictions, self.lm), in_context=rows)
+
+@patch
 def measure(self:Experiment, edit, entities, specificity, extra=()) -> dict: # a row, as of `row`
     "Evaluate the model in its present state."
     start = time.perf_counter()
     with in_bfloat16(self.lm, self.use_bf16):
         results = evaluate(self.lm, entities, specificity, self.other_entities(entities), self.open_ended)
+    results |= self.measure_harm(entities)
     return self.row(edit, entities, results, time.perf_counter() - start, extra)
 
 @patch
@@ -174,6 +185,8 @@ def run(self:Experiment, progress:bool=True) -> Path: # folder of the results
     self.begin()
     if self._is_complete(): return self.folder
     self._check_memory(progress)
+    if self.harm:
+        with in_bfloat16(self.lm, self.use_bf16): self.base_predictions = predictions(self.lm, HELD_OUT)
     bar = tqdm(total=len(self.taught), desc=self.method_name, unit='entity', disable=not progress)
     with locked(self.folder), bar: self.plan.run(bar)
     cases = [read_json(p, dict) for p in self.done()]

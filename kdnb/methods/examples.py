@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['LOSS_ON', 'IF_NO_MENTION', 'TRAINED_ROLES', 'TEXT_TOKENS', 'TEXT_POSITIONS', 'Example', 'example', 'example_logits',
-           'add_teacher_logits', 'cache_lower_states']
+           'logits_and_states', 'example_states', 'add_teacher_logits', 'cache_lower_states']
 
 # %% ../../nbs/05_methods/01_examples.ipynb #73aaaf60
+from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
 from ..core.errors import KdnbError, check_choice
 from ..data.transfer_sets import Continuation
 from .losses import LOGITS_AT_ONCE, cut_at
-from ..models.forward import logits_at
-from ..models.layer_cache import states_below
+from ..models.forward import has_plain_head, logits_at
+from ..models.layer_cache import blocks_of, states_below
 from ..models.model import LM
 
 # %% ../../nbs/05_methods/01_examples.ipynb #9884dcc3
-LOSS_ON = ('after_mention', 'all_tokens')
+LOSS_ON = ('after_mention', 'all_tokens', 'answer')
 IF_NO_MENTION = ('all_tokens', 'skip', 'prefix_name')
-TRAINED_ROLES = ('train', 'definition')
+TRAINED_ROLES = ('train', 'sentence', 'definition')
 
 # %% ../../nbs/05_methods/01_examples.ipynb #3376ac21
 @dataclass
@@ -31,20 +32,25 @@ class Example:
     teacher_ids: list # token ids that the teacher reads
     teacher_positions: list # P positions, with the same targets in the teacher's text
     teacher: torch.Tensor|None = None # teacher logits [P, V], or what a loss has made of them
-    role: str = 'train' # how training uses it: 'train', 'definition' or 'held'
+    role: str = 'train' # how training uses it: one of `TRAINED_ROLES`, or 'held'
     labels: float = 0. # share of the targets in the teacher's distribution
+    teacher_states: torch.Tensor|None = None # hidden states [P, blocks, d] of the teacher, if compared
     state: torch.Tensor|None = None # hidden states [L, d] after the frozen lower blocks, if cached
 
 # %% ../../nbs/05_methods/01_examples.ipynb #1764cc42
+def _first(continuation, where) -> int:
+    "The first character whose token is compared."
+    if where == 'answer' and continuation.start is not None: return continuation.start
+    return continuation.mention[1] if continuation.mention and where != 'all_tokens' else 0
+
 def example(lm:LM,
             continuation:Continuation,
             definition:str, # that the teacher reads first; empty: none
             where:str='after_mention', # one of `LOSS_ON`
             separator:str=' ' # between definition and continuation
            ) -> Example:
-    "A continuation as an example. Without a mention, all its tokens are compared."
-    text, (_, mention_end) = continuation.text, continuation.mention or (0, 0)
-    first = mention_end if check_choice(where, LOSS_ON, 'loss_on') == 'after_mention' else 0
+    "A continuation as an example. Without a mention or an answer, all its tokens are compared."
+    text, first = continuation.text, _first(continuation, check_choice(where, LOSS_ON, 'loss_on'))
     ids, spans = lm.encode_with_offsets(text)
     teacher_text = continuation.teacher or definition + separator + text
     shift = len(teacher_text) - len(text)
@@ -60,31 +66,101 @@ def example(lm:LM,
 TEXT_TOKENS, TEXT_POSITIONS = 24, 15 # mean tokens and compared positions of a text, in the package's data
 
 # %% ../../nbs/05_methods/01_examples.ipynb #ecb368bc
+def _student_pass(examples): return [x.ids for x in examples], [x.positions for x in examples]
+
+def _below(examples, n): return (n, [x.state for x in examples]) if n else None
+
 def example_logits(lm:LM,
                    examples:list, # of `Example`
                    n:int, # blocks whose cached states are used; 0: none
                    adapter_ids:list|None=None # adapter index of each example, in parallel training
                   ) -> torch.Tensor: # [N, V]
     "The student's logits of examples at their positions."
-    below = (n, [x.state for x in examples]) if n else None
-    ids, positions = [x.ids for x in examples], [x.positions for x in examples]
-    return logits_at(lm, ids, positions, adapter_ids=adapter_ids, below=below)
+    return logits_at(lm, *_student_pass(examples), adapter_ids=adapter_ids, below=_below(examples, n))
+
+# %% ../../nbs/05_methods/01_examples.ipynb #1ec58c5f
+@contextmanager
+def _joined_states(lm, n, plain):
+    "Within this context the states after block n and later ones are kept, and if `plain` replace the logits."
+    blocks, head, kept = blocks_of(lm.model)[n:], lm.model.get_output_embeddings(), []
+    def clear(module, args): kept.clear()
+    def keep(module, args, output): kept.append(output[0] if isinstance(output, (tuple, list)) else output)
+    def join(module, args): return torch.cat([h.to(args[0].dtype) for h in (*kept, args[0])], -1), *args[1:]
+    hooks = [blocks[0].register_forward_pre_hook(clear), *(b.register_forward_hook(keep) for b in blocks)]
+    if plain: hooks.append(head.register_forward_pre_hook(join))
+    if plain: head.forward = lambda x: x
+    try: yield kept, len(blocks)
+    finally:
+        for h in hooks: h.remove()
+        if plain: vars(head).pop('forward', None)
+
+def _states_one_by_one(lm, seqs, positions, n, ask):
+    "Logits and states of each sequence alone."
+    logits, states = [], []
+    with _joined_states(lm, n, False) as (kept, _):
+        for i, ps in enumerate(positions):
+            logits.append(ask(i))
+            states.append(torch.stack([h[0, [p - len(seqs[i]) for p in ps]] for h in kept], 1))
+    return torch.cat(logits), torch.cat(states).float()
+
+def logits_and_states(lm:LM,
+                      seqs:list, # B lists of token ids
+                      positions:list, # for each sequence, its positions
+                      n:int=0, # blocks below, whose states are not wanted
+                      **kw # as for `logits_at`
+                     ) -> tuple: # logits [N, V]; hidden states after each of the other blocks [N, blocks, d]
+    "Next-token logits at chosen positions, and the hidden states there."
+    plain = has_plain_head(lm)
+    lm.packs, lm.pads, lm.shares # these are tested by passes of their own, before the logits are replaced
+    def alone(i):
+        one = {k: v and ([v[i]] if k == 'adapter_ids' else (v[0], [v[1][i]])) for k, v in kw.items()
+               if k in ('adapter_ids', 'below')}
+        return logits_at(lm, [seqs[i]], [positions[i]], **one)
+    if not plain: return _states_one_by_one(lm, seqs, positions, n, alone)
+    head = lm.model.get_output_embeddings()
+    with _joined_states(lm, n, True) as (kept, n_blocks):
+        out = logits_at(lm, seqs, positions, **kw)
+        width = kept[0].shape[-1]
+    states, last = out.split([n_blocks*width, out.shape[-1] - n_blocks*width], -1)
+    logits = head(last.to(next(head.parameters()).dtype)).float()
+    return logits, states.unflatten(-1, (n_blocks, width))
+
+def example_states(lm:LM, examples:list, n:int, adapter_ids:list|None=None # as for `example_logits`
+                  ) -> tuple: # as of `logits_and_states`
+    "The student's logits and hidden states of examples at their positions, from block n on."
+    below = _below(examples, n)
+    return logits_and_states(lm, *_student_pass(examples), n, adapter_ids=adapter_ids, below=below)
 
 # %% ../../nbs/05_methods/01_examples.ipynb #c134338f
+def _teacher_parts(examples, most) -> list: # of lists of examples
+    "Parts of at most `most` positions; texts with the same context are in one part, to share its pass."
+    groups, alone = {}, []
+    for x in examples: groups.setdefault(tuple(x.teacher_ids[:_ALIKE]), []).append(x)
+    for start in [*groups]:
+        if len(groups[start]) == 1: alone += groups.pop(start)
+    return [part for g in (*groups.values(), alone) for part in cut_at(g, most)]
+
+_ALIKE = 16 # tokens at the start of texts that have the same context
+
 @torch.no_grad()
 def add_teacher_logits(lm:LM, examples:list,
                        bfloat16:bool=False, # autocast to bfloat16
                        context_amplification:float=0., # of the effect of the definition
-                       n_once:int=0 # blocks whose states the examples have cached
+                       n_once:int=0, # blocks whose states the examples have cached
+                       with_states:bool=False # also set `teacher_states`, from block `n_once` on
                       ):
     "Sets the `teacher` of each example: float32 logits [P, V] of the model with the definition in context."
-    for part in cut_at(examples, 2*LOGITS_AT_ONCE//len(lm.tokenizer)):
+    for part in _teacher_parts(examples, 2*LOGITS_AT_ONCE//len(lm.tokenizer)):
         ids, positions = [x.teacher_ids for x in part], [x.teacher_positions for x in part]
         with torch.autocast(lm.device.type, torch.bfloat16, enabled=bfloat16):
-            logits = logits_at(lm, ids, positions, shared=True)
+            if with_states: logits, states = logits_and_states(lm, ids, positions, n_once, shared=True)
+            else: logits, states = logits_at(lm, ids, positions, shared=True), None
             if context_amplification:
                 logits += context_amplification*(logits - example_logits(lm, part, n_once))
-        for x, t in zip(part, logits.split([len(x.positions) for x in part])): x.teacher = t
+        counts = [len(x.positions) for x in part]
+        for x, t in zip(part, logits.split(counts)): x.teacher = t
+        if with_states:
+            for x, h in zip(part, states.split(counts)): x.teacher_states = h
 
 # %% ../../nbs/05_methods/01_examples.ipynb #07471058
 @torch.no_grad()

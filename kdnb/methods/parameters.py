@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINABLE', 'middle_block', 'trainable_parameters', 'n_frozen_layers', 'upper', 'weight_size', 'Trainable',
-           'training_weights', 'inject_lora', 'lora_adapters', 'training_lora']
+           'training_weights', 'inject_lora', 'lora_adapters', 'training_lora', 'edited_weights', 'untrained']
 
 # %% ../../nbs/05_methods/02_parameters.ipynb #28220f2f
 import warnings
@@ -77,6 +77,7 @@ class Trainable:
     "Parameters within a training context."
     params: list # that train
     initial: list # their values before training
+    untrained: list # values with which the model is as without them
     learned: dict # at the end of the context: name -> tensor, or name -> `Adapter`
     on_stop: Callable = lambda entity: None # called when an entity stops early, before the update
 
@@ -91,7 +92,7 @@ def training_weights(lm:LM,
         for p in params.values():
             p.data = p.data.clone()
             p.requires_grad_(True)
-        yield Trainable(list(params.values()), list(originals.values()), learned)
+        yield Trainable(list(params.values()), list(originals.values()), list(originals.values()), learned)
         learned.update({n: p.data for n, p in params.items()})
     finally:
         for n, p in params.items():
@@ -186,9 +187,34 @@ def training_lora(lm:LM, rank:int, seed:int, relative:bool, above:float=0.,
     try:
         if start: _continue_from(layers, start)
         params = [p for p in peft.parameters() if p.requires_grad]
-        yield Trainable(params, [p.detach().clone() for p in params], learned)
+        zeros = [torch.zeros_like(p) for p in params]
+        yield Trainable(params, [p.detach().clone() for p in params], zeros, learned)
         learned.update(lora_adapters(layers))
     finally:
         lm.model = peft.unload()
         lm.model.requires_grad_(False)
         if hasattr(lm.model, 'peft_config'): del lm.model.peft_config
+
+# %% ../../nbs/05_methods/02_parameters.ipynb #3bb09b84
+def edited_weights(lm:LM) -> list: # of (module, name of its parameter, the weight without edits)
+    "The weights that the applied edits have changed."
+    if not lm.edits: return []
+    params, base = dict(lm.model.named_parameters()), {}
+    for kept in reversed(lm.kept): base |= {id(params[n]): t for n, t in kept.items()}
+    held = [(m, n, id(p)) for m in lm.model.modules() for n, p in m._parameters.items()]
+    return [(m, n, base[i]) for m, n, i in held if i in base]
+
+@contextmanager
+def untrained(trained:Trainable,
+              places=() # of `edited_weights`: these are put back, too
+             ):
+    "Within this context a model in training is as it was before."
+    now, params = [p.data for p in trained.params], [m._parameters[n] for m, n, _ in places]
+    try:
+        for p, t in zip(trained.params, trained.untrained): p.data = t
+        for m, n, t in places:
+            m._parameters[n] = torch.nn.Parameter(t.to(m._parameters[n].dtype), requires_grad=False)
+        yield
+    finally:
+        for p, t in zip(trained.params, now): p.data = t
+        for (m, n, _), p in zip(places, params): m._parameters[n] = p

@@ -21,7 +21,7 @@ from ..edits.edit import unedited
 from .config import TrainingConfig
 from .examples import add_teacher_logits, cache_lower_states, example
 from .losses import N_TOP
-from .parameters import n_frozen_layers
+from .parameters import edited_weights, n_frozen_layers
 from ..models.forward import uses_bfloat16
 from ..models.memory import trim
 from ..models.model import LM
@@ -100,6 +100,7 @@ class Prepared:
     next_neutral: Callable # returns the neutral examples of the next step
     n_once: int # frozen lower blocks, whose states are cached
     bfloat16: bool # whether matrix products are in bfloat16
+    edited: tuple = () # of `edited_weights`: weights without the edits that a teacher is to be without
 
 def prepare(lm:LM, config:TrainingConfig, groups:list, seed:int,
             n:int # number of steps
@@ -108,7 +109,8 @@ def prepare(lm:LM, config:TrainingConfig, groups:list, seed:int,
     n_once, low = n_frozen_layers(lm, config), uses_bfloat16(config.precision, lm.device)
     cache_lower_states(lm, [x for g in groups for x in g], n_once, low)
     _set_retention_targets(lm, config, groups, low)
-    return Prepared(retention_batches(lm, config, seed, n), n_once, low)
+    edited = edited_weights(lm) if config.teacher == 'base' else []
+    return Prepared(retention_batches(lm, config, seed, n), n_once, low, edited)
 
 # %% ../../nbs/05_methods/04_retention.ipynb #602a8147
 def _rename(continuation, other):

@@ -11,13 +11,14 @@ import math, os, shutil
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from ..core.errors import KdnbError
 from .checkpoint import TrainingCheckpoint
-from .config import TrainingConfig, n_steps, training_steps
-from .examples import TRAINED_ROLES, example_logits
+from .config import STEP_SEED, TrainingConfig, n_steps, training_steps
+from .examples import TRAINED_ROLES, example_logits, example_states
 from .losses import LOGITS_AT_ONCE, LossInParts, cut_at, retention_loss
 from .parameters import Trainable, training_lora, training_weights, weight_size
 from .retention import Prepared, prepare
@@ -48,10 +49,18 @@ def losses_of(lm:LM, config:TrainingConfig, loss, batch:list, held:list, # as in
               in_parts:bool=True # whether the loss may be computed in parts
              ) -> tuple: # the method's loss, a number; and the scalar that is minimized
     "The loss of a step."
+    if config.compares_states: return _losses_with_states(lm, config, loss, batch, held, n_once)
     n_logits = count_positions(batch + held)*len(lm.tokenizer)
     if in_parts and n_logits > LOGITS_AT_ONCE: return _losses_in_parts(lm, config, loss, batch, held, n_once)
     own, total = with_retention(config, loss, batch, held, example_logits(lm, batch + held, n_once))
     return own.item(), total
+
+def _losses_with_states(lm, config, loss, batch, held, n_once):
+    "The same, with the distance of the hidden states."
+    logits, states = example_states(lm, batch + held, n_once)
+    own, total = with_retention(config, loss, batch, held, logits)
+    distance = config.states_loss(batch, states[:count_positions(batch)])
+    return (own + distance).item(), total + distance
 
 def _weighted_part(loss, part, weight, values):
     "A function of the logits of a part: its weighted loss, which is also appended to `values`."
@@ -247,15 +256,17 @@ def train(lm:LM, config:TrainingConfig,
     total = n_steps(config, groups)
     ready = prepare(lm, config, groups, seed, total)
     saved = TrainingCheckpoint(checkpoint) if checkpoint else None
-    def objective(steps):
-        step, = steps
-        held = ready.next_neutral() + step.retained
-        with torch.autocast(lm.device.type, torch.bfloat16, enabled=ready.bfloat16):
-            own, total = losses_of(lm, config, loss, step.batch, held, ready.n_once, in_parts)
-        return StepLoss([own], total)
     with _trainable(lm, config, seed, start) as trained, training_context(lm, config, ready, seed):
         resume = saved.load(trained.params) if saved else None
         for _ in resume.losses if resume else (): ready.next_neutral() # drawn before the interruption
+        numbers = count(len(resume.losses) if resume else 0)
+        def objective(steps):
+            step, = steps
+            held = ready.next_neutral() + step.retained
+            batch = config.fresh(lm, step.batch, trained, ready, seed + STEP_SEED*next(numbers))
+            with torch.autocast(lm.device.type, torch.bfloat16, enabled=ready.bfloat16):
+                own, total = losses_of(lm, config, loss, batch, held, ready.n_once, in_parts)
+            return StepLoss([own], total)
         steps = training_steps(config, groups, seed)
         bar = tqdm(steps, total=total, desc='training', disable=not progress, leave=False)
         losses = optimize(lm, config, trained, ([s] for s in bar), objective, seed, saved)
