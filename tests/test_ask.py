@@ -149,8 +149,8 @@ def test_an_interrupted_answer_leaves_the_model_unedited(make, monkeypatch):
 
 # what is given, and a part of the error
 BAD = {
-    'no folder': (['DIR/nowhere', ASKED], 'nowhere is not there: give the folder'),
-    'a file': (['DIR/kdnb.json', ASKED], 'kdnb.json is a file'),
+    'no folder': (['DIR/nowhere', ASKED], "nowhere' is not there: give the folder"),
+    'a file': (['DIR/kdnb.json', ASKED], "kdnb.json' is a file"),
     'no taught folder': (['DIR/versions', ASKED], 'was not written by kdnb teach or kdnb edit'),
     'empty': (['DIR', ''], 'argument QUESTION: it is empty'),
     'blank': (['DIR', '\u00a0\n'], 'is empty'),

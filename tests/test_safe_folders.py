@@ -203,7 +203,7 @@ def test_a_relative_base_is_found_from_everywhere_also_by_the_card(tiny_folder, 
     assert published_base(out) == str(tmp_path/'base')
     shutil.move(tmp_path/'out', tmp_path/'moved') # as to another machine
     card = (tmp_path/'moved'/'README.md').read_text()
-    code = card.split('```python')[1].split('```')[0].replace('PATH_OF_THIS_FOLDER', repr('moved'))
+    code = card.split('```python')[1].split('```')[0].replace("folder = '.'", "folder = 'moved'")
     command = [sys.executable, '-c', f'{code}\nprint(type(model).__name__)']
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == 'PeftModelForCausalLM\n', done.stderr

@@ -63,7 +63,8 @@ def _read_saved(folder) -> _Saved:
     from kdnb.edits.storage import load_edit
     if not folder.is_dir():
         what = 'is a file' if folder.exists() else 'is not there'
-        raise KdnbError(f"{folder} {what}: give the folder that kdnb teach --out wrote")
+        raise KdnbError(f"{str(folder)!r} {what}: give the folder that kdnb teach --out wrote, and then the "
+                        'question, as in: kdnb ask my-model "What is X?"')
     if versions := versions_of(FolderRecord.read(folder)): return _teaching(folder, versions[-1])
     if (folder/'edit.json').exists():
         edit = load_edit(folder)
@@ -72,6 +73,9 @@ def _read_saved(folder) -> _Saved:
         raise KdnbError(f"{folder} holds no finished teaching: run kdnb teach again, which continues it")
     if 'versions' in FolderRecord.read(folder).fields:
         raise KdnbError(f"what {folder} was taught has been taken back: teach it something (kdnb teach)")
+    if (folder/'config.json').exists():
+        raise KdnbError(f"{folder} is a whole model, to be loaded by transformers: give the folder of the "
+                        f"adapter (for {folder.name} of kdnb teach --merge, the folder above it)")
     raise KdnbError(f"{folder} was not written by kdnb teach or kdnb edit: it holds neither a teaching "
                     "(kdnb.json) nor an edit (edit.json)")
 

@@ -74,6 +74,8 @@ def _guarded(args) -> int: # exit status
 def main(argv=None) -> int: # exit status: 0 done, 1 nothing was made, 2 can be corrected, 130 interrupted
     "The command `kdnb`."
     from kdnb.core.errors import KdnbError, notice
+    # threads that wait sleep, instead of taking the cores from other programs; read when torch is imported
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     _ready_to_print()
     argv = [_as_utf8(a) for a in (sys.argv[1:] if argv is None else argv)]
     try:

@@ -134,6 +134,7 @@ class DryRun:
     seconds: dict # part of the work -> estimated seconds
     memory: float # GiB needed, estimated
     free: float # GiB that are free
+    most: float # minutes that a teaching may take (--minutes)
 
     @property
     def minutes(self) -> float: return sum(self.seconds.values())/60
@@ -161,6 +162,7 @@ def _report(run): # yields lines
     much = '' if run.memory <= run.free else ', which is too much: use a smaller model or --separate-adapters'
     memory = f'{run.memory:.1f} GiB of memory, of {run.free:.1f} free'
     yield f'\nabout {run.minutes:.1f} minutes for the first round ({parts}) and {memory}{much}'
+    if run.minutes > run.most: yield f'(the first round is always taught, also beyond --minutes {run.most:g})'
     yield 'nothing was changed'
 
 # %% ../../nbs/09_apps/14_dry_run.ipynb #d9184e4b
@@ -178,7 +180,7 @@ def dry_run(lm:LM, found:Definitions,
     seconds = seconds_of_teaching(lm, entities, n_new, how, rates)
     memory = memory_of_method(lm, how.method, 1 if how.separate_adapters else len(entities))
     return DryRun(lm.name, str(out), planned, others, not how.separate_adapters, found.remarks, seconds,
-                  memory, memory_free(lm))
+                  memory, memory_free(lm), how.minutes)
 
 # %% ../../nbs/09_apps/14_dry_run.ipynb #80c0131d
 def dry_run_command(args) -> dict:

@@ -65,6 +65,19 @@ def run_command(args) -> dict:
     return as_json(df[df.method == args.method].iloc[0])
 
 # %% ../../nbs/09_apps/10_lab_commands.ipynb #6a6db054
+def _edit_folder(folder) -> Path:
+    "The folder of a saved edit; for a folder of `kdnb teach`, that of its last teaching."
+    from kdnb.apps.versions import versions_of
+    from kdnb.core.errors import KdnbError
+    from kdnb.core.records import FolderRecord
+    folder = Path(folder)
+    if (folder/'edit.json').exists() or not (folder/'kdnb.json').exists(): return folder
+    versions = versions_of(FolderRecord.read(folder))
+    if not versions: return folder
+    edit = folder/'versions'/versions[-1]/'edit'
+    if edit.exists(): return edit
+    raise KdnbError(f"{folder} has an adapter for each entity: give one of them, {folder/'edits'}/ID")
+
 def _evaluate_edit(args) -> dict:
     "Evaluate a saved edit."
     import pandas as pd
@@ -73,7 +86,7 @@ def _evaluate_edit(args) -> dict:
     from kdnb.experiments.regimes import REGIMES
     from kdnb.experiments.results import as_json, check_edit
     check_choice(args.regime, REGIMES, 'regime')
-    edit, ds = load_edit(args.edit), load_data_of(args)[0]
+    edit, ds = load_edit(_edit_folder(args.edit)), load_data_of(args)[0]
     row = dict(check_edit(load_model(args), edit, ds, args.n_specificity, seed=args.seed), run=str(args.edit))
     if row['target'] is None:
         print(f"{', '.join(edit.entities)}: the data set {ds.name} has no probes for it, so only specificity "

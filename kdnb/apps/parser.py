@@ -12,7 +12,9 @@ from kdnb.apps.options import (
 )
 
 # %% ../../nbs/09_apps/07_parser.ipynb #2b7f8274
-_METHODS = 'finetune-definition (ft), finetune-transfer, distill, rome, memit or mend'
+_METHODS = ('finetune-definition (ft), finetune-transfer, distill, rome, memit or mend; for documents '
+            'distill-sentences, disc, finetune-sentences or finetune-masked; or distill-answers, '
+            'distill-hidden, distill-reverse, distill-js, mixsd or on-policy')
 
 def _method(text): return {'ft': 'finetune-definition'}.get(text, text)
 

@@ -104,10 +104,10 @@ def model_card(base:BaseModel, entities, # that the adapter knows
                settings:dict|None=None # of the training, as in edit.json
               ) -> str:
     "The text of README.md in a taught folder: a model card in the form of the Hub."
-    what, adapter = 'an adapter', 'PATH_OF_THIS_FOLDER'
+    what, adapter = 'an adapter', 'folder'
     if places:
         what = 'an adapter for each entity (`router.json` says which)'
-        adapter = f"PATH_OF_THIS_FOLDER + '/{next(iter(places.values()))}'"
+        adapter = f"f'{{folder}}/{next(iter(places.values()))}'"
     return read_text(ASSETS/'model_card.md').format(
         front=_front_matter(base), knows=_known(entities), path=base.path, sha256=base.sha256[:12],
         place=_place_of(base), what=what, each=adapter, load=_LOAD[base.kind].format(path=base.path),

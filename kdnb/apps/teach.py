@@ -227,8 +227,9 @@ def _notice_harm(version):
     taught = read_taught(version)
     kept = taught.rounds[taught.best]
     if kept.harm > taught.max_lost:
-        notice(f"more was lost than --max-lost allows (at least {kept.harm:.1%} of the well-known things): "
-               "the page says what, and what keeps more")
+        notice(f"more was lost than --max-lost {taught.max_lost:g} allows: of what it wrote or chose right "
+               f"about well-known things, at least {kept.harm:.1%} by the 95% interval; the page says what "
+               "was lost, and what keeps more")
 
 def _teach(record, lm, new, generator, how) -> Path: # folder of the version
     "The stages of a teaching, each read from its file or computed now."

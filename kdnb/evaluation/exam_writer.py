@@ -6,7 +6,7 @@
 __all__ = ['cloze_prompts', 'open_questions', 'questions_about', 'shares_words', 'asks_in', 'write_exam']
 
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #2aa129a8
-import re
+import os, re
 from collections import Counter
 from dataclasses import replace
 from ..core.errors import printable
@@ -124,9 +124,18 @@ def _place(text, words): # of the first of some words in a text; None if it does
     if not has_words(text, words): return None
     return min((s for w in words if (s := next(spans(text, w), None))), default=(0, 0))
 
+_STEM = 4 # letters from which words that begin alike, such as sleep and sleeps, are taken for the same
+
+def _gives_away(question, fact) -> bool:
+    "Whether a question says a word of the fact that it asks for, perhaps with another ending."
+    asked = words_of(question)
+    def alike(word): return any(len(os.path.commonprefix([word, a])) >= max(_STEM, min(len(word), len(a)) - 1)
+                                for a in asked)
+    return any(contains_phrase(question, w) or all(map(alike, words_of(w))) for w in fact.needed)
+
 def _first_fact(answer, question, facts): # index of the fact that an answer says first, or None
     places = {i: place for i, f in enumerate(facts) if (place := _place(answer, f.needed))
-              and not any(contains_phrase(question, w) for w in f.needed)}
+              and not _gives_away(question, f)}
     return min(places, key=places.get, default=None)
 
 def _bound(lm, entity, facts, questions) -> list: # of (`ExamItem`, what was answered with the definition)
@@ -158,8 +167,7 @@ def questions_about(generator, entity:Entity, facts, wanted, # indices of facts
     n = len(_PROMPTS['question about a fact'].starts) if local else 2
     drafts = _drafts(generator, entity, about, n, seed, _TEMPERATURE)
     asked = dict.fromkeys((q, int(i)) for i, text in drafts if (q := _as_question(text, entity)))
-    return [_item(entity, 'question', q, facts, i) for q, i in asked
-            if not any(contains_phrase(q, w) for w in facts[i].needed)]
+    return [_item(entity, 'question', q, facts, i) for q, i in asked if not _gives_away(q, facts[i])]
 
 # %% ../../nbs/06_evaluation/07_exam_writer.ipynb #7c752102
 _REST = 6 # longest answer to a question besides the fact itself, in words: a longer one says something else

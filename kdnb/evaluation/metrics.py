@@ -30,7 +30,7 @@ _UNITS = {'accuracy': _Unit(_percent, identity, 1), 'perplexity': _Unit(_nats_pe
 
 def _unit_of(rows, unit) -> str:
     "The unit of rows of probes: accuracy where there were candidates, otherwise that of the data."
-    chosen = any('correct' in r for r in rows if r)
+    chosen = any('tokens' not in r for r in rows if r)
     return 'accuracy' if chosen else unit
 
 # %% ../../nbs/06_evaluation/01_metrics.ipynb #6d300005

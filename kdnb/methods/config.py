@@ -12,12 +12,12 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.errors import KdnbError, check_choice
 from .examples import IF_NO_MENTION, LOSS_ON, TRAINED_ROLES
-from .parameters import TRAINABLE
+from .parameters import LORA_LAYERS, TRAINABLE
 from ..models.forward import PRECISION
 
 # %% ../../nbs/05_methods/03_config.ipynb #06802d5e
-_OPTIONS = {'trainable': TRAINABLE, 'batch': ('entity', 'one_by_one'), 'loss_on': LOSS_ON,
-            'if_no_mention': IF_NO_MENTION, 'schedule': ('constant', 'linear'),
+_OPTIONS = {'trainable': TRAINABLE, 'lora_layers': LORA_LAYERS, 'batch': ('entity', 'one_by_one'),
+            'loss_on': LOSS_ON, 'if_no_mention': IF_NO_MENTION, 'schedule': ('constant', 'linear'),
             'weight_decay_target': ('zero', 'base'), 'teacher': ('current', 'base'), 'precision': PRECISION}
 STEP_SEED = 100_003 # distance between the random seeds of two steps
 
@@ -30,6 +30,7 @@ class TrainingConfig:
     steps: int = 20 # optimizer steps per entity; with 'one_by_one', per text
     trainable: str = 'upper_feed_forward' # parameters that train, one of `TRAINABLE`
     rank: int = 16 # rank of the adapter of 'lora'
+    lora_layers: str = 'all_linear' # layers with an adapter: 'all_linear' or 'feed_forward'
     start_layer: float = 0. # fraction of the depth at which the adapter begins; blocks below are frozen
     batch: str = 'entity' # how texts are grouped into steps: 'entity' or 'one_by_one'
     entities_per_step: int = 1 # number of entities per step

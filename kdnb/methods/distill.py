@@ -158,6 +158,7 @@ def examples_of(self:Distill, lm:LM, e:Entity, texts:list # of (continuation, ro
     "The texts of an entity, tokenized for student and teacher."
     longest = max((len(lm.encode(c.text)) for c, _ in texts), default=0)
     where, windows = self.aim.loss_on or self.loss_on, windows_of(lm, e.definition, longest)
+    for a, b in windows: check_tokens(lm, f"the definition of {e.key!r}", len(lm.encode(e.definition[a:b])))
     out = []
     for c, role in texts:
         context = context_of_text(e, c, windows, self.aim)

@@ -134,8 +134,9 @@ def example_states(lm:LM, examples:list, n:int, adapter_ids:list|None=None # as 
 # %% ../../nbs/05_methods/01_examples.ipynb #c134338f
 def _teacher_parts(examples, most) -> list: # of lists of examples
     "Parts of at most `most` positions; texts with the same context are in one part, to share its pass."
-    groups, alone = {}, []
-    for x in examples: groups.setdefault(tuple(x.teacher_ids[:_ALIKE]), []).append(x)
+    groups, alone = {}, [x for x in examples if len(x.teacher_ids) <= len(x.ids)] # these have no context
+    for x in examples:
+        if len(x.teacher_ids) > len(x.ids): groups.setdefault(tuple(x.teacher_ids[:_ALIKE]), []).append(x)
     for start in [*groups]:
         if len(groups[start]) == 1: alone += groups.pop(start)
     return [part for g in (*groups.values(), alone) for part in cut_at(g, most)]

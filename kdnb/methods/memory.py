@@ -20,7 +20,8 @@ _DEFINITION_TEXTS = 2 # a definition is as long as two texts
 
 def _trained_weights(lm, config):
     "Weights that train, or that an adapter changes."
-    what = 'no_embeddings' if config.trainable == 'lora' else config.trainable
+    every = 'no_embeddings' if config.lora_layers == 'all_linear' else 'feed_forward'
+    what = every if config.trainable == 'lora' else config.trainable
     return list(trainable_parameters(lm.model, what).values())
 
 def _n_trainable(config, weights, n_adapters):

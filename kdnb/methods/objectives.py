@@ -58,10 +58,14 @@ OBJECTIVES = { # name -> Objective
     'finetune-sentences': Objective(('sentences',), 'nothing', loss_on='all_tokens', divergence='nll'),
 }
 
-# %% ../../nbs/05_methods/07_objectives.ipynb #b7ae9f2b
-_SHORT = 2 # sentences of a definition that is one text
+# %% ../../nbs/05_methods/07_objectives.ipynb #b18f3b4e
+_FEW, _SHORT = 2, 120 # sentences of a definition that is one text; words of one that is no document
 
-def _own_sentences(entity, reads) -> list: # of (continuation, role)
+def _whole(entity, kind, found) -> bool:
+    "Whether a definition is one training text."
+    return len(found) <= _FEW or kind == 'definition' and len(entity.definition.split()) <= _SHORT
+
+def _own_sentences(entity, kind, reads) -> list: # of (continuation, role)
     "The sentences of a definition, or a short definition as a whole."
     text = entity.definition
     found = sentences_of(text)
@@ -70,7 +74,8 @@ def _own_sentences(entity, reads) -> list: # of (continuation, role)
             raise KdnbError(f"the definition of {entity.key!r} has one sentence, and disc reads those "
                             "before it: use distill, or a longer definition")
         found = found[1:]
-    elif len(found) <= _SHORT: return [(replace(placed(text, entity), span=(0, len(text))), 'definition')]
+    elif _whole(entity, kind, found):
+        return [(replace(placed(text, entity), span=(0, len(text))), 'definition')]
     out = []
     for a, b in found:
         before = text[:a].rstrip() + ' ' + text[a:b] if reads == 'sentences_before' else ''
@@ -119,7 +124,7 @@ def own_texts(entity:Entity, objective:Objective, seed:int=0) -> list: # of (`Co
     "The training texts that are made from a definition itself."
     out = []
     for kind in objective.texts:
-        if kind in ('definition', 'sentences'): out += _own_sentences(entity, objective.teacher_reads)
+        if kind in ('definition', 'sentences'): out += _own_sentences(entity, kind, objective.teacher_reads)
         if kind == 'masked': out += _masked_copies(entity, seed)
     if objective.targets != 'text': out = [(_with_beginning(c), role) for c, role in out]
     return out

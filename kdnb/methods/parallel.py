@@ -31,7 +31,8 @@ from ..models.model import LM
 def _new_adapters(lm, config, n, seed):
     "n untrained adapters on the layers that `config` selects."
     head, layers = lm.model.get_output_embeddings(), {}
-    selected = upper(lm, config.start_layer) if config.start_layer else None
+    every = not config.start_layer and config.lora_layers == 'all_linear'
+    selected = None if every else upper(lm, config.start_layer, config.lora_layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for name, m in linear_layers(lm).items():

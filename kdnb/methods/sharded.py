@@ -76,7 +76,8 @@ def teach_sharded(lm:LM, # whole in each process; of no use afterwards
     _check_sharded(method, lm)
     start, progress = time.perf_counter(), progress and dist.get_rank() == 0
     lm.sha256 # computed while the weights are whole
-    peft, layers = inject_lora(lm, method.rank, seed, method.scale_lr_to_weights, method.start_layer)
+    peft, layers = inject_lora(lm, method.rank, seed, method.scale_lr_to_weights, method.start_layer,
+                               method.lora_layers)
     _shard(lm, uses_bfloat16(method.precision, lm.device))
     groups, texts = method.groups(lm, entities, transfer, seed, progress)
     groups = with_positions(groups)

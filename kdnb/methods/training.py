@@ -239,7 +239,8 @@ def with_positions(groups:list) -> list:
 def _trainable(lm, config, seed, start):
     "The context within which the parameters of a training are trainable."
     if config.trainable == 'lora':
-        return training_lora(lm, config.rank, seed, config.scale_lr_to_weights, config.start_layer, start)
+        return training_lora(lm, config.rank, seed, config.scale_lr_to_weights, config.start_layer,
+                             config.lora_layers, start)
     if start: raise KdnbError(f"training continues from adapters only, and trainable is {config.trainable!r}")
     return training_weights(lm, config.trainable)
 

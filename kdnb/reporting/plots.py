@@ -24,7 +24,11 @@ LABEL = {
     'base': 'base', 'prepend': 'prepend definition', 'random': 'prepend random definition',
     'retrieve': 'retrieve definition', 'finetune-definition': 'fine-tune on definition',
     'finetune-transfer': 'fine-tune on transfer set', 'distill': 'distill', 'rome': 'ROME', 'memit': 'MEMIT',
-    'mend': 'MEND'}
+    'mend': 'MEND', 'distill-sentences': 'distill sentences', 'distill-reverse': 'distill, reverse KL',
+    'distill-js': 'distill, Jensen-Shannon', 'distill-answers': 'prompt distillation',
+    'distill-hidden': 'deep context distillation', 'disc': 'DiSC', 'mixsd': 'MixSD',
+    'on-policy': 'on-policy distillation', 'finetune-masked': 'masked fine-tuning',
+    'finetune-sentences': 'fine-tune on sentences'}
 
 # fonts for scripts that the default ones lack
 _FONTS = (
@@ -44,7 +48,8 @@ def style():
 
 def colours() -> dict: # method -> colour
     "The colour of each method."
-    return dict(zip(METHODS, sns.color_palette('colorblind', len(METHODS))))
+    first = sns.color_palette('colorblind') # ten colours
+    return dict(zip(METHODS, first + sns.color_palette('husl', max(len(METHODS) - len(first), 0))))
 
 # %% ../../nbs/08_reporting/00_plots.ipynb #1ff18a22
 def plain_ticks(*axes):

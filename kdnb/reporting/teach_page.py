@@ -31,7 +31,7 @@ class Round:
 STOPS = { # why there was no further round
     'unasked': 'There was one round, since no question was found that the model answers with the definition '
                'in front of it and not without.',
-    'harm': 'It stopped because at least {max_lost:.1%} of the well-known things were lost.',
+    'harm': 'It stopped because more was lost than the limit of {max_lost:.1%} allows (see below).',
     'known': 'It stopped because everything that was asked is known.',
     'rounds': 'It stopped after {rounds} rounds, which are the most.',
     'minutes': 'It stopped because another round would take longer than the {minutes:g} minutes that it had.'}
@@ -90,8 +90,10 @@ def _count(n, what, many=None): return f"{n} {what if n == 1 else many or what +
 def sentence_of(taught:Taught) -> str:
     "What was reached, in one sentence."
     n_known = sum(taught.known_before.written)
+    unasked = sum(len(e.facts) for e in taught.exams) - taught.facts_asked
     known = (f"It now knows {taught.facts_known} of {_count(taught.facts_asked, 'fact')} of "
              f"{_count(len(taught.exams), 'entry', 'entries')}")
+    if unasked: known += f' ({unasked} more could not be asked)'
     n_lost = len(taught.lost)
     if not n_known: return f'{known}.'
     what = f'{n_lost or "none"} of {_count(n_known, "well-known thing")}'
@@ -108,6 +110,7 @@ def _how(taught):
             f"model wrote {_count(taught.n_right('after', use), 'right answer')}; before, "
             f"{taught.n_right('before', use)}. It completes {taught.n_right('after', ('verbatim',))} of "
             f"{taught.n_items(('verbatim',))} of the definitions' own sentences.{yours} "
+            "Questions in your own words are answered right less often than these: try some (kdnb ask). "
             f"This took {preparation + training:.1f} minutes: {preparation:.1f} to write texts and "
             f"questions, {training:.1f} to train and to ask.")
 
@@ -170,7 +173,7 @@ def _advice(exam, states, after, stopped) -> list: # of str
     for a, now in zip(exam.asked, after):
         if a.item.kind == 'yours' and not a.with_definition.right and not now.right:
             out.append(f'“{a.item.prompt}” is not answered even with the definition in front of it: '
-                       'say it more plainly in the definition, or use a larger model.')
+                       'the definition may not say it plainly, or the model may be too small to find it.')
     return out
 
 def _entity(taught, exam) -> dict:
@@ -185,6 +188,12 @@ def _entity(taught, exam) -> dict:
                 advice=_advice(exam, states, after, taught.stopped))
 
 # %% ../../nbs/08_reporting/06_teach_page.ipynb #d0d23ddd
+def _lost_share(taught): # of what was written or chosen right before, as `--max-lost` counts it
+    before, after, last = taught.known_before, taught.known_after, taught.rounds[taught.best]
+    n_lost = len(taught.lost) + len(lost(before.chosen, after.chosen))
+    n = sum(before.written) + sum(before.chosen)
+    return f'{n_lost} of {n} ({n_lost/max(n, 1):.1%}; at least {last.harm:.1%}, by the 95% interval)'
+
 def _harm(taught):
     "What the teaching did to the rest of the model, in a few sentences."
     before, after = taught.known_before, taught.known_after
@@ -192,10 +201,12 @@ def _harm(taught):
     return (f"The model was asked {_count(len(taught.probes), 'well-known thing')} that nobody taught it. "
             f"It wrote {sum(before.written)} of them right before, and {len(taught.lost)} of these are wrong "
             f"now. Choosing among candidates it was right {_count(sum(before.chosen), 'time')}, and {chosen} "
-            f"of these are lost. On sentences about other things, its predictions moved by {taught.kl:.3f} "
-            f"nats a token (KL from the base). With the definition in front of the questions it answers "
-            f"{taught.in_context_after} of {taught.n_items()} right; the base answers "
-            f"{taught.in_context_before}; of the questions that were not yours, the exam keeps only these.")
+            f"of these are lost. Of both together, {_lost_share(taught)} are lost. On sentences about other "
+            f"things, its predictions moved by {taught.kl:.3f} nats a token (KL from the base). "
+            f"As a check: with the definition in front as well, the taught "
+            f"model answers {taught.in_context_after} of all {taught.n_items()} questions and sentences of "
+            f"this page right, and the base {taught.in_context_before}. (Those that the base cannot answer "
+            "with the definition are not asked, unless they are yours.)")
 
 def _lost_rows(taught) -> list: # of dict
     before, after = taught.known_before, taught.known_after
