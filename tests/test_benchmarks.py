@@ -621,3 +621,41 @@ def test_neighbors_are_asked_after_the_edit_and_scored_by_the_written_text(tiny,
     assert s['written_neighbors'].value == 50*sum(r['written'] for r in t['neighbors'])
     assert s['written_explicit'].n == 1
     assert summarise([evaluate(tiny, [e], open_ended=False)])['written_neighbors'] is None
+
+
+@shared
+def test_fictional_knowledge_is_read_whole():
+    ds, sets = load_data(f"fictional-knowledge={SHARED/'fictional_knowledge.json'}")
+    assert (len(ds.entities), ds.unit, sets) == (130, 'nats', {})
+    assert [len(ds.split(s).entities) for s in ('dev', 'test')] == [30, 100]
+    assert [e.split for e in ds.entities[:31]] == ['dev']*30 + ['test']
+    for e in ds.entities:
+        kinds = [p.kind for p in e.probes]
+        assert all(kinds.count(k) == 5 for k in ('verbatim', 'paraphrase', 'compositional')), e.key
+        assert not e.names and 150 < len(e.definition.split()) < 600
+    first = ds.entities[0]
+    for p in first.probes: # spans to predict word for word stand in the document behind their left context
+        if p.kind == 'verbatim': assert f'{p.prompt} {p.gold}' in first.definition
+
+
+@shared
+def test_taxi_is_read_whole():
+    ds, _ = load_data(f"taxi={SHARED/'taxi_evaluation.json'}")
+    assert (len(ds.entities), ds.unit) == (976, 'accuracy')
+    kinds = [p.kind for e in ds.entities for p in e.probes]
+    assert (kinds.count('explicit'), kinds.count('unchanged')) == (976, 752)
+    n_changed = 5560 - 976 - 752 # questions; a few reverse ones end in no gap
+    assert kinds.count('forward') == n_changed and n_changed - 200 < kinds.count('reverse') <= n_changed
+    for e in ds.entities:
+        assert e.name in e.definition
+        for p in e.probes:
+            assert p.gold in p.candidates and '<' not in p.prompt + p.gold
+            assert (p.gold if p.kind == 'reverse' else p.prompt).count(e.name) > 0
+
+
+@shared
+def test_unke_is_read_whole():
+    ds, _ = load_data(f"unke={SHARED/'unke.json'}")
+    assert (len(ds.entities), ds.unit, len(ds.split('dev').entities)) == (1000, 'nats', 30)
+    assert 4 < sum(len(e.probes) for e in ds.entities)/1000 < 6
+    assert all(p.prompt.endswith('Answer:') and p.kind == 'question' for e in ds.entities for p in e.probes)

@@ -15,8 +15,17 @@ def test_neutral_texts_answer_no_specificity_probe(ds):
             assert not (has_answer and has_subject), (p.prompt, p.gold, line)
 
 
+def test_nothing_is_trained_on_the_held_out_texts():
+    from kdnb.evaluation.exam_writer import shares_words
+    trained = (ASSETS/'neutral.txt').read_text(encoding='utf-8').splitlines()
+    held_out = (ASSETS/'neutral_held_out.txt').read_text(encoding='utf-8').splitlines()
+    assert len(held_out) == len(set(held_out)) == 40 and all(held_out)
+    assert not [h for h in held_out if any(shares_words(h, t, 6) for t in trained)]
+
+
 def test_neutral_texts_name_no_entity(ds):
-    text = (ASSETS/'neutral.txt').read_text(encoding='utf-8')
+    files = ('neutral.txt', 'neutral_held_out.txt')
+    text = '\n'.join((ASSETS/f).read_text(encoding='utf-8') for f in files)
     assert not [n for e in ds.entities for n in e.names if n in text]
 
 

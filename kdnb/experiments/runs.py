@@ -127,7 +127,8 @@ def measure_harm(self:Experiment, entities) -> dict: # rows: drift, in_context; 
     "How far the model has moved on neutral text, and what it answers with the definitions in front."
     if not self.harm: return {}
     with in_bfloat16(self.lm, self.use_bf16):
-        rows = [r for e in entities for r in answers_in_context(self.lm, e)]
+        in_front = any(e.context for e in self.lm.edits) # of the edit itself, as of `prepend`
+        rows = [] if in_front else [r for e in entities for r in answers_in_context(self.lm, e)]
         return dict(drift=drift(self.base_predictions, self.lm), in_context=rows)
 
 @patch

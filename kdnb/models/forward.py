@@ -122,8 +122,10 @@ def token_logprobs(
     adapter_ids:list|None=None, # as in `logits_at`
 ) -> list: # for each, a float32 tensor [len(seq) - start]
     "Log-probability of every token from `start` on, given all tokens before it."
-    out = [None]*len(seqs)
-    for batch in batches_by_length([len(s) for s in seqs], batch_tokens):
+    out, n = [None]*len(seqs), common_start(seqs) if shared and adapter_ids is None else 0
+    # a long common start is passed once for each batch, so more sequences go into one
+    most, before = (4*batch_tokens, n) if 8*n > batch_tokens and lm.shares else (batch_tokens, 0)
+    for batch in batches_by_length([len(s) - before for s in seqs], most, before):
         positions = [list(range(starts[i]-1, len(seqs[i])-1)) for i in batch]
         targets = torch.tensor([t for i in batch for t in seqs[i][starts[i]:]], device=lm.device)
         row_owners = adapter_ids and [adapter_ids[i] for i in batch]
