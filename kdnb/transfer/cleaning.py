@@ -155,7 +155,7 @@ def why_drop(text:str, # a cleaned continuation
              drop=REASONS # the reasons that count
             ) -> str:
     "The reason why a continuation is dropped, or '' if it is kept."
-    faults = {'no mention': lambda: mention is None,
+    faults = {'no mention': lambda: mention is None and entity.names, # a document may have no name
               'nothing written': lambda: len(text) <= len(start),
               'nothing after the mention': lambda: mention and len(words_of(text[mention[1]:])) < 3,
               'copy of the definition': lambda: copied(entity.definition, text) > .5,

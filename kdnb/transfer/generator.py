@@ -10,7 +10,7 @@ import hashlib, json, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from unicodedata import normalize
 from fastcore.basics import patch
@@ -78,12 +78,21 @@ def write(self:LMGenerator, entity:Entity,
     return [Draft(p, start, t) for (p, _, start), t in zip(asked, texts)]
 
 # %% ../../nbs/03_transfer/02_generator.ipynb #3970fd6d
+_FOR_DOCUMENTS, _LONGER = ('document-questions', 'document-statements'), 40 # prompts; tokens
+
 @dataclass
 class _Job:
     "A generator with all settings, to make transfer sets with."
     generator: object # of `LMGenerator`'s kind
     sampling: Sampling
     prompts: dict # name -> Prompt
+    is_default: bool = False # whether these are the generator's own prompts, which name the entity
+
+    def of(self, entity) -> '_Job':
+        "The job for an entity: a document without a name has prompts that need none."
+        if entity.names or not self.is_default: return self
+        how = replace(self.sampling, prompts=tuple(_FOR_DOCUMENTS), max_new_tokens=_LONGER)
+        return replace(self, sampling=how, prompts={p: PROMPTS[p] for p in _FOR_DOCUMENTS})
 
 def _job(generator, how, known):
     g = LMGenerator(generator) if isinstance(generator, LM) else generator
@@ -92,7 +101,7 @@ def _job(generator, how, known):
     sampling = Sampling(**{**g.defaults, **given})
     prompts = {p: known[check_choice(p, known, 'prompt')] for p in sampling.prompts}
     g.begin(prompts, spend=False)
-    return _Job(g, sampling, prompts)
+    return _Job(g, sampling, prompts, 'prompts' not in given)
 
 def _shares(sampling) -> dict: # name of a prompt -> number of continuations
     share, rest = divmod(sampling.n, len(sampling.prompts))
@@ -104,15 +113,22 @@ def _made_by(job) -> dict: # what must agree for a finished set to be reused
             'prompt_versions': {n: f'{p.version} {p.key}' for n, p in job.prompts.items()}}
 
 # %% ../../nbs/03_transfer/02_generator.ipynb #a6e56a20
+_ANSWER = '\nAnswer:' # behind a question; a loss may be taken on what follows it
+
 def _judge(job, draft, entity, seen) -> tuple: # the continuation, and why it is dropped or ''
     text = clean(draft.text, draft.start, job.prompts[draft.prompt].lines, entity.names, draft.chat)
     mention = find_mention(text, entity.names)
     why = draft.why
     if not why and draft.text.strip() and not without_thinking(draft.text).strip(): why = 'only thinking'
     why = why or why_drop(text, mention, entity, seen, draft.start, job.sampling.drop)
-    return Continuation(text, mention, draft.prompt), why
+    question, found, answer = text.partition(_ANSWER)
+    unanswered = text.startswith('Question:') and not answer.strip()
+    if unanswered and 'nothing written' in job.sampling.drop: why = why or 'nothing written'
+    start = len(question + found) if found else None
+    return Continuation(text, mention, draft.prompt, start=start), why
 
 def _make(job, entity) -> TransferSet:
+    job = job.of(entity)
     start, want, kept, seen = time.perf_counter(), _shares(job.sampling), {p: [] for p in job.prompts}, set()
     dropped, spent, tries = Counter(), Counter(), 0
     for r in range(job.sampling.rounds):
@@ -170,8 +186,10 @@ def _plain(definition): # without differences that do not matter
 
 def _finished(job, path) -> dict: # (entity, definition) -> TransferSet
     "The sets of a file that were made with the settings of a job."
-    want, stored = _made_by(job), transfer_sets_of(path) if path and Path(path).exists() else []
-    same_settings = [t for t in stored if all(t.made_by.get(k) == v for k, v in want.items())]
+    stored = transfer_sets_of(path) if path and Path(path).exists() else []
+    wanted = [_made_by(j) for j in (job, job.of(Entity('', '')))] # with a name, and without
+    def fits(t): return any(all(t.made_by.get(k) == v for k, v in want.items()) for want in wanted)
+    same_settings = [t for t in stored if fits(t)]
     return {(t.entity, _plain(t.definition)): t for t in same_settings}
 
 def _make_all(job, entities): # yields (entity, set) as sets are finished
@@ -247,9 +265,11 @@ def plan(generator, entities,
     g, done = job.generator, _finished(job, path)
     todo = [e for e in entities if (e.key, _plain(e.definition)) not in done]
     total, shown = Counter(calls=0, tokens_in=0, tokens_out=0, cost=0), {}
-    for e in todo: total.update(g.plan(e, job.prompts, _shares(job.sampling), job.sampling))
+    for e in todo:
+        own = job.of(e)
+        total.update(g.plan(e, own.prompts, _shares(own.sampling), own.sampling))
     if todo:
-        for name, p in job.prompts.items():
+        for name, p in job.of(todo[0]).prompts.items():
             chat = bool(p.chat) and getattr(g, 'chat', True)
             shown[name] = ask(p, todo[0], 0, chat)[0]
     return dict(generator=g.name, entities=len(entities), missing=len(todo),
