@@ -59,6 +59,24 @@ def test_which_tokens_count(tiny):
     for t in of('finetune-masked'): assert t.strip() in MILL.definition and '_' not in t
 
 
+def test_a_mixture_without_own_tokens_is_what_the_teacher_writes(tiny):
+    for x in examples(tiny, 'mixsd', mixture=0., precision='float32'):
+        if x.targets in [y.targets for y in examples(tiny, 'distill-answers')]: continue # kept its own words
+        best = logits_at(tiny, [x.teacher_ids], [x.teacher_positions]).argmax(-1).tolist()
+        assert x.targets[1:] == best[1:] and read(tiny, x)[1].startswith(MILL.definition)
+
+
+@pytest.mark.parametrize('teacher', ('base', 'current'))
+def test_hidden_states_are_those_of_the_same_blocks(tiny_folder, teacher):
+    lm = load_lm(str(tiny_folder('llama', 4)), device='cpu')
+    how = method('distill-hidden', start_layer=.5, teacher=teacher, precision='float32')
+    first = how(lm, [SHIP], SETS)
+    with first.on(lm):
+        xs = how.groups(lm, [MILL], SETS)[0][0]
+        assert all(x.teacher_states.shape[:2] == (len(x.positions), 2) for x in xs)
+        assert how(lm, [MILL], SETS).losses
+
+
 def test_masked_texts_hide_words_and_restore_them(tiny):
     for x in examples(tiny, 'finetune-masked'):
         student, _ = read(tiny, x)

@@ -141,7 +141,8 @@ def add_teachers(self:Distill, lm:LM, groups:list, progress:bool=False):
     bar = tqdm(groups, desc='teacher', unit='entity', disable=not (progress and several), leave=False)
     with teacher_model(lm, self), bfloat16_weights(lm.model, low):
         for g in bar:
-            add_teacher_logits(lm, g, low, self.context_amplification, n_once, self.compares_states)
+            states_from = n if self.compares_states else None
+            add_teacher_logits(lm, g, low, self.context_amplification, n_once, states_from)
             for x in g: self.soften(x)
             if several: trim(lm) # stored teachers would be interleaved with freed logits
 

@@ -148,19 +148,19 @@ def add_teacher_logits(lm:LM, examples:list,
                        bfloat16:bool=False, # autocast to bfloat16
                        context_amplification:float=0., # of the effect of the definition
                        n_once:int=0, # blocks whose states the examples have cached
-                       with_states:bool=False # also set `teacher_states`, from block `n_once` on
+                       states_from:int|None=None # also set `teacher_states`, from this block on; None: not
                       ):
     "Sets the `teacher` of each example: float32 logits [P, V] of the model with the definition in context."
     for part in _teacher_parts(examples, 2*LOGITS_AT_ONCE//len(lm.tokenizer)):
         ids, positions = [x.teacher_ids for x in part], [x.teacher_positions for x in part]
         with torch.autocast(lm.device.type, torch.bfloat16, enabled=bfloat16):
-            if with_states: logits, states = logits_and_states(lm, ids, positions, n_once, shared=True)
-            else: logits, states = logits_at(lm, ids, positions, shared=True), None
+            if states_from is None: logits, states = logits_at(lm, ids, positions, shared=True), None
+            else: logits, states = logits_and_states(lm, ids, positions, states_from, shared=True)
             if context_amplification:
                 logits += context_amplification*(logits - example_logits(lm, part, n_once))
         counts = [len(x.positions) for x in part]
         for x, t in zip(part, logits.split(counts)): x.teacher = t
-        if with_states:
+        if states is not None:
             for x, h in zip(part, states.split(counts)): x.teacher_states = h
 
 # %% ../../nbs/05_methods/01_examples.ipynb #07471058

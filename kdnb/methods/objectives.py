@@ -52,7 +52,7 @@ OBJECTIVES = { # name -> Objective
     'distill-answers': Objective(('transfer_set',), loss_on='answer'),
     'distill-hidden': Objective(_BOTH, divergence='hidden_states'),
     'disc': Objective(('sentences',), 'sentences_before', loss_on='all_tokens'),
-    'mixsd': Objective(_BOTH, 'nothing', 'mixture', 'answer', 'nll'),
+    'mixsd': Objective(_BOTH, targets='mixture', loss_on='answer', divergence='nll'),
     'on-policy': Objective(_BOTH, targets='student', loss_on='answer'),
     'finetune-masked': Objective(('masked',), 'nothing', loss_on='answer', divergence='nll'),
     'finetune-sentences': Objective(('sentences',), 'nothing', loss_on='all_tokens', divergence='nll'),
