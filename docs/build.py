@@ -15,7 +15,7 @@ from kdnb.core.process import module_command, safe_environment
 from kdnb.reporting.gallery import results
 from notebooks import book_page, doc_pages, page, report_page
 from reference import api, commands
-from results import claims, copy_figures, gallery
+from results import claims, copy_figures, gallery, page_name
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent
 
@@ -27,11 +27,21 @@ def clear(folder, mark):
         raise KdnbError(f'{folder} was not made by docs/build.py and is not removed: choose another folder')
     shutil.rmtree(folder, ignore_errors=True)
 
+def lead_to_site(text, found):
+    "A page whose links into the repository lead to the site's pages."
+    text = text.replace('](../../nbs/', '](../book/').replace('](../../outputs)', '](../reports/index.md)')
+    for r in found:
+        place = Path(r['page']).resolve().relative_to(ROOT).as_posix()
+        text = text.replace(f'](../../{place})', f'](../reports/{page_name(r)}.ipynb)')
+    return text
+
 def make_source(site):
     "Fills the folder that Sphinx reads."
     found, pages = results(ROOT/'outputs'), doc_pages()
     clear(site, 'static/site.css')
     shutil.copytree(HERE/'pages', site/'pages')
+    for p in (site/'pages').glob('*.md'):
+        p.write_text(lead_to_site(p.read_text(encoding='utf-8'), found), encoding='utf-8')
     for name in ('index.md', 'book'): shutil.move(site/'pages'/name, site/name) # a page a chapter is in book
     shutil.copytree(HERE/'static', site/'static')
     shutil.copy(HERE/'conf.py', site)

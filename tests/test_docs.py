@@ -1,5 +1,5 @@
 """The site: it builds without a warning, no link is broken, and a browser shows it as it should be."""
-import functools, http.server, os, shutil, subprocess, sys, threading
+import functools, http.server, os, re, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -30,6 +30,17 @@ class Page(HTMLParser):
         if tag in ('script', 'img', 'source') and a.get('src'): self.links.append(a['src'])
         if tag == 'link' and a.get('href') and 'icon' not in a.get('rel', ''): self.links.append(a['href'])
         if tag == 'img': self.pictures.append(a)
+
+
+def test_links_of_pages_lead_somewhere_in_the_repository():
+    "A reader of the files sees the same links as a reader of the site, but for pages that the build writes."
+    written = ('claims.md', 'commands.md', 'api.md', '../reports/index.md')
+    for page in (ROOT/'README.md', ROOT/'CONTRIBUTING.md', *sorted((ROOT/'docs'/'pages').glob('*.md'))):
+        text = page.read_text(encoding='utf-8')
+        for target in re.findall(r'\]\((?!https?:|#|mailto:)([^)\s]+)\)', text):
+            place = urldefrag(target)[0]
+            known = place in written or (page.parent/place).exists() or page.name == 'index.md'
+            assert known, f'{page.name}: {target}'
 
 
 def test_site_is_whole(site):
