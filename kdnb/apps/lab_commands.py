@@ -32,6 +32,8 @@ def _complete_sets(lm, method, entities, sets, folder):
 
 def _warn_without_probes(ds):
     from kdnb.core.errors import notice
+    if any(e.questions for e in ds.entities):
+        notice(f"{ds.name}: the questions of its entities are asked by kdnb teach only; here its probes are")
     if any(e.probes or e.neighbors or e.question for e in ds.entities): return
     notice(f"{ds.name}: its entities have no probes, so the target is not measured, only specificity; "
            "probes are a field of the file (see nbs/01_data)")

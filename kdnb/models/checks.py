@@ -50,6 +50,7 @@ def one_sentence(
         if not isinstance(e, Exception) and not from_rust: raise
         why = ' '.join(str(e).split())
         if 'trust_remote_code' in why: why = 'it needs code of its own, and code of a model is never run here'
+        if 'connect to' in why: why = 'it was not reached: check the connection, or give a folder or file'
         raise KdnbError(f"{about} ({type(e).__name__}: {why[:160]})") from None
 
 # %% ../../nbs/02_models/01_checks.ipynb #11e79456
