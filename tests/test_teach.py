@@ -406,7 +406,8 @@ def test_the_page_needs_no_notebooks_and_names_nothing_of_the_machine(tiny_folde
     assert done.returncode == 0, done.stderr
     page = (out/'report.html').read_text(encoding='utf-8')
     soup = BeautifulSoup(page, 'html.parser')
-    assert soup.find('p').get_text() == summary(out)['sentence'] == 'It now knows 0 of 0 facts of 2 entries.'
+    says = 'It now knows 0 of 0 facts of 2 entries (4 more could not be asked).'
+    assert soup.find('p').get_text() == summary(out)['sentence'] == says
     text = soup.get_text()
     assert 'Where is Zorbel Harbour? (your question)' in text and 'kdnb ask my-model' in text
     assert 'Velmora Junction is a slapstick comedy series about two rival bakers.' in text
