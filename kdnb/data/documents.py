@@ -46,21 +46,20 @@ def _document(row, number) -> Entity:
 # %% ../../nbs/01_data/10_documents.ipynb #8ef12c86
 _N_DEV = 30 # documents whose split is dev
 
-def _read_documents(path, bad_rows, entity_of) -> list: # of `Entity`
-    "The entities of the rows of a file; `entity_of` is a function of a row and its number."
+def _read_documents(name, path, bad_rows, entity_of) -> tuple: # (`Dataset`, {})
+    "The rows of a file as a dataset; `entity_of` is a function of a row and its number."
     out, wrong = [], []
     for i, row in enumerate(_read_list(path)):
         try: out.append(replace(entity_of(row, i), split='dev' if i < _N_DEV else 'test'))
         except ValueError as e: wrong.append(f'{path}, row {i}, {e}')
     report_bad_rows(wrong, len(out), path, bad_rows)
-    return out
+    return Dataset(name, tuple(out), load_dataset().specificity, unit='nats'), {}
 
 def read_fictional_knowledge(path:str|Path,
                              bad_rows:str='stop' # 'stop', or 'skip' rows that cannot be read
                             ) -> tuple: # (`Dataset`, {}): there are no transfer sets
     "Fictional Knowledge (Chang et al., arXiv 2406.11813), whose spans are scored in nats a token."
-    entities = tuple(_read_documents(path, bad_rows, _document))
-    return Dataset('fictional-knowledge', entities, load_dataset().specificity, unit='nats'), {}
+    return _read_documents('fictional-knowledge', path, bad_rows, _document)
 
 # %% ../../nbs/01_data/10_documents.ipynb #a1e6e84e
 def _question_probe(question, answer) -> Probe:
@@ -83,5 +82,4 @@ def read_unke(path:str|Path,
               bad_rows:str='stop' # 'stop', or 'skip' rows that cannot be read
              ) -> tuple: # (`Dataset`, {}): there are no transfer sets
     "UnKE (Deng et al., arXiv 2405.15349): paragraphs with short questions, scored in nats a token."
-    entities = tuple(_read_documents(path, bad_rows, _paragraph))
-    return Dataset('unke', entities, load_dataset().specificity, unit='nats'), {}
+    return _read_documents('unke', path, bad_rows, _paragraph)
