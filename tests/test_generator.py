@@ -350,7 +350,7 @@ def test_a_server_of_transformers_serve(tmp_path, monkeypatch):
 
 def test_a_users_sets_are_used_as_they_are(tiny, tmp_path):
     "Only missing sets are generated, and they are written to another file."
-    from kdnb.transfer.generator import own_sets
+    from kdnb.transfer.ready_sets import own_sets
     mine, kept = tmp_path/'mine.jsonl', tmp_path/'kept.jsonl'
     text = 'Velmora is about bakers.'
     row = dict(entity='Velmora', continuations=[dict(text=text, mention=[0, 7])], made_by={'n': 99})

@@ -772,7 +772,7 @@ def test_a_reply_of_a_wrong_type_is_named_by_its_line(tmp_path, wrong):
 
 def test_half_characters_of_any_generator_are_replaced(tiny, tmp_path):
     class Own(LMGenerator):
-        def write(self, entity, prompts, want, r, how, spent):
+        def write(self, entity, prompts, want, r, how, spent, passages):
             return [Draft(p, '', f'{entity.name} is \ud83d\ude00 fun \udc00 and more.') for p in prompts]
     sets = make_transfer_sets(
         Own(tiny), [ENTITY], tmp_path/'s.jsonl', progress=False, n=1, prompts=('named',))

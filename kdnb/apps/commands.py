@@ -100,10 +100,13 @@ def _print_plan(args, g, ds, need):
 def generate_command(args) -> dict:
     "Write transfer sets to a file."
     from kdnb.core.errors import KdnbError
+    from kdnb.core.files import write_text
     from kdnb.data.dataset import sample
+    from kdnb.reporting.coverage_page import check_page, coverage_page
     from kdnb.transfer.generator import make_transfer_sets, plan
     from kdnb.transfer.prompts import with_own
     known = with_own(args.prompt_file)
+    if args.page: check_page(args.page)
     if args.list_prompts:
         print('\n'.join(f"{n} (version {p.version}): {p.about}" for n, p in known.items()))
         return {'prompts': list(known)}
@@ -114,6 +117,7 @@ def generate_command(args) -> dict:
     _print_plan(args, g, ds, need)
     if args.dry_run: return need
     sets = make_transfer_sets(g, ds.entities, args.out, known=known, wait=0., **how)
+    if args.page: write_text(args.page, coverage_page(ds.entities, sets))
     return _generated(args, g, ds.entities, sets)
 
 # %% ../../nbs/09_apps/09_commands.ipynb #1800cd30

@@ -27,7 +27,7 @@ from ..experiments.runs import Experiment
 from ..methods.presets import method_with_preset
 from ..models.memory import has_fast_bfloat16, release_memory
 from ..reporting import plots
-from ..transfer.generator import ready_sets
+from ..transfer.ready_sets import ready_sets
 
 # %% ../../nbs/09_apps/16_demo.ipynb #239789aa
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ def _go(runs, workers):
     return run_parallel(runs, workers)
 
 def _complete_sets(lm, method, entities, sets, folder):
-    "The transfer sets; missing ones are written by the model."
+    "The transfer sets of entities; missing ones are written by the model."
     from kdnb.methods.registry import needs_texts
-    from kdnb.transfer.generator import ready_sets
+    from kdnb.transfer.ready_sets import ready_sets
     missing = [e for e in entities if e.key not in sets] if needs_texts(method) else []
     if not missing: return sets
     print(f'{len(missing)} of {len(entities)} entities have no transfer set: {lm.name} writes them now, '
@@ -44,10 +44,12 @@ def run_command(args) -> dict:
     from kdnb.core.errors import check_choice
     from kdnb.data.benchmarks import BENCHMARKS
     from kdnb.data.transfer_sets import read_transfer_sets
+    from kdnb.experiments.identity import key
     from kdnb.experiments.regimes import REGIMES
     from kdnb.experiments.results import as_json, collect
     from kdnb.experiments.runs import Experiment
     from kdnb.methods.presets import method_with_preset
+    from kdnb.transfer.generator import sets_identity
     check_choice(args.regime, REGIMES, 'regime')
     settings, (ds, sets) = method_settings(args.set, args.method), load_entities(args)
     lm = load_model(args, method_with_preset(args.preset, args.method, ds, args.regime, **settings))
@@ -59,10 +61,9 @@ def run_command(args) -> dict:
     def make(method, **more): return Experiment(lm, ds, method, args.regime, args.seed, **how, **more)
     mine = make(args.method, **settings)
     if not args.transfer:
-        # the sets of all entities, so that a larger limit continues; of many documents that would take long
-        every = args.regime == REGIMES[0] and ds.unit != 'nats'
-        entities = ds.entities if every else mine.taught
-        how['transfer'] = _complete_sets(lm, mine.method, entities, sets, args.out)
+        how['transfer'] = _complete_sets(lm, mine.method, mine.taught, sets, args.out)
+        if any(e.key not in sets for e in ds.entities): # a larger limit writes more, and continues
+            how['transfer_id'] = key([sorted(sets), sets_identity(lm)])
     references = [] if args.method in _NO_EDITS else [make('base'), make('prepend')]
     runs = [*references, make(args.method, **settings)]
     df = collect(_go(runs, args.workers), [e.key for e in runs[0].taught])

@@ -60,6 +60,8 @@ def _generate_options(g):
     g.add_argument('--out', type=some_text, metavar='FILE',
                    help='JSON lines of the transfer sets; sets that the file holds already are kept')
     add_options(g, 'generator data entities split limit bad-rows n', generator='self', bad_rows='stop')
+    g.add_argument('--page', type=some_text, default=None, metavar='FILE',
+                   help='HTML page that shows which passages of a document the texts are about')
     _sampling_options(g)
     add_options(g, 'dry-run')
     _api_options(g)

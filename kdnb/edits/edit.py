@@ -8,11 +8,11 @@ __all__ = ['Adapter', 'Edit', 'unedited', 'n_unchanged_layers']
 # %% ../../nbs/04_edits/00_edit.ipynb #367f005f
 import hashlib, json
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import torch
 from fastcore.basics import patch
 from ..core.display import escape_markdown
-from ..core.errors import KdnbError
+from ..core.errors import KdnbError, check_number
 from ..models.layer_cache import blocks_of
 from ..models.model import LM
 
@@ -153,6 +153,17 @@ def on(self:Edit, lm:LM):
     self.apply(lm)
     try: yield lm
     finally: self.undo(lm)
+
+# %% ../../nbs/04_edits/00_edit.ipynb #e90f9426
+@patch
+def scaled(self:Edit, strength:float # 0: nothing, 1: the whole edit
+          ) -> Edit:
+    "The edit applied in part. Only an adapter can be scaled."
+    check_number(strength, 'strength', 0, 10)
+    if not self.adapter or self.tensors or self.context:
+        raise KdnbError(f"the edit {self} has no adapter: only an adapter can be applied in part")
+    adapter = {n: replace(a, scale=strength*a.scale) for n, a in self.adapter.items()}
+    return replace(self, adapter=adapter, settings={**self.settings, 'strength': strength})
 
 # %% ../../nbs/04_edits/00_edit.ipynb #3ecbd102
 @contextmanager

@@ -44,6 +44,12 @@ class Single:
     def path(self, entity) -> Path: # file of the entity's case
         return self.experiment.case_file(key({'entity': entity.key}))
 
+    def is_done(self, entity) -> bool:
+        "Whether the entity's case is finished, with the transfer set that it has now."
+        run, path, found = self.experiment, self.path(entity), self.experiment.transfer.get(entity.key)
+        if not path.exists(): return False
+        return not run.transfer_id or not found or read_json(path, dict)['transfer'] == [found.key]
+
     def case(self, entity) -> dict: # what the case's file holds
         "Teach, measure and undo one entity."
         run = self.experiment
@@ -51,7 +57,8 @@ class Single:
         edit = run.method(run.lm, [entity], run.transfer, run.seed)
         with edit.on(run.lm):
             if isinstance(run.method, Base): return self._base_case(edit, entity)
-            return run.measure(edit, [entity], run.specificity)
+            row = run.measure(edit, [entity], run.specificity)
+        return row | {'parts': run.measure_parts(edit, [entity])}
 
 # %% ../../nbs/07_experiments/01_regimes.ipynb #22f29138
 @patch
@@ -77,13 +84,14 @@ def cases(self:Single, entities) -> list: # one row per entity, as of `case`
     for edit, e, r in zip(edits, entities, results):
         with edit.on(run.lm): r |= run.measure_harm([e])
     seconds = (time.perf_counter() - start)/len(edits)
-    return [run.row(edit, [e], r, seconds) for edit, e, r in zip(edits, entities, results)]
+    rows = [run.row(edit, [e], r, seconds) for edit, e, r in zip(edits, entities, results)]
+    return [row | {'parts': run.measure_parts(edit, [e])} for row, edit, e in zip(rows, edits, entities)]
 
 @patch
 def run(self:Single, bar): # a progress bar, in entities
     "Run the cases whose files are missing."
     run = self.experiment
-    todo = [e for e in run.taught if not self.path(e).exists()]
+    todo = [e for e in run.taught if not self.is_done(e)]
     bar.update(len(run.taught) - len(todo))
     trains = isinstance(run.method, TrainingConfig)
     n = run.edits_per_batch if trains else 1 # only training gains from batches

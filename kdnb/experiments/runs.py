@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from ..core.downloads import pin_of
-from ..core.errors import KdnbError, check_seed, check_whole, check_choice, notice
+from ..core.errors import KdnbError, check_seed, check_whole, check_choice, check_number, notice
 from ..core.files import ASSETS, as_written, make_folder, read_json, write_json
 from ..core.records import locked
 from ..data.dataset import Dataset, sample
@@ -48,17 +48,23 @@ class Experiment:
                  eval_dtype:str='float32', # evaluation precision: float32, bfloat16, or auto
                  edits_per_batch:int=1, # number of entities trained in parallel, each with its own adapter
                  harm:bool=False, # also measure the drift on neutral text, and targets with their definition
+                 strengths:tuple=(), # parts of an adapter that are measured, besides the whole
+                 transfer_id:str|None=None, # what determines the sets, if some are not written yet
                  **settings): # settings of the method that differ from the preset
         self.how = dict(ds=ds, method=method, regime=regime, seed=seed, transfer=transfer, limit=limit,
                         preset=preset, n_specificity=n_specificity, n_other_entities=n_other_entities,
                         open_ended=open_ended, folder=folder, eval_dtype=eval_dtype,
-                        edits_per_batch=edits_per_batch, harm=harm, **settings)
+                        edits_per_batch=edits_per_batch, harm=harm, strengths=tuple(strengths),
+                        transfer_id=transfer_id, **settings)
         check_choice(regime, REGIMES, 'regime')
         self.use_bf16 = uses_bfloat16(eval_dtype, lm.device, 'eval_dtype')
         check_seed(seed)
         check_whole(edits_per_batch, 'edits_per_batch', 1)
+        if strengths and regime != REGIMES[0]: raise KdnbError("strengths belong to the regime single")
         check_whole(n_other_entities, 'n_other_entities', 0)
-        self.lm, self.ds, self.regime, self.seed, self.transfer = lm, ds, regime, seed, transfer or {}
+        self.strengths = tuple(check_number(s, 'a strength', 0, 10) for s in strengths)
+        self.lm, self.ds, self.regime, self.seed = lm, ds, regime, seed
+        self.transfer, self.transfer_id = transfer or {}, transfer_id
         self.n_other_entities, self.open_ended = n_other_entities, open_ended
         self.edits_per_batch, self.harm, self.base_predictions = edits_per_batch, harm, None
         self.method_name, self.method = method, method_with_preset(preset, method, ds, regime, **settings)
@@ -89,13 +95,14 @@ def _parameters(self:Experiment, preset) -> dict:
     lm, ds, texts = self.lm, self.ds, needs_texts(self.method)
     entities = ds.entities if self.regime == REGIMES[0] else self.taught
     sets = {e.key: self.transfer[e.key].key for e in entities if e.key in self.transfer} if texts else {}
+    if texts and self.transfer_id and self.regime == REGIMES[0]: sets = self.transfer_id
     model = dict(lm=lm.name, lm_sha256=lm.sha256, dtype=str(next(lm.model.parameters()).dtype)[6:])
     data = dict(data=ds.name, unit=ds.unit, entities=[e.key for e in entities], transfer=sets,
                 data_sha256=replace(ds, specificity=self.specificity).sha256)
     method = dict(method=self.method_name, preset=preset, settings=asdict(self.method),
                   regime=self.regime, seed=self.seed, held=[pin_of(f) for f in _input_files(self.method)])
     evaluation = dict(n_other_entities=self.n_other_entities, open_ended=self.open_ended, harm=self.harm,
-                      n_specificity=len(self.specificity),
+                      strengths=self.strengths, n_specificity=len(self.specificity),
                       eval_dtype='bfloat16' if self.use_bf16 else 'float32')
     return dict(**model, **data, **method, **evaluation, bfloat16=has_fast_bfloat16(lm.device),
                 code=code_version(), versions=versions())
@@ -141,12 +148,23 @@ def measure(self:Experiment, edit, entities, specificity, extra=()) -> dict: # a
     return self.row(edit, entities, results, time.perf_counter() - start, extra)
 
 @patch
+def measure_parts(self:Experiment, edit, entities) -> dict: # strength -> results, as those of the whole edit
+    "The same measurements with parts of an edit that has an adapter. The edit is not applied."
+    out = {}
+    for s in self.strengths if edit.adapter else ():
+        with edit.scaled(s).on(self.lm):
+            row = self.measure(edit, entities, self.specificity)
+        out[str(s)] = {k: row[k] for k in ('target', 'specificity', 'drift', 'in_context') if k in row}
+    return out
+
+@patch
 def row(self:Experiment, edit, entities, results, seconds, extra=()) -> dict:
     "What the file of a case holds: the results of `evaluate`, and their cost in seconds and GiB."
     peak = max(edit.peak_memory_gib, memory_peak(self.lm))
-    return dict(results, entities=[e.key for e in entities], texts=edit.texts, losses=edit.losses,
-                seconds_edit=edit.seconds, seconds_evaluate=seconds, peak_memory_gib=peak,
-                key=key(self.params), **dict(extra))
+    sets = [self.transfer[e.key].key for e in entities if e.key in self.transfer]
+    return dict(results, entities=[e.key for e in entities], transfer=sets, texts=edit.texts,
+                losses=edit.losses, seconds_edit=edit.seconds, seconds_evaluate=seconds,
+                peak_memory_gib=peak, key=key(self.params), **dict(extra))
 
 @patch
 def save_case(self:Experiment, path:Path, row:dict):
@@ -184,7 +202,7 @@ def _check_memory(self:Experiment, progress):
 def run(self:Experiment, progress:bool=True) -> Path: # folder of the results
     "Run the unfinished cases, and write summary.json."
     self.begin()
-    if self._is_complete(): return self.folder
+    if self._is_complete() and not self.transfer_id: return self.folder
     self._check_memory(progress)
     if self.harm:
         with in_bfloat16(self.lm, self.use_bf16): self.base_predictions = predictions(self.lm, HELD_OUT)
