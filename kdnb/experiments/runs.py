@@ -149,12 +149,12 @@ def measure(self:Experiment, edit, entities, specificity, extra=()) -> dict: # a
 
 @patch
 def measure_parts(self:Experiment, edit, entities) -> dict: # strength -> results, as those of the whole edit
-    "The same measurements with parts of an edit that has an adapter. The edit is not applied."
+    "What changes with the strength of an edit that has an adapter: target, specificity and drift."
     out = {}
     for s in self.strengths if edit.adapter else ():
-        with edit.scaled(s).on(self.lm):
-            row = self.measure(edit, entities, self.specificity)
-        out[str(s)] = {k: row[k] for k in ('target', 'specificity', 'drift', 'in_context') if k in row}
+        with edit.scaled(s).on(self.lm), in_bfloat16(self.lm, self.use_bf16):
+            out[str(s)] = evaluate(self.lm, entities, self.specificity, (), False)
+            if self.harm: out[str(s)]['drift'] = drift(self.base_predictions, self.lm)
     return out
 
 @patch
