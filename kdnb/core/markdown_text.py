@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['front_matter', 'parse_markdown', 'plain_text', 'left_out', 'heading_readings', 'like_heading', 'term_of', 'Piece',
            'column_names', 'row_text', 'joined', 'split_cell', 'begins_question', 'is_answered', 'question_lines',
-           'pieces_of', 'split_questions']
+           'pieces_of', 'split_questions', 'named_part', 'are_definitions']
 
 # %% ../../nbs/00_core/11_markdown_text.ipynb #0f570022
 import re
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from markdown_it import MarkdownIt
-from .text import QUESTION_MARKS
+from .text import QUESTION_MARKS, spans, words_of
 
 # %% ../../nbs/00_core/11_markdown_text.ipynb #b3290252
 def front_matter(text:str) -> int: # number of lines
@@ -223,3 +224,21 @@ def split_questions(pieces:list) -> tuple: # (pieces without questions, line -> 
                              'write all right answers after one "A:", with semicolons between them')
         questions[p.line] = {'text': question, 'answers': split_cell(answer)}
     return rest, questions
+
+# %% ../../nbs/00_core/11_markdown_text.ipynb #38190fd8
+_ARTICLES = {'the', 'a', 'an'}
+
+def named_part(title:str, text:str) -> str:
+    "The capitalized words of a title that a text names most often, at least twice; '' if there are none."
+    words = [w.strip('.,:;!?()') for w in title.split()]
+    runs = groupby(words, lambda w: w[:1].isupper() and w.casefold() not in _ARTICLES)
+    parts = [' '.join(run) for is_name, run in runs if is_name]
+    counts = {p: sum(1 for _ in spans(text, p, 'exact')) for p in parts}
+    best = max(counts, key=counts.get, default='')
+    return best if counts.get(best, 0) > 1 else ''
+
+def are_definitions(texts) -> bool:
+    "Whether at least half of some texts are long enough to define something."
+    return len(texts) > 0 and 2*sum(len(words_of(t)) >= _DEFINITION for t in texts) >= len(texts)
+
+_DEFINITION = 4 # words that a definition has at least

@@ -13,8 +13,8 @@ from ..core.files import read_text
 from ..core.remarks import Remark
 from ..core.text import RULES, find_mention, spans, words_of
 from kdnb.core.markdown_text import (
-    Piece, column_names, front_matter, heading_readings, joined, left_out, like_heading, parse_markdown,
-    pieces_of, plain_text, row_text, split_questions,
+    Piece, are_definitions, column_names, front_matter, heading_readings, joined, left_out, like_heading,
+    named_part, parse_markdown, pieces_of, plain_text, row_text, split_questions,
 )
 from .entity_files import CELLS, row_of_cells
 
@@ -36,8 +36,7 @@ class Section:
         "The reading of the heading that the text mentions, or else the likeliest."
         return next((t for t in self.titles if t and find_mention(self.text, [t])), self.titles[0])
 
-    def names_itself(self, *rules # of mentions; all if none is given
-                    ) -> bool:
+    def names_itself(self, *rules) -> bool: # rules: of mentions; all if none is given
         "Whether the text mentions what the heading says, and so is a definition of it."
         return bool(self.title and find_mention(self.text, [self.title], rules or RULES))
 
@@ -91,8 +90,7 @@ class _Sorter:
         self.rows = None
 
 # %% ../../nbs/01_data/04_markdown.ipynb #3a241803
-def markdown_sections(text:str, path='' # for the remarks
-                     ) -> tuple: # (list of `Section`, list of `Remark`)
+def markdown_sections(text:str, path='') -> tuple: # (list of `Section`, list of `Remark`)
     "The headings of a Markdown text, each with the text below it."
     sorter = _Sorter(path)
     if front_matter(text): sorter.remark(1, 'the front matter', 'it holds settings of the page')
@@ -103,11 +101,8 @@ def markdown_sections(text:str, path='' # for the remarks
     return sorter.sections, sorter.remarks
 
 # %% ../../nbs/01_data/04_markdown.ipynb #08cb9064
+_COLUMNS = f"a table has {', '.join(CELLS)}"
 _SENTENCE, _END = 4, ('.', '!', '?', '。') # words that a definition has at least; ends of sentences
-
-def _are_definitions(texts):
-    "Whether at least half of these texts are long enough to define something."
-    return len(texts) > 0 and 2*sum(len(words_of(t)) >= _SENTENCE for t in texts) >= len(texts)
 
 def _table_terms(piece):
     "The rows of a table of terms as dictionaries, and the names of the columns that are not read."
@@ -117,7 +112,7 @@ def _table_terms(piece):
     if twice := [n for n in CELLS if names.count(n) > 1]:
         raise ValueError(f'the column {twice[0]!r} appears twice')
     cells = [dict(zip(names, row)) for row in rows if any(row)]
-    if not (explicit or _are_definitions([c['definition'] for c in cells if c['name']])): return [], []
+    if not (explicit or are_definitions([c['definition'] for c in cells if c['name']])): return [], []
     unread = [h for n, h in zip(names, header) if h and n not in CELLS]
     return [row_of_cells(c) for c in cells], unread
 
@@ -132,10 +127,9 @@ def _list_terms(section):
         text = joined([Piece(first.kind, first.definition, first.line), *rest])
         questions = [q for line, q in section.questions.items() if first.line < line < end]
         rows.append((first.line, {'name': first.term, 'definition': text, 'questions': questions}))
-    return rows if _are_definitions([row['definition'] for _, row in rows]) else []
+    return rows if are_definitions([row['definition'] for _, row in rows]) else []
 
-def section_terms(section, path='' # for the remarks
-                 ) -> tuple: # (list of (line, row), list of `Remark`)
+def section_terms(section, path='') -> tuple: # (list of (line, row), list of `Remark`)
     "The entities of a section that is a glossary; none if it is not."
     rows, remarks = [], []
     for p in section.pieces:
@@ -145,8 +139,7 @@ def section_terms(section, path='' # for the remarks
         try: found, unread = _table_terms(p)
         except ValueError as e: raise KdnbError(f'{path}, line {p.line}: {e}') from None
         rows += [(p.line + 2 + i, row) for i, row in enumerate(found)]
-        why = f"a table has {', '.join(CELLS)}"
-        remarks += [Remark(str(path), p.line, f'the column {name}', why) for name in unread]
+        remarks += [Remark(str(path), p.line, f'the column {name}', _COLUMNS) for name in unread]
     if not rows: rows, remarks = _list_terms(section), []
     least = 1 if section.level <= 1 or any(p.kind == 'table' for p in section.pieces) else 2
     return (rows, remarks) if len(rows) >= least else ([], [])
@@ -197,11 +190,10 @@ class _Entities:
     def ignore(self, s, what):
         "Record a heading that is no entity; the next one belongs to none."
         self.check()
-        line = s.line or next((p.line for p in s.pieces), 1)
-        why = 'it is above the entities and is not one itself'
+        line, why = s.line or next((p.line for p in s.pieces), 1), 'it is above the entities and is not one itself'
         self.remarks.append(Remark(self.path, line, what, why))
-        self.lose(s.questions)
         self.level, self.added = 9, []
+        self.lose(s.questions)
 
     def lose(self, questions):
         "Record questions that belong to no entity."
@@ -247,8 +239,16 @@ class _Entities:
                         f"text of each entity with its name, as in '{row['name']} is …'")
 
 # %% ../../nbs/01_data/04_markdown.ipynb #a13a8dad
-def markdown_entities(sections:list, path='' # for the remarks
-                     ) -> tuple: # (list of (line, row), list of `Remark`)
+def _name_document(found):
+    "A title above a whole document, of which the texts name a part: that is the name of the entity."
+    line, row = found.rows[0]
+    part = named_part(row['name'], row['definition'])
+    if find_mention(row['definition'], [row['name']]) or not part: return
+    why = f'its texts name {part!r}, so all of them are one document about it'
+    found.remarks.append(Remark(found.path, line, f"the title {row.pop('name')!r}", why))
+    row['name'] = part
+
+def markdown_entities(sections:list, path='') -> tuple: # (list of (line, row), list of `Remark`)
     "The entities among the sections of a Markdown file."
     found, glossaries = _Entities(str(path)), _glossaries(sections, path)
     before, *headings = sections
@@ -260,6 +260,7 @@ def markdown_entities(sections:list, path='' # for the remarks
         elif _is_title(headings, i, glossaries): found.ignore(s, f'the title {s.title!r}{below}')
         elif found.rows and s.level > found.level and not s.begins_with_itself(): found.extend(s)
         else: found.add(s)
+    if len(found.rows) == 1 and found.added: _name_document(found)
     found.check()
     return found.rows, found.remarks
 
@@ -269,6 +270,5 @@ def md_rows(path:Path) -> tuple: # (list of (line, row as a dictionary), list of
     sections, remarks = markdown_sections(read_text(path, utf16=True), path)
     rows, more = markdown_entities(sections, path)
     if not rows and sections[0].text:
-        raise KdnbError(f"{path} has no heading: each entity needs a heading with its name, "
-                        'such as # Velmora')
+        raise KdnbError(f"{path} has no heading: each entity needs one with its name, such as # Velmora")
     return rows, sorted(more + remarks, key=lambda r: r.line)
