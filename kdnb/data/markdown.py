@@ -190,8 +190,8 @@ class _Entities:
     def ignore(self, s, what):
         "Record a heading that is no entity; the next one belongs to none."
         self.check()
-        line, why = s.line or next((p.line for p in s.pieces), 1), 'it is above the entities and is not one itself'
-        self.remarks.append(Remark(self.path, line, what, why))
+        line = s.line or next((p.line for p in s.pieces), 1)
+        self.remarks.append(Remark(self.path, line, what, 'it is above the entities and is not one itself'))
         self.level, self.added = 9, []
         self.lose(s.questions)
 
