@@ -25,6 +25,7 @@ FIGURES = {
     'causal_trace': ['known', 'known-by-block', 'brought', 'brought-by-block'],
     'counterfact': ['counterfact'],
     'methods': ['methods', 'regimes'],
+    'objectives': ['objectives'],
     'mend_training': ['training', 'scales'],
     'scalability': ['scalability'],
     'performance': ['bench'],

@@ -17,6 +17,7 @@ from ..evaluation.exam import Exam, Spare, answer_items, fact_states, read_answe
 from ..evaluation.exam_writer import asks_in, questions_about, shares_words
 from ..evaluation.harm import KnownAnswers, answer_known, lost, mean_kl, neutral_texts, predictions
 from ..models.model import LM
+from ..transfer.coverage import is_about, passages_of
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #579534a0
 _EACH = 3 # most questions, and most statements, about a fact
@@ -33,6 +34,11 @@ def _statement(entity, spare) -> Continuation:
     prompt = spare.item.prompt
     mention = find_mention(prompt, entity.names)
     return Continuation(f'{prompt} {spare.answer}.', mention, 'statement', labels=_LABELS)
+
+def _own_texts(entity) -> list: # of `Continuation`
+    "The definition as a text; of a document its passages."
+    def text(a, b): return replace(placed(entity.definition[a:b], entity), prompt='definition', span=(a, b))
+    return [replace(text(a, b), labels=_LABELS) for a, b in passages_of(entity)]
 
 def _new_questions(lm, exam, wanted, generator, seed) -> list: # of `Spare`
     "Questions about some facts that the model answers with them, with the definition in front."
@@ -56,12 +62,11 @@ def fact_texts(lm:LM, exam:Exam,
     else: spare = [s for s in exam.spare if s.item.fact in wanted]
     for s in spare:
         text = _question_text(entity, s) if s.item.is_question else _statement(entity, s)
-        if not text.mention or is_asked(text.text): continue
+        if not is_about(entity, text.text) or is_asked(text.text): continue
         count[s.item.fact, s.item.kind] += 1
         if count[s.item.fact, s.item.kind] <= _EACH: texts.append(text)
     questions, statements = ([c for c in texts if c.prompt == p] for p in ('question', 'statement'))
-    definition = replace(placed(entity.definition, entity), prompt='definition', labels=_LABELS)
-    return ([definition]*(not generator) + questions)*_TIMES + statements
+    return (_own_texts(entity)*(not generator) + questions)*_TIMES + statements
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #f25fbf67
 @dataclass

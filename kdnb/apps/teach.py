@@ -21,7 +21,7 @@ from ..core.files import as_written, inside, make_folder, read_json, write_json,
 from ..core.records import FolderRecord, locked
 from ..data.dataset import load_dataset
 from ..data.entity_files import read_entities
-from ..data.transfer_sets import Continuation
+from ..data.transfer_sets import read_continuation
 from ..edits.routing import AdapterRouter
 from ..edits.storage import load_edit
 from ..evaluation.exam import exam_as_json, exam_from_json
@@ -101,8 +101,7 @@ def texts(self:_Teaching, r:int, exams,
     def write(): return {e.entity.key: [asdict(c) for c in of(e)] for e in self.bar('texts', exams)}
     rows = stage(self.version, f'texts-{r}', write)
     with as_written(self.version/f'texts-{r}.json'):
-        return {k: tuple(Continuation(**{**c, 'mention': tuple(c['mention'])}) for c in cs)
-                for k, cs in rows.items()}
+        return {k: tuple(read_continuation(c) for c in cs) for k, cs in rows.items()}
 
 @patch
 def train_sets(self:_Teaching, r:int, exams, found:Examination|None) -> dict: # entity key -> TransferSet

@@ -27,6 +27,14 @@ from ..models.model import LM
 _SETTINGS = dict(lr=2e-3, steps=60, batch_size=6, n_continuations=100, with_definition=False, temperature=1.,
                  context_amplification=.5, start_layer=.3, retain_weight=4., retain_batch_size=12)
 
+_WORDS = 80 # of a definition, for which these steps and texts are enough
+
+def _size(entities) -> dict:
+    "Steps and texts of an entity: more for documents."
+    words = sum(len(e.definition.split()) for e in entities)
+    times = max(round(words/(_WORDS*max(len(entities), 1))), 1)
+    return {k: times*_SETTINGS[k] for k in ('steps', 'n_continuations')}
+
 def teaching(entities, # to be taught
              out:str|Path, # folder, which may know other entities
              separate_adapters:bool=False, # one adapter per entity
@@ -35,7 +43,7 @@ def teaching(entities, # to be taught
     "The method by which entities are taught."
     ds = Dataset('taught', with_known(Path(out), entities))
     regime = REGIMES[len(ds.entities) > 1 and not separate_adapters]
-    ours = _SETTINGS if settings.get('trainable', 'lora') == 'lora' else {}
+    ours = _SETTINGS | _size(entities) if settings.get('trainable', 'lora') == 'lora' else {}
     return method_with_preset('default', 'distill', ds, regime, **{**ours, **settings})
 
 # %% ../../nbs/09_apps/03_teach_settings.ipynb #6506fc17

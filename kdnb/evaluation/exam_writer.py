@@ -20,6 +20,7 @@ from .facts import facts_of, has_words
 from ..models.model import LM
 from ..models.scoring import score_spans
 from ..transfer.cleaning import clean
+from ..transfer.coverage import is_about, passage_around
 from ..transfer.generator import LMGenerator
 from ..transfer.prompts import Sampling, read_prompts
 
@@ -103,10 +104,10 @@ def _drafts(generator, entity, prompts, n, seed, temperature=0.) -> list: # of (
     return [(name, text) for name, text in texts if printable(text) == text]
 
 def _as_question(text, entity) -> str: # '' if it is none that can be asked
-    "The question at the beginning of a draft, if it is short and names the entity."
+    "The question at the beginning of a draft, if it is short and about the entity."
     m = re.match(_QUESTION, _BEFORE_QUESTION.sub('', text))
     if not m or not 3 <= len(words_of(m[0])) <= _LONGEST_QUESTION: return ''
-    return m[0] if find_mention(m[0], entity.names) else ''
+    return m[0] if is_about(entity, m[0]) else ''
 
 def open_questions(generator, # of `LMGenerator`'s kind
                    entity:Entity,
@@ -144,12 +145,15 @@ def _bound(lm, entity, facts, questions) -> list: # of (`ExamItem`, what was ans
     found = [(q, a, _first_fact(a, q, facts)) for q, a in zip(questions, answers)]
     return [(_item(entity, 'question', q, facts, i), a) for q, a, i in found if i is not None]
 
-def _about(name, fact): # a prompt of `exam.json`, filled with a fact
-    return replace(_PROMPTS[name], vary=(re.sub(r'([{}])', r'\1\1', fact.text),))
+def _literal(text): return re.sub(r'([{}])', r'\1\1', text) # as a part of a template
+
+def _about(name, entity, fact): # a prompt of `exam.json`, filled with a fact and, of a document, its passage
+    p, passage = _PROMPTS[name], _literal(passage_around(entity, fact.start))
+    return replace(p, vary=(_literal(fact.text),), text=p.text.replace('{definition}', passage))
 
 def _sentences_with(generator, entity, facts, wanted, seed) -> list: # of `ExamItem`
     "Clozes by a generator behind an API: sentences in other words that end in a fact."
-    prompts, items = {str(i): _about('sentence with a fact', facts[i]) for i in wanted}, []
+    prompts, items = {str(i): _about('sentence with a fact', entity, facts[i]) for i in wanted}, []
     for i, text in _drafts(generator, entity, prompts, 1, seed):
         fact, sentence = facts[int(i)].text, text.rstrip('.。 ')
         before = sentence.removesuffix(fact).rstrip()
@@ -162,7 +166,7 @@ def questions_about(generator, entity:Entity, facts, wanted, # indices of facts
                    ) -> list: # of `ExamItem`
     "Questions whose answers are given facts."
     local = hasattr(generator, 'lm')
-    about = {str(i): _about('question about a fact', facts[i]) for i in wanted}
+    about = {str(i): _about('question about a fact', entity, facts[i]) for i in wanted}
     if local: about = {i: replace(p, chat='') for i, p in about.items()}
     n = len(_PROMPTS['question about a fact'].starts) if local else 2
     drafts = _drafts(generator, entity, about, n, seed, _TEMPERATURE)
