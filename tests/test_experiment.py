@@ -1,5 +1,6 @@
 """Runs: the same results after an interruption, nothing repeated, nothing lost, nothing mixed up."""
 import json, os, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,44 @@ def test_evaluation_in_bfloat16_is_another_result(tiny, ds, tmp_path):
     assert a != b and a == pytest.approx(b, rel=.1)
     with pytest.raises(KdnbError, match="unknown eval_dtype 'half'"):
         Experiment(tiny, few, 'base', eval_dtype='half', **how)
+
+
+def test_a_part_of_an_edit_is_measured_as_its_whole(tiny, ds, sets, tmp_path):
+    "A strength is measured with the adapter scaled; half of it gives what an edit of half the scale gives."
+    few, how = sample(ds.split('test'), 1), dict(sets=sets, harm=True, strengths=(.5,), trainable='lora')
+    r = run(tiny, few, 'distill', tmp_path, **how)
+    case, = [read_json(p) for p in r.run(progress=False).glob('case-*.json')]
+    edit = r.method(tiny, list(few.entities), sets, 0)
+    with edit.scaled(.5).on(tiny): want = r.measure(edit, few.entities, r.specificity)
+    assert case['parts']['0.5']['target'] == want['target']
+    assert case['parts']['0.5']['drift'] == want['drift']
+    assert 0 < sum(case['parts']['0.5']['drift']) < sum(case['drift'])
+    bits = lambda c: [p['bits'] for t in c['target'] for p in t['probes']]
+    assert bits(case['parts']['0.5']) != bits(case)
+    two = sample(ds.split('test'), 2)
+    together = run(tiny, two, 'distill', tmp_path/'parallel', edits_per_batch=2, **how)
+    cases = [read_json(p) for p in together.run(progress=False).glob('case-*.json')]
+    assert all(set(c['parts']) == {'0.5'} for c in cases)
+    with pytest.raises(KdnbError, match='regime single'): run(tiny, few, 'distill', tmp_path, 'batch', **how)
+    with pytest.raises(KdnbError, match='a strength'): run(tiny, few, 'base', tmp_path, strengths=('half',))
+
+
+def test_a_case_is_done_again_with_another_transfer_set(tiny, ds, sets, tmp_path):
+    "With `transfer_id` sets may be written later: the folder is the same, and each case knows its set."
+    few = sample(ds.split('test'), 2)
+    first, how = sample(few, 1).entities[0], dict(transfer_id='written by tiny')
+    r = run(tiny, few, 'distill', tmp_path, sets={first.key: sets[first.key]}, limit=1, **how)
+    r.run(progress=False)
+    times = {p.name: p.stat().st_mtime_ns for p in r.done()}
+    both = run(tiny, few, 'distill', tmp_path, sets=sets, **how)
+    assert both.folder == r.folder != run(tiny, few, 'distill', tmp_path, sets=sets).folder
+    both.run(progress=False)
+    after = {p.name: p.stat().st_mtime_ns for p in both.done()}
+    assert len(after) == 2 and times.items() <= after.items() # the first is kept
+    changed = replace(sets[first.key], continuations=sets[first.key].continuations[:1])
+    again = run(tiny, few, 'distill', tmp_path, sets={**sets, first.key: changed}, **how)
+    again.run(progress=False)
+    new = {p.name: p.stat().st_mtime_ns for p in again.done()}
+    assert len(new) == 2 and all(new[name] != t for name, t in times.items())
+    row = read_json(again.plan.path(first))
+    assert row['transfer'] == [changed.key]

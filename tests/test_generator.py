@@ -9,8 +9,9 @@ from kdnb.transfer.openai_api import APIGenerator
 from kdnb.transfer.registry import make_generator
 from kdnb.core.errors import KdnbError
 from kdnb.data.entities import Entity
+from kdnb.transfer.coverage import passages_of
 from kdnb.transfer.generator import LMGenerator, make_transfer_set, make_transfer_sets, plan
-from kdnb.transfer.prompts import PROMPTS, with_own
+from kdnb.transfer.prompts import Draft, PROMPTS, with_own
 from kdnb.data.transfer_sets import read_transfer_sets
 
 KEY = 'sk-planted-0123456789'
@@ -364,3 +365,66 @@ def test_a_users_sets_are_used_as_they_are(tiny, tmp_path):
     got = own_sets(tiny, es, kept, mine, n=2, max_new_tokens=6, rounds=1)
     assert set(got) == {'Velmora', 'Brask'} and len(mine.read_text().splitlines()) == 1
     assert [json.loads(x)['entity'] for x in kept.read_text().splitlines()] == ['Brask']
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+MILL = Entity('', 'The old mill in Velm was built in 1702 by Ada Krenn. It has four sails. Velm lies on a '
+              'river. The river floods every spring.', id='mill')
+
+
+class Lazy(LMGenerator):
+    "Writes one text about the first passage that it is asked for, with each prompt."
+    def write(self, entity, prompts, want, r, how, spent, passages=()):
+        self.asked.append(list(passages))
+        return [Draft(p, '', f'Round {r} of {p} says something about it.', span=passages[0]) for p in prompts]
+
+
+def test_passages_without_a_text_are_asked_for_next(tiny):
+    lazy = Lazy(tiny)
+    lazy.asked = []
+    ts = make_transfer_set(lazy, MILL, prompts=('document-implications',), n=2, rounds=9)
+    spans = [c.span for c in ts.continuations]
+    assert spans == list(passages_of(MILL)) # more than n: each passage has a text at the end
+    assert [asked[0] for asked in lazy.asked] == spans and len(lazy.asked) == 4
+
+
+def test_documents_have_prompts_and_numbers_of_their_own(tiny):
+    ts = make_transfer_set(tiny, MILL)
+    assert ts.made_by['n'] == 12 and ts.made_by['temperature'] == .7 and len(ts.made_by['prompts']) == 5
+    assert all(c.span in passages_of(MILL) for c in ts.continuations)
+    assert make_transfer_set(tiny, MILL, temperature=1.).made_by['temperature'] == 1 # what is given, holds
+    named = Entity('Velm', MILL.definition)
+    assert make_transfer_set(tiny, named, rounds=1).made_by['prompts'] == ['started']
+    long = Entity('Velm', ' '.join([MILL.definition]*8)) # as long as a document: it need not be named
+    assert len(make_transfer_set(tiny, long, rounds=1).made_by['prompts']) == 5
+
+
+def test_sets_of_documents_are_found_again(tiny, tmp_path):
+    both, path = [MILL, ENTITY, Entity('', 'It rains. It snows.', id='rain')], tmp_path/'s.jsonl'
+    first = make_transfer_sets(tiny, both, path, progress=False, max_new_tokens=8)
+    assert make_transfer_sets(tiny, both, path, progress=False, max_new_tokens=8) == first
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_an_api_is_asked_about_each_passage(serve):
+    server = serve(lambda i, q: '')
+    client = APIGenerator('m', server.url, **FAST)
+    ts = make_transfer_set(client, MILL, n=8, prompts=('document-implications', 'document-key-points'))
+    assert {c.span for c in ts.continuations} == set(passages_of(MILL))
+    asked = [json.dumps(q) for q in server.asked]
+    for a, b in passages_of(MILL): assert any(MILL.definition[a:b] + '\\"' in q for q in asked)
+
+
+def test_the_page_of_a_coverage_replaces_only_its_own(kdnb, tiny_folder, tmp_path):
+    (tmp_path/'mill.txt').write_text(f'Mill\n\n{MILL.definition}'.replace('The old', 'Mill: the old')*4)
+    args = ['generate', '--entities', tmp_path/'mill.txt', '--lm', tiny_folder(), '--device', 'cpu',
+            '--rounds', 1, '--max-new-tokens', 8, '--out', tmp_path/'s.jsonl', '--page', tmp_path/'page.html']
+    (tmp_path/'page.html').write_text('mine')
+    code, _, err = kdnb(*args)
+    assert code == 2 and 'is not a page of ours' in err and not (tmp_path/'s.jsonl').exists()
+    (tmp_path/'page.html').unlink()
+    for _ in range(2):
+        code, _, err = kdnb(*args)
+        assert code == 0, err
+    assert 'passages' in (tmp_path/'page.html').read_text()

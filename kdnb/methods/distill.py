@@ -21,7 +21,7 @@ from .examples import Example, add_teacher_logits, cache_lower_states, example
 from kdnb.methods.losses import (
     SoftKL, hidden_loss, js_divergence, nll_loss, reverse_kl, soften, with_labels,
 )
-from .objectives import OBJECTIVES, Objective, context_of_text, own_texts, windows_of
+from .objectives import OBJECTIVES, Objective, context_of_text, own_texts
 from .parameters import Trainable, n_frozen_layers, untrained
 from .retention import Prepared, swap_names, teacher_model
 from .samples import mixture_examples, student_examples
@@ -29,6 +29,7 @@ from .training import train
 from ..models.forward import bfloat16_weights, in_bfloat16, logits_at, uses_bfloat16
 from ..models.memory import trim
 from ..models.model import LM, check_tokens
+from ..models.windows import windows_of
 
 # %% ../../nbs/05_methods/09_distill.ipynb #e66c3e98
 def spread_over_prompts(conts, # of `Continuation`

@@ -9,7 +9,7 @@ __all__ = ['LMGenerator', 'make_transfer_set', 'make_transfer_sets', 'plan', 'se
 import hashlib, json, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from unicodedata import normalize
@@ -17,13 +17,14 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 from ..core.errors import KdnbError, check_choice
 from ..core.jsonl import append_jsonl, repair_jsonl
-from ..core.records import locked
+from ..core.records import locked_files, target_file
 from ..core.text import find_mention
 from ..data.entities import Entity
 from ..data.transfer_sets import Continuation, TransferSet, transfer_sets_of
 from ..models.generation import generate
 from ..models.memory import has_fast_bfloat16
 from ..models.model import LM, check_tokens, versions
+from ..models.windows import shown_part, windows_of
 from .cleaning import ANSWER, clean, same, why_drop, without_thinking
 from .coverage import coverage, is_document, least_covered, passages_of
 from .prompts import Draft, PROMPTS, Sampling, ask, passage_of, render
@@ -49,12 +50,22 @@ class LMGenerator:
     def plan(self, entity:Entity, prompts:dict, want:dict, how:Sampling) -> dict:
         "Upper bounds for a set: calls, tokens_in, tokens_out."
         passages = passages_of(entity)
-        lengths = [len(render(self.lm, p, entity, i, passage_of(p, passages, i))[0])
+        windows = self.windows(entity, prompts, passages, how)
+        lengths = [len(render(self.lm, p, *shown_part(entity, windows, passage_of(p, passages, i)), i)[0])
                    for p in prompts.values() for i in range(self.batch)]
         calls = how.rounds*len(lengths)
         return dict(calls=calls, tokens_in=how.rounds*sum(lengths), tokens_out=calls*how.max_new_tokens)
 
 # %% ../../nbs/03_transfer/03_generator.ipynb #6e4e0003
+@patch
+def windows(self:LMGenerator, entity:Entity, prompts:dict, passages, how:Sampling) -> list: # of (start, end)
+    "The parts of a document that fit into a prompt together with a passage."
+    if len(passages) < 2: return [(0, len(entity.definition))]
+    longest = max((entity.definition[a:b] for a, b in passages), key=len)
+    alone = replace(entity, definition=longest)
+    room = max(len(render(self.lm, p, alone, (0, len(longest)))[0]) for p in prompts.values())
+    return windows_of(self.lm, entity.definition, room + how.max_new_tokens)
+
 @patch
 def write(self:LMGenerator, entity:Entity,
           prompts:dict, # name -> Prompt: those that have not given their share yet
@@ -65,11 +76,11 @@ def write(self:LMGenerator, entity:Entity,
           passages:list=() # of (start, end), in the order in which they are asked for
          ) -> list: # of `Draft`
     "The drafts of a round."
-    asked = []
+    asked, windows = [], self.windows(entity, prompts, passages, how)
     for k, (name, p) in enumerate(prompts.items()):
         for i in range(self.batch):
             span = passage_of(p, passages, k*self.batch + i)
-            ids, start = render(self.lm, p, entity, r*self.batch + i, span)
+            ids, start = render(self.lm, p, *shown_part(entity, windows, span), r*self.batch + i)
             asked.append((ids, Draft(name, start, '', span=span)))
     longest = max(len(ids) for ids, _ in asked)
     check_tokens(self.lm, f'a prompt for {entity.key!r}', longest, how.max_new_tokens)
@@ -164,23 +175,14 @@ def _make(job, entity) -> TransferSet:
     return TransferSet(entity.key, continuations, entity.definition, made_by, tries, dict(dropped), spent)
 
 # %% ../../nbs/03_transfer/03_generator.ipynb #6e4e0007
-def _resolved(path):
-    try: out = Path(path).resolve()
-    except (OSError, RuntimeError, ValueError) as e:
-        raise KdnbError(f"cannot write to {str(path)!r}: {e}") from None
-    if out.exists() and not out.is_file(): raise KdnbError(f"cannot write to {path}: it is not a file")
-    return out
-
 @contextmanager
 def _exclusive(generator, path, wait):
     "Within this context no other kdnb process writes to the files of the generator or to `path`."
-    files = [_resolved(f) for f in (path, *getattr(generator, 'files', ())) if f]
+    files = [target_file(f) for f in (path, *getattr(generator, 'files', ())) if f]
     if len(set(files)) < len(files):
         raise KdnbError(f"{path} is given both for the transfer sets and for the replies of the generator: "
                         f"name another file for one of them")
-    with ExitStack() as stack:
-        for f in files: stack.enter_context(locked(f, wait))
-        yield
+    with locked_files(files, wait): yield
 
 # %% ../../nbs/03_transfer/03_generator.ipynb #3cac7468
 def make_transfer_set(generator, # an `LM`, or of `LMGenerator`'s kind

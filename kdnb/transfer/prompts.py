@@ -169,7 +169,7 @@ def in_chat_template(lm:LM, text:str, # of the user's message
     return out
 
 def render(lm:LM, prompt:Prompt, entity:Entity,
-           i:int=0, passage:tuple|None=None # as in `ask`
+           passage:tuple|None=None, i:int=0 # as in `ask`
           ) -> tuple: # token ids of the prompt, and the beginning of the continuation
     "What a local model is given: a chat if both model and prompt have a form for it, otherwise a text."
     chat = bool(prompt.chat and lm.tokenizer.chat_template)
