@@ -112,6 +112,14 @@ def batches_by_length(
         if batch: yield batch
 
 # %% ../../nbs/02_models/12_forward.ipynb #b4d53780
+def _long_start(lm, seqs, starts, batch_tokens) -> tuple: # its length and key-value cache; (0, None): none
+    "A common start of sequences that is long enough to be passed once for all batches."
+    n = min(common_start(seqs), *(s - 1 for s in starts)) if seqs else 0
+    if 8*n <= batch_tokens or active_cache(lm) or not lm.shares or not within_edge(lm, seqs): return 0, None
+    if len(padding_groups(lm, [len(s) for s in seqs], lm.packs or lm.pads)) > 1: return 0, None
+    cache = cached_pass(lm, [seqs[0][:n]], n-1).cache
+    return (n, cache) if cache is not None else (0, None)
+
 @torch.no_grad()
 def token_logprobs(
     lm:LM,
@@ -122,14 +130,15 @@ def token_logprobs(
     adapter_ids:list|None=None, # as in `logits_at`
 ) -> list: # for each, a float32 tensor [len(seq) - start]
     "Log-probability of every token from `start` on, given all tokens before it."
-    out, n = [None]*len(seqs), common_start(seqs) if shared and adapter_ids is None else 0
-    # a long common start is passed once for each batch, so more sequences go into one
-    most, before = (4*batch_tokens, n) if 8*n > batch_tokens and lm.shares else (batch_tokens, 0)
-    for batch in batches_by_length([len(s) - before for s in seqs], most, before):
-        positions = [list(range(starts[i]-1, len(seqs[i])-1)) for i in batch]
+    out, share = [None]*len(seqs), shared and adapter_ids is None
+    n, cache = _long_start(lm, seqs, starts, batch_tokens) if share else (0, None)
+    most = 16*batch_tokens if n else batch_tokens # rows after a cached start are copies of its cache
+    for batch in batches_by_length([len(s) - n for s in seqs], most, n):
+        positions = [list(range(starts[i]-1-n, len(seqs[i])-1-n)) for i in batch]
         targets = torch.tensor([t for i in batch for t in seqs[i][starts[i]:]], device=lm.device)
-        row_owners = adapter_ids and [adapter_ids[i] for i in batch]
-        logits = logits_at(lm, [seqs[i] for i in batch], positions, shared, row_owners)
+        rest = [seqs[i][n:] for i in batch]
+        if n: logits = logits_after(lm, cache, rest, positions)
+        else: logits = logits_at(lm, rest, positions, shared, adapter_ids and [adapter_ids[i] for i in batch])
         log_p = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu()
         for i, part in zip(batch, log_p.split([len(p) for p in positions])): out[i] = part
     return out
