@@ -383,10 +383,18 @@ class Lazy(LMGenerator):
 def test_passages_without_a_text_are_asked_for_next(tiny):
     lazy = Lazy(tiny)
     lazy.asked = []
-    ts = make_transfer_set(lazy, MILL, prompts=('document-implications',), n=2, rounds=9)
-    spans = [c.span for c in ts.continuations]
-    assert spans == list(passages_of(MILL)) # more than n: each passage has a text at the end
-    assert [asked[0] for asked in lazy.asked] == spans and len(lazy.asked) == 4
+    ts = make_transfer_set(lazy, MILL, prompts=('document-implications',), rounds=6)
+    spans, passages = [c.span for c in ts.continuations], list(passages_of(MILL))
+    assert spans == passages + passages[:2] and [asked[0] for asked in lazy.asked] == spans
+    lazy.asked = []
+    assert len(make_transfer_set(lazy, MILL, prompts=('document-implications',), n=2).continuations) == 2
+
+
+def test_a_set_has_more_texts_than_its_share_if_passages_would_have_none(tiny):
+    lazy = Lazy(tiny)
+    lazy.asked, lazy.defaults = [], {**LMGenerator.defaults, 'n': 2}
+    ts = make_transfer_set(lazy, MILL, prompts=('document-implications',), rounds=9)
+    assert [c.span for c in ts.continuations] == list(passages_of(MILL)) and len(lazy.asked) == 4
 
 
 def test_documents_have_prompts_and_numbers_of_their_own(tiny):

@@ -278,10 +278,12 @@ def test_harm_over_the_limit_keeps_the_earlier_round(tiny, mine, tmp_path, monke
     assert (s['rounds'], s['facts_known'], s['lost']) == (3, 4, 2) and weights(more) != weights(once)
 
 
-def test_no_minutes_make_one_round_and_the_first_of_equal_rounds_is_kept(tiny, mine, tmp_path, monkeypatch):
+def test_no_minutes_make_one_round_and_the_first_of_equal_rounds_is_kept(
+        tiny, mine, tmp_path, monkeypatch, capsys):
     shows = read_definitions(mine/'shows.md')
     Exams(monkeypatch, [1])
-    once = teach(tiny, shows, tmp_path/'once', minutes=0, **HOW)
+    once = teach(tiny, shows, tmp_path/'once', minutes=0, **{**HOW, 'progress': True})
+    assert 'of 0 minutes, so there is one round' in capsys.readouterr().err
     version = next((once/'versions').iterdir())
     assert summary(once)['rounds'] == 1
     assert read_taught(version).stopped == 'minutes'

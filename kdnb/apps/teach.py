@@ -187,6 +187,8 @@ def rounds(self:_Teaching, exams, preparation:float # seconds before the first r
     probes = probes[::max(len(probes)//n_probes, 1)][:n_probes] if n_probes else ()
     start, base = time.perf_counter(), ask_base(self.lm, probes)
     preparation += time.perf_counter() - start
+    if self.how.progress and preparation > 60*self.how.minutes:
+        notice(f'writing took {preparation/60:.0f} of {self.how.minutes:g} minutes, so there is one round')
     numbers, rows, found, why = [], [], None, ''
     while not why:
         r = len(numbers) + 1

@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from unicodedata import normalize
 from fastcore.basics import patch
@@ -75,10 +76,10 @@ def write(self:LMGenerator, entity:Entity,
           spent:Counter, # calls and tokens are added here
           passages:list=() # of (start, end), in the order in which they are asked for
          ) -> list: # of `Draft`
-    "The drafts of a round."
+    "The drafts of a round. A document is passed once for each prompt, as the common start of its texts."
     asked, windows = [], self.windows(entity, prompts, passages, how)
     for k, (name, p) in enumerate(prompts.items()):
-        for i in range(self.batch):
+        for i in range(min(self.batch, 4*want[name]) if len(passages) > 1 else self.batch):
             span = passage_of(p, passages, k*self.batch + i)
             ids, start = render(self.lm, p, *shown_part(entity, windows, span), r*self.batch + i)
             asked.append((ids, Draft(name, start, '', span=span)))
@@ -86,10 +87,9 @@ def write(self:LMGenerator, entity:Entity,
     check_tokens(self.lm, f'a prompt for {entity.key!r}', longest, how.max_new_tokens)
     digest = hashlib.sha256(f'{how.seed} {entity.definition} {r}'.encode()).digest()
     seed, texts = int.from_bytes(digest[:4], 'big'), []
-    n = self.batch if len(passages) > 1 else len(asked) # texts of a prompt have a document in common
-    for i in range(0, len(asked), n):
-        out = generate(self.lm, [ids for ids, _ in asked[i:i+n]], 1, how.max_new_tokens, how.temperature,
-                       how.top_p, (seed + i) % (1 << 32), fast=True)
+    for _, some in groupby(asked, lambda pair: pair[1].prompt if len(passages) > 1 else ''):
+        out = generate(self.lm, [ids for ids, _ in some], 1, how.max_new_tokens, how.temperature, how.top_p,
+                       (seed + len(texts)) % (1 << 32), fast=True)
         texts += [text for text, in out]
     spent.update(calls=len(asked), tokens_in=sum(len(ids) for ids, _ in asked),
                  tokens_out=sum(len(self.lm.encode(t)) for t in texts))
@@ -146,7 +146,7 @@ def _judge(job, draft, entity, seen) -> tuple: # the continuation, and why it is
 
 def _enough(job, kept, want, p, entity, span) -> bool:
     "Whether no more texts of a prompt are wanted about a passage: it has its share, and the passage a text."
-    if len(kept[p]) < want[p]: return False
+    if len(kept[p]) < want[p] or 'n' in job.given: return len(kept[p]) >= want[p]
     texts = [c for cs in kept.values() for c in cs]
     return not span or coverage(entity, texts).get(span, 1) > 0
 
