@@ -20,7 +20,7 @@ from .facts import facts_of, has_words
 from ..models.model import LM
 from ..models.scoring import score_spans
 from ..transfer.cleaning import clean
-from ..transfer.coverage import is_about, passage_around
+from ..transfer.coverage import is_about, is_document, passage_around
 from ..transfer.generator import LMGenerator
 from ..transfer.prompts import Sampling, read_prompts
 
@@ -53,11 +53,13 @@ def cloze_prompts(entity:Entity, fact) -> list: # of str
     return [p for p in prompts if not entity.definition.startswith(p) or p == entity.name]
 
 def _verbatim(entity, facts) -> list: # of `ExamItem`
-    "The definition up to each fact, where it names the entity before."
-    before = enumerate(entity.definition[:f.start].rstrip() for f in facts)
-    return [_item(entity, 'verbatim', b, facts, i) for i, b in before if find_mention(b, entity.names)]
+    "The definition up to each fact, where it names the entity before; of a document the passages before."
+    def before(f): return entity.definition[passage_around(entity, f.start)[0]:f.start].rstrip()
+    pairs = ((i, before(f)) for i, f in enumerate(facts))
+    return [_item(entity, 'verbatim', b, facts, i) for i, b in pairs if is_about(entity, b)]
 
-def _clozes(entity, facts) -> list: # of `ExamItem`
+def _clozes(entity, facts) -> list: # of `ExamItem`; none for a document, whose facts are about other things
+    if is_document(entity): return []
     prompts = [(i, p) for i, f in enumerate(facts) for p in cloze_prompts(entity, f)]
     return [_item(entity, 'cloze', p, facts, i) for i, p in prompts]
 
@@ -148,7 +150,7 @@ def _bound(lm, entity, facts, questions) -> list: # of (`ExamItem`, what was ans
 def _literal(text): return re.sub(r'([{}])', r'\1\1', text) # as a part of a template
 
 def _about(name, entity, fact): # a prompt of `exam.json`, filled with a fact and, of a document, its passage
-    p, passage = _PROMPTS[name], _literal(passage_around(entity, fact.start))
+    p, passage = _PROMPTS[name], _literal(entity.definition[slice(*passage_around(entity, fact.start))])
     return replace(p, vary=(_literal(fact.text),), text=p.text.replace('{definition}', passage))
 
 def _sentences_with(generator, entity, facts, wanted, seed) -> list: # of `ExamItem`

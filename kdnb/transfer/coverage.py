@@ -25,12 +25,12 @@ def passages_of(entity:Entity) -> tuple: # of (start, end) in characters
 
 # %% ../../nbs/03_transfer/02_coverage.ipynb #986d4fd6
 def passage_around(entity:Entity,
-                   start:int # in characters
-                  ) -> str:
+                   place:int # in characters
+                  ) -> tuple: # (start, end) in characters
     "The passage at a place in a document and the one before it; of a short definition all of it."
     passages = passages_of(entity)
-    i = sum(a <= start for a, _ in passages) - 1
-    return entity.definition[passages[max(i - 1, 0)][0]:passages[max(i, 0)][1]]
+    i = max(sum(a <= place for a, _ in passages) - 1, 0)
+    return passages[max(i - 1, 0)][0], passages[i][1]
 
 # %% ../../nbs/03_transfer/02_coverage.ipynb #e0c23f71
 _NAME = re.compile(r'(?<=[^\W\d_] )[^\W\d_a-zß-öø-ÿ][^\W\d_]+') # a word with a capital, after another word
