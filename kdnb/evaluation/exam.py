@@ -72,9 +72,13 @@ def answer_items(lm:LM, items:list, definitions:dict|None=None, # as in `written
     "A model's answers to the items of an exam."
     if not items: return []
     texts = written_answers(lm, items, definitions) if texts is None else texts
-    prompts = [i.text((definitions or {}).get(i.entity, '')) for i in items]
-    scores = score_spans(lm, prompts, [i.wanted for i in items], [' ']*len(items))
-    return [Answer(t, i.is_right(t), -score/n) for i, t, (score, n) in zip(items, texts, scores)]
+    prompts, scores = [i.text((definitions or {}).get(i.entity, '')) for i in items], {}
+    for kind in (True, False): # what questions have in front is common to them, as what other items have
+        some = [k for k, i in enumerate(items) if i.is_question == kind]
+        wanted = [items[k].wanted for k in some]
+        scores |= zip(some, score_spans(lm, [prompts[k] for k in some], wanted, [' ']*len(some)))
+    nats = [-scores[k][0]/scores[k][1] for k in range(len(items))]
+    return [Answer(t, i.is_right(t), n) for i, t, n in zip(items, texts, nats)]
 
 # %% ../../nbs/06_evaluation/06_exam.ipynb #6ff9b740
 @dataclass(frozen=True)
