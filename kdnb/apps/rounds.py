@@ -17,7 +17,7 @@ from ..evaluation.exam import Exam, Spare, answer_items, fact_states, read_answe
 from ..evaluation.exam_writer import asks_in, questions_about, shares_words
 from ..evaluation.harm import KnownAnswers, answer_known, lost, mean_kl, neutral_texts, predictions
 from ..models.model import LM
-from ..transfer.coverage import is_about, passages_of
+from ..transfer.coverage import is_about, is_document, passages_of
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #579534a0
 _EACH = 3 # most questions, and most statements, about a fact
@@ -36,9 +36,10 @@ def _statement(entity, spare) -> Continuation:
     return Continuation(f'{prompt} {spare.answer}.', mention, 'statement', labels=_LABELS)
 
 def _own_texts(entity) -> list: # of `Continuation`
-    "The definition as a text; of a document its passages."
-    def text(a, b): return replace(placed(entity.definition[a:b], entity), prompt='definition', span=(a, b))
-    return [replace(text(a, b), labels=_LABELS) for a, b in passages_of(entity)]
+    "The definition as a text; of a document its passages, which are learned from their first word on."
+    texts = [(placed(entity.definition[a:b], entity), (a, b)) for a, b in passages_of(entity)]
+    if is_document(entity): texts = [(replace(c, mention=None, rule=''), span) for c, span in texts]
+    return [replace(c, prompt='definition', labels=_LABELS, span=span) for c, span in texts]
 
 def _new_questions(lm, exam, wanted, generator, seed) -> list: # of `Spare`
     "Questions about some facts that the model answers with them, with the definition in front."
