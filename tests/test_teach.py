@@ -16,6 +16,7 @@ from kdnb.apps.teach import teach
 from kdnb.apps.teach_settings import TeachSettings
 from kdnb.apps.versions import make_version, read_taught, summary, with_known
 from kdnb.core.errors import KdnbError
+from kdnb.data.entities import Entity
 from kdnb.core.files import make_folder
 from kdnb.core.records import FolderRecord
 from kdnb.core.text import words_of
@@ -276,6 +277,14 @@ def test_harm_over_the_limit_keeps_the_earlier_round(tiny, mine, tmp_path, monke
     more = teach(tiny, shows, tmp_path/'more', max_lost=.5, **HOW)
     s = summary(more)
     assert (s['rounds'], s['facts_known'], s['lost']) == (3, 4, 2) and weights(more) != weights(once)
+
+
+def test_a_definition_that_is_too_long_for_a_question_is_refused_before_any_work(tiny, tmp_path):
+    text = ' '.join(f'Room {i} of the museum of Velm has {i + 2} pictures.' for i in range(60))
+    rooms = Entity('Velm', text)
+    with pytest.raises(KdnbError, match="the definition of 'Velm' with a question after it has .* tokens"):
+        teach(tiny, [rooms], tmp_path/'out', **HOW)
+    assert not (tmp_path/'out').exists()
 
 
 def test_no_minutes_make_one_round_and_the_first_of_equal_rounds_is_kept(

@@ -17,11 +17,12 @@ from ..core.files import ASSETS
 from ..core.records import FolderRecord
 from ..data.dataset import Dataset
 from ..edits.routing import AdapterRouter
+from ..evaluation.asking import question_prompt
 from ..experiments.identity import CODE, code_version
 from ..experiments.regimes import REGIMES
 from ..methods.distill import Distill
 from ..methods.presets import method_with_preset
-from ..models.model import LM
+from ..models.model import LM, check_tokens
 
 # %% ../../nbs/09_apps/03_teach_settings.ipynb #acc9e54d
 _SETTINGS = dict(lr=2e-3, steps=60, batch_size=6, n_continuations=100, with_definition=False, temperature=1.,
@@ -74,6 +75,14 @@ def _check_names(entities, separate):
     if twice: raise KdnbError(f"the entity {twice[0]!r} was given twice: give each once")
     if separate: AdapterRouter.of(entities, entities)
 
+_QUESTION, _REPLY = 24, 24 # tokens of a question and of the answer to it
+
+def _check_definition(lm, entity):
+    "An error if a model cannot be examined on a definition, which is in front of each question."
+    lm.encode_with_offsets(entity.definition) # fails for a tokenizer without offsets
+    n = len(lm.encode(question_prompt('What?', entity.definition))) + _QUESTION
+    check_tokens(lm, f"the definition of {entity.key!r} with a question after it", n, _REPLY)
+
 def checked_settings(record:FolderRecord, # of the folder that will hold what is taught
                      lm:LM|None, # None: what depends on the model is not checked
                      entities, # to be taught
@@ -92,7 +101,7 @@ def checked_settings(record:FolderRecord, # of the folder that will hold what is
                         f"and it is {how.method.trainable!r}")
     if lm:
         check_place(record, lm, how.separate_adapters, how.merge)
-        for e in entities: lm.encode_with_offsets(e.definition) # fails for a tokenizer without offsets
+        for e in entities: _check_definition(lm, e)
     return how
 
 # %% ../../nbs/09_apps/03_teach_settings.ipynb #f59919b5
