@@ -47,8 +47,9 @@ def curve(cases, base, prepend, # of one method, and of both references, on the 
 # %% ../../nbs/07_experiments/09_curves.ipynb #227e26d2
 def gap_closed_at(found:pd.DataFrame, # of `curve`
                   drift:float # nats a token
-                 ) -> float: # percent
+                 ) -> float: # percent; NaN if there is no gap
     "The share of the gap that is closed at a drift, by linear interpolation; 0 without an edit."
+    if found.gap_closed.isna().any(): return np.nan
     x = [0., *(v.value for v in found.drift)]
     y = [0., *(v.value for v in found.gap_closed)]
     return float(np.interp(drift, x, y)) if np.all(np.diff(x) > 0) else y[-1]
