@@ -104,7 +104,8 @@ def _rounded(v):
 def _short(case):
     "A case without the answers to specificity probes."
     rows = [x and {k: v for k, v in x.items() if k not in ('answer', 'bytes')} for x in case['specificity']]
-    return {**case, 'specificity': rows}
+    parts = {s: _short(part) for s, part in case.get('parts', {}).items()}
+    return {**case, 'specificity': rows, **({'parts': parts} if parts else {})}
 
 def as_kept(runs:dict # label -> `Experiment` or `Finished`
            ) -> dict: # label -> parameters and cases
