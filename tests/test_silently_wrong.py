@@ -463,7 +463,7 @@ def test_a_definition_that_is_too_long_with_the_text_after_it_is_named_before_an
 
 
 def test_a_prompt_of_a_generator_that_is_too_long_names_the_entity(short):
-    says = r"a prompt for 'Tessa' has \d+ tokens, and 20 more are to be written"
+    says = r"a prompt for 'Tessa' has \d+ tokens, and 40 more are to be written" # it is long: a document
     with pytest.raises(KdnbError, match=says): make_transfer_set(LMGenerator(short), LONG)
 
 
