@@ -96,7 +96,8 @@ def test_a_teacher_that_reads_nothing_more_teaches_nothing(tiny, name, monkeypat
         monkeypatch.setattr('kdnb.methods.distill.own_texts', alone)
     edit = method(name, retain_weight=0., precision='float32', temperature=1., context_amplification=0.)(
         tiny, [MILL], SETS)
-    assert max(edit.losses) < 1e-4
+    assert edit.losses[0] < 1e-6
+    assert max(edit.losses) < 1e-2 # AdamW makes a whole step of a gradient that is rounding error
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -27,7 +27,7 @@ from ..methods.memory import memory_of_method
 from ..methods.presets import method_with_preset
 from ..methods.registry import needs_texts
 from ..models.forward import in_bfloat16, uses_bfloat16
-from ..models.memory import check_memory, has_fast_bfloat16, memory_free, memory_peak
+from ..models.memory import check_memory, memory_free, memory_peak
 from ..models.model import LM, versions
 
 # %% ../../nbs/07_experiments/02_runs.ipynb #45fa960c
@@ -104,8 +104,9 @@ def _parameters(self:Experiment, preset) -> dict:
     evaluation = dict(n_other_entities=self.n_other_entities, open_ended=self.open_ended, harm=self.harm,
                       strengths=self.strengths, n_specificity=len(self.specificity),
                       eval_dtype='bfloat16' if self.use_bf16 else 'float32')
-    return dict(**model, **data, **method, **evaluation, bfloat16=has_fast_bfloat16(lm.device),
-                code=code_version(), versions=versions())
+    in_training = uses_bfloat16(getattr(self.method, 'precision', 'auto'), lm.device)
+    return dict(**model, **data, **method, **evaluation, bfloat16=in_training, code=code_version(),
+                versions=versions())
 
 # %% ../../nbs/07_experiments/02_runs.ipynb #ddfae1b2
 def sample_probes(probes, # of `Probe`

@@ -198,7 +198,7 @@ def mixed(self:Distill, lm:LM, group:list, texts:list, seed:int) -> list: # of `
 def fresh(self:Distill, lm:LM, batch:list, trained:Trainable, ready:Prepared, seed:int) -> list:
     "The examples of a step: if the student writes them, new ones, judged by the untrained model."
     if not self.writes_texts: return batch
-    new = student_examples(lm, batch, seed)
+    new = student_examples(lm, batch, seed, ready.bfloat16)
     cache_lower_states(lm, new, ready.n_once, ready.bfloat16)
     with untrained(trained, ready.edited): add_teacher_logits(lm, new, ready.bfloat16)
     for x in new: self.soften(x)

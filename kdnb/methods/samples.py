@@ -72,12 +72,13 @@ _SKIPPED, _MOST_WRITTEN = 3, 24 # first tokens that are not compared; longest te
 @torch.no_grad()
 def student_examples(lm:LM, # in training
                      examples:list, # of `Example`
-                     seed:int
+                     seed:int,
+                     fast:bool=False # write in bfloat16, if the hardware is fast at it
                     ) -> list: # of `Example`
     "Examples whose targets the model in training has just written (on-policy distillation)."
     starts = [_beginnings(x)[0] for x in examples]
     most = min(_MOST_WRITTEN, max(len(x.targets) for x in examples))
-    written = generate_tokens(lm, starts, 1, most, 1., 1., seed, fast=True, broken=[])
+    written = generate_tokens(lm, starts, 1, most, 1., 1., seed, fast, broken=[])
     out = []
     for x, (new,) in zip(examples, written):
         skip = _SKIPPED if len(new) > _SKIPPED else 0
