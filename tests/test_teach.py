@@ -16,7 +16,7 @@ from kdnb.apps.teach import teach
 from kdnb.apps.teach_settings import TeachSettings
 from kdnb.apps.versions import make_version, read_taught, summary, with_known
 from kdnb.core.errors import KdnbError
-from kdnb.data.entities import Entity
+from kdnb.data.entities import Entity, Question
 from kdnb.core.files import make_folder
 from kdnb.core.records import FolderRecord
 from kdnb.core.text import words_of
@@ -279,12 +279,13 @@ def test_harm_over_the_limit_keeps_the_earlier_round(tiny, mine, tmp_path, monke
     assert (s['rounds'], s['facts_known'], s['lost']) == (3, 4, 2) and weights(more) != weights(once)
 
 
-def test_a_definition_that_is_too_long_for_a_question_is_refused_before_any_work(tiny, tmp_path):
+def test_a_document_that_is_too_long_for_a_question_is_asked_about_in_parts(tiny, tmp_path):
     text = ' '.join(f'Room {i} of the museum of Velm has {i + 2} pictures.' for i in range(60))
-    rooms = Entity('Velm', text)
+    own = Entity('Velm', text, question=Question('How many pictures has room 3?', ('5',)))
     with pytest.raises(KdnbError, match="the definition of 'Velm' with a question after it has .* tokens"):
-        teach(tiny, [rooms], tmp_path/'out', **HOW)
+        teach(tiny, [own], tmp_path/'out', **HOW)
     assert not (tmp_path/'out').exists()
+    assert summary(teach(tiny, [Entity('Velm', text)], tmp_path/'out', **HOW))['rounds'] == 1
 
 
 def test_no_minutes_make_one_round_and_the_first_of_equal_rounds_is_kept(
@@ -355,14 +356,12 @@ def clashes(version):
 def answering(monkeypatch):
     "The exam's model knows a definition that it reads and nothing else; its generator writes questions."
     def answers(lm, items, definitions=None): return [(definitions or {}).get(i.entity, 'no') for i in items]
-    def ask(lm, questions, definitions): return [d.split(' is ')[1] for d in definitions]
     def drafts(generator, entity, prompts, n, seed, *more):
         return [(p, f'What kind of thing {k} is {entity.name} and {k} please tell me now {k} in a word?')
                 for p in prompts for k in range(seed, seed + 4)] # any eight of its words hold the number
-    monkeypatch.setattr(writer, 'written_answers', answers)
-    monkeypatch.setattr(writer, 'ask', ask)
-    monkeypatch.setattr('kdnb.apps.rounds.written_answers', answers)
-    monkeypatch.setattr(writer, '_drafts', drafts)
+    for module in ('evaluation.exam_writer', 'evaluation.questions', 'apps.rounds'):
+        monkeypatch.setattr(f'kdnb.{module}.written_answers', answers)
+    monkeypatch.setattr('kdnb.evaluation.questions._drafts', drafts)
     monkeypatch.setattr(writer, '_REST', 99)
     monkeypatch.setattr(writer, '_NATURAL', -99)
 

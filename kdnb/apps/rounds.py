@@ -14,7 +14,8 @@ from ..data.transfer_sets import Continuation, placed
 from ..edits.edit import Edit
 from ..evaluation.asking import question_prompt
 from ..evaluation.exam import Exam, Spare, answer_items, fact_states, read_answers, written_answers
-from ..evaluation.exam_writer import asks_in, questions_about, shares_words
+from ..evaluation.exam_writer import asks_in, shares_words
+from ..evaluation.questions import questions_about
 from ..evaluation.harm import KnownAnswers, answer_known, lost, mean_kl, neutral_texts, predictions
 from ..models.model import LM
 from ..transfer.coverage import is_about, is_document, passages_of
@@ -27,8 +28,9 @@ _LABELS = .5 # share of their own tokens in the teacher's distribution
 def _question_text(entity, spare) -> Continuation:
     question, answer = spare.item.prompt, spare.answer
     prompt = question_prompt(question)
+    labels = _LABELS if spare.item.fact is not None else 0. # another answer than a fact may be wrong
     return Continuation(f'{prompt} {answer}', find_mention(prompt, entity.names), 'question',
-                        teacher=f'{question_prompt(question, entity.definition)} {answer}', labels=_LABELS)
+                        teacher=f'{spare.item.text(entity.definition)} {answer}', labels=labels)
 
 def _statement(entity, spare) -> Continuation:
     prompt = spare.item.prompt
@@ -60,12 +62,13 @@ def fact_texts(lm:LM, exam:Exam,
         return elsewhere or any(asks_in(i, exam.entity, text) for i in exam.items)
     entity, texts, count = exam.entity, [], Counter()
     if generator: spare = _new_questions(lm, exam, wanted, generator, seed)
-    else: spare = [s for s in exam.spare if s.item.fact in wanted]
+    else: spare = [s for s in exam.spare if s.item.fact is None or s.item.fact in wanted]
     for s in spare:
         text = _question_text(entity, s) if s.item.is_question else _statement(entity, s)
         if not is_about(entity, text.text) or is_asked(text.text): continue
-        count[s.item.fact, s.item.kind] += 1
-        if count[s.item.fact, s.item.kind] <= _EACH: texts.append(text)
+        about = s.item.part if s.item.fact is None else s.item.fact, s.item.kind
+        count[about] += 1
+        if count[about] <= _EACH: texts.append(text)
     questions, statements = ([c for c in texts if c.prompt == p] for p in ('question', 'statement'))
     return (_own_texts(entity)*(not generator) + questions)*_TIMES + statements
 

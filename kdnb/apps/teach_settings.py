@@ -23,6 +23,7 @@ from ..experiments.regimes import REGIMES
 from ..methods.distill import Distill
 from ..methods.presets import method_with_preset
 from ..models.model import LM, check_tokens
+from ..transfer.coverage import is_document, passage_around, passages_of
 
 # %% ../../nbs/09_apps/03_teach_settings.ipynb #acc9e54d
 _SETTINGS = dict(lr=2e-3, steps=60, batch_size=6, n_continuations=100, with_definition=False, temperature=1.,
@@ -31,10 +32,12 @@ _SETTINGS = dict(lr=2e-3, steps=60, batch_size=6, n_continuations=100, with_defi
 _WORDS = 80 # of a definition, for which these steps and texts are enough
 
 def _size(entities) -> dict:
-    "Steps and texts of an entity: more for documents."
+    "Settings that depend on the length of the texts: of a document, each step takes more of its many texts."
     words = sum(len(e.definition.split()) for e in entities)
     times = max(round(words/(_WORDS*max(len(entities), 1))), 1)
-    return {k: times*_SETTINGS[k] for k in ('steps', 'n_continuations')}
+    if times == 1: return {}
+    return dict(n_continuations=times*_SETTINGS['n_continuations'], batch_size=10,
+                steps=max(_SETTINGS['steps'], 16*times))
 
 def teaching(entities, # to be taught
              out:str|Path, # folder, which may know other entities
@@ -80,7 +83,11 @@ _QUESTION, _REPLY = 24, 24 # tokens of a question and of the answer to it
 def _check_definition(lm, entity):
     "An error if a model cannot be examined on a definition, which is in front of each question."
     lm.encode_with_offsets(entity.definition) # fails for a tokenizer without offsets
-    n = len(lm.encode(question_prompt('What?', entity.definition))) + _QUESTION
+    own = entity.question or entity.questions # asked with a whole document in front, others with a part
+    parts = [(0, None)] if own or not is_document(entity) else [
+        passage_around(entity, a) for a, _ in passages_of(entity)]
+    longest = max((entity.definition[a:b] for a, b in parts), key=len)
+    n = len(lm.encode(question_prompt('What?', longest))) + _QUESTION
     check_tokens(lm, f"the definition of {entity.key!r} with a question after it", n, _REPLY)
 
 def checked_settings(record:FolderRecord, # of the folder that will hold what is taught

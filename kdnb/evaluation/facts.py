@@ -7,11 +7,13 @@ __all__ = ['Word', 'surprising_words', 'Fact', 'facts_of', 'has_words']
 
 # %% ../../nbs/06_evaluation/05_facts.ipynb #53595371
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ..core.text import FUNCTION_WORDS, contains_phrase, same_word, script_of, spans
 from ..data.entities import Entity
 from ..models.forward import token_logprobs
 from ..models.model import LM
+from ..models.windows import windows_of
+from ..transfer.coverage import is_document, passages_of
 
 # %% ../../nbs/06_evaluation/05_facts.ipynb #10985349
 @dataclass(frozen=True)
@@ -33,8 +35,7 @@ def _borders(text):
             start = i
         yield start, m.end()
 
-def surprising_words(lm:LM, text:str) -> list: # of `Word`
-    "The words of a text with their surprise. Words of a script without spaces are its tokens."
+def _words_of(lm, text) -> list: # of `Word`, of a text that the model can read at once
     ids, offsets = lm.encode_with_offsets(text)
     nats = [0.] + (-token_logprobs(lm, [ids], [1])[0]).tolist()
     words = []
@@ -45,6 +46,17 @@ def surprising_words(lm:LM, text:str) -> list: # of `Word`
             words[-1] = Word(words[-1].start, end, words[-1].surprise)
         else: words.append(Word(start, end, sum(nats[i] for i in inside)))
     return words
+
+def surprising_words(lm:LM, text:str) -> list: # of `Word`
+    """The words of a text with their surprise. Words of a script without spaces are its tokens.
+    A long text is read in windows, and what two of them have in common counts as in the first."""
+    words, read = [], 0
+    for a, b in windows_of(lm, text):
+        moved = (replace(w, start=w.start + a, end=w.end + a) for w in _words_of(lm, text[a:b]))
+        words += [w for w in moved if w.start >= read]
+        read = b
+    return words
+
 
 # %% ../../nbs/06_evaluation/05_facts.ipynb #cf64d6e3
 @dataclass(frozen=True)
@@ -79,16 +91,40 @@ def _needed(text, run, threshold) -> tuple: # of str
         else: parts.append([w.start, w.end])
     return tuple(text[a:b] for a, b in parts)
 
+
+# %% ../../nbs/06_evaluation/05_facts.ipynb #39d4bdba
+def _fact(text, run, threshold) -> Fact|None: # None: nothing in it is surprising
+    needed, start, end = _needed(text, run, threshold), run[0].start, run[-1].end
+    return Fact(start, end, text[start:end], needed) if needed else None
+
+def _askable(text, run, first) -> list: # of `Word`: from the first name or number of a run to the last; or []
+    def is_one(w):
+        word = text[w.start:w.end]
+        return any(map(str.isdigit, word)) or word[0].isupper() and w.start != first
+    found = [i for i, w in enumerate(run) if is_one(w)]
+    return run[found[0]:found[-1] + 1] if found else []
+
+_OF_PASSAGE = 2 # most facts of a passage
+
+def _facts_of_passages(text, runs, passages, threshold) -> list: # of `Fact`
+    "The most surprising names and numbers of each passage; if there are none at all, its other facts."
+    for part in (_askable, lambda text, run, first: run):
+        facts = []
+        for a, b in passages:
+            own = [r for run in runs if a <= run[0].start < b and (r := part(text, run, a))]
+            found = {f: max(w.surprise for w in r) for r in own if (f := _fact(text, r, threshold))}
+            facts += sorted(sorted(found, key=found.get)[-_OF_PASSAGE:], key=lambda f: f.start)
+        if facts: break
+    return facts
+
 def facts_of(lm:LM, entity:Entity,
              threshold:float=5. # surprise in nats from which a word is part of a fact
             ) -> list: # of `Fact`
-    "The facts of an entity's definition, in their order."
+    "The facts of an entity's definition, in their order; of a document its names and numbers."
     text, named = entity.definition, [s for n in entity.names for s in spans(entity.definition, n)]
-    facts = []
-    for run in _runs(text, surprising_words(lm, text), named):
-        needed, start, end = _needed(text, run, threshold), run[0].start, run[-1].end
-        if needed: facts.append(Fact(start, end, text[start:end], needed))
-    return facts
+    runs = _runs(text, surprising_words(lm, text), named)
+    if is_document(entity): return _facts_of_passages(text, runs, passages_of(entity), threshold)
+    return [f for run in runs if (f := _fact(text, run, threshold))]
 
 # %% ../../nbs/06_evaluation/05_facts.ipynb #032c19d6
 def _without_zeros(text): return re.sub(r'(?<![\d.,:])0+(?=\d)', '', text)
