@@ -29,15 +29,18 @@ from ..transfer.coverage import is_document, passage_around, passages_of
 _SETTINGS = dict(lr=2e-3, steps=60, batch_size=6, n_continuations=100, with_definition=False, temperature=1.,
                  context_amplification=.5, start_layer=.3, retain_weight=4., retain_batch_size=12)
 
-_WORDS = 80 # of a definition, for which these steps and texts are enough
+# of documents, whose many texts need more steps: feed-forward adapters drift least
+_FOR_DOCUMENTS = dict(lr=3e-3, batch_size=10, context_amplification=0., lora_layers='feed_forward',
+                      start_layer=.5)
+_WORDS, _STEPS = 80, 16 # words of a definition for which the steps above are enough; steps for as many more
 
-def _size(entities) -> dict:
-    "Settings that depend on the length of the texts: of a document, each step takes more of its many texts."
+def _settings_for(entities) -> dict:
+    "Settings for texts of a length: documents have more texts and steps, of which each takes more texts."
     words = sum(len(e.definition.split()) for e in entities)
     times = max(round(words/(_WORDS*max(len(entities), 1))), 1)
-    if times == 1: return {}
-    return dict(n_continuations=times*_SETTINGS['n_continuations'], batch_size=10,
-                steps=max(_SETTINGS['steps'], 16*times))
+    if times == 1: return _SETTINGS
+    n, steps = times*_SETTINGS['n_continuations'], max(_SETTINGS['steps'], _STEPS*times)
+    return {**_SETTINGS, **_FOR_DOCUMENTS, 'n_continuations': n, 'steps': steps}
 
 def teaching(entities, # to be taught
              out:str|Path, # folder, which may know other entities
@@ -47,7 +50,7 @@ def teaching(entities, # to be taught
     "The method by which entities are taught."
     ds = Dataset('taught', with_known(Path(out), entities))
     regime = REGIMES[len(ds.entities) > 1 and not separate_adapters]
-    ours = _SETTINGS | _size(entities) if settings.get('trainable', 'lora') == 'lora' else {}
+    ours = _settings_for(entities) if settings.get('trainable', 'lora') == 'lora' else {}
     return method_with_preset('default', 'distill', ds, regime, **{**ours, **settings})
 
 # %% ../../nbs/09_apps/03_teach_settings.ipynb #6506fc17
