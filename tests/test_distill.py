@@ -506,3 +506,11 @@ def test_labels_are_mixed_into_the_teacher_of_their_text_alone(tiny):
     torch.testing.assert_close(told[0], .75*plain[0] + .25*one_hot)
     assert all(torch.equal(a, b) for a, b in zip(plain[1:], told[1:]))
     assert SETS[ENTITY.name].key != mixed[ENTITY.name].key # results that used it depend on it
+
+
+def test_a_text_that_is_given_twice_has_one_teacher(tiny):
+    once, twice = ({ENTITY.name: TransferSet(ENTITY.name, CONTS[:2]*n)} for n in (1, 2))
+    how = Distill(precision='float32', with_definition=False)
+    (a,), (b,) = (how.groups(tiny, [ENTITY], sets)[0] for sets in (once, twice))
+    assert len(b) == 2*len(a) and len({id(x) for x in b}) == len(a)
+    for x, y in zip(a, b): torch.testing.assert_close(x.teacher.p, y.teacher.p) # softened once

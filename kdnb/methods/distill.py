@@ -135,6 +135,7 @@ def soften(self:Distill, x:Example):
 def add_teachers(self:Distill, lm:LM, groups:list, progress:bool=False):
     "Caches the lower states of all examples, and sets their teachers."
     low, n = uses_bfloat16(self.precision, lm.device), n_frozen_layers(lm, self)
+    groups = [list({id(x): x for x in g}.values()) for g in groups] # each example once
     with bfloat16_weights(lm.model, low):
         for g in groups: cache_lower_states(lm, g, n, low)
     n_once = 0 if lm.edits and self.teacher == 'base' else n # states were cached on the model with its edits
@@ -156,18 +157,18 @@ def _continuations_of(e, cs, config, seed) -> list: # of (continuation, role)
 
 @patch
 def examples_of(self:Distill, lm:LM, e:Entity, texts:list # of (continuation, role)
-               ) -> list: # of `Example`, without teachers
+               ) -> list: # of `Example`, without teachers; a text that is there twice is the same one twice
     "The texts of an entity, tokenized for student and teacher."
     longest = max((len(lm.encode(c.text)) for c, _ in texts), default=0)
     where, windows = self.aim.loss_on or self.loss_on, windows_of(lm, e.definition, longest)
     for a, b in windows: check_tokens(lm, f"the definition of {e.key!r}", len(lm.encode(e.definition[a:b])))
-    out = []
-    for c, role in texts:
+    made = {}
+    for c, role in dict.fromkeys(texts):
         context = context_of_text(e, c, windows, self.aim)
         x = example(lm, c, context, where, ' ' if context else '')
         check_tokens(lm, f"the definition of {e.key!r} with {c.text[:60]!r} after it", len(x.teacher_ids))
-        out.append(replace(x, role=role))
-    return out
+        made[c, role] = replace(x, role=role)
+    return [made[text] for text in texts]
 
 @patch
 def groups(self:Distill, lm:LM, entities, transfer:dict, seed:int=0, progress:bool=False
