@@ -159,7 +159,25 @@ def _spare(entity, kept, clozes, asked) -> list: # of `Spare`; clozes with their
     some = [i for i, nats in clozes if fits(i, nats)]
     return [s for s in questions + [Spare(i, i.wanted) for i in some] if s.item.prompt not in used]
 
+
+# %% ../../nbs/06_evaluation/08_exam_writer.ipynb #8849cfd1
+_ENOUGH, _TIMES = 4, 3 # questions about a fact: one to ask, and three to train on; most attempts at them
+
 def _with_fact(items): return [i for i in items if i.fact is not None]
+
+def _written(lm, entity, generator, facts, kept, new, seed) -> tuple: # `Asked`, and `Spare` about no fact
+    "Items that a generator writes about facts with few questions. Of a document it tries again where it can."
+    items, others = [], {}
+    for k in range(_TIMES if is_document(entity) else 1):
+        found = Counter(a.item.fact for a in kept + items if a.item.is_question)
+        few = [i for i in range(len(facts)) if found[i] < _ENOUGH and (found[i] or not k)]
+        before = {a.item.prompt for a in kept + items} | {i.prompt for i in others}
+        more = questions_about(generator, entity, facts, few, seed + 1000*k)
+        more = dict(bind(lm, entity, facts, [i for i in new(more) if i.prompt not in before]))
+        sentences = [] if k else new(sentences_with(generator, entity, facts, few, seed))
+        items += _tried(lm, entity, _with_fact(more) + sentences, more)
+        others |= {i: answer for i, answer in more.items() if i.fact is None and answer}
+    return items, [Spare(i, answer) for i, answer in others.items()] if is_document(entity) else []
 
 def write_exam(lm:LM, # the base model
                entity:Entity,
@@ -175,12 +193,8 @@ def write_exam(lm:LM, # the base model
     def asking(question): return ExamItem(entity.key, 'question', question, (), '')
     bound = dict(bind(lm, entity, facts, [*map(asking, open_questions(generator, entity, seed))]))
     kept = _tried(lm, entity, _verbatim(entity, facts) + natural + new(_with_fact(bound)), bound)
-    found = Counter(a.item.fact for a in kept if a.item.is_question)
-    few = [i for i in range(len(facts)) if found[i] < 4] # one to ask, and three to train on
-    more = [i for i in new(questions_about(generator, entity, facts, few, seed)) if i not in bound]
-    more = dict(bind(lm, entity, facts, more))
-    sentences = new(sentences_with(generator, entity, facts, few, seed))
-    kept = _likeliest_first(lm, entity, kept + _tried(lm, entity, _with_fact(more) + sentences, more))
+    items, others = _written(lm, entity, generator, facts, kept, new, seed)
+    kept = _likeliest_first(lm, entity, kept + items)
     asked = _own_questions(lm, entity) + _chosen(kept)
-    others = [Spare(i, a) for i, a in more.items() if i.fact is None and a] if is_document(entity) else []
     return Exam(entity, tuple(facts), tuple(asked), tuple(_spare(entity, kept, clozes, asked) + others))
+
