@@ -69,8 +69,8 @@ def fact_texts(lm:LM, exam:Exam,
         about = s.item.part if s.item.fact is None else s.item.fact, s.item.kind
         count[about] += 1
         if count[about] <= _EACH: texts.append(text)
-    questions, statements = ([c for c in texts if c.prompt == p] for p in ('question', 'statement'))
-    return (_own_texts(entity)*(not generator) + questions)*_TIMES + statements
+    often = [c for c in texts if c.prompt == 'question' and c.labels]
+    return (_own_texts(entity)*(not generator) + often)*_TIMES + [c for c in texts if c not in often]
 
 # %% ../../nbs/09_apps/00_rounds.ipynb #f25fbf67
 @dataclass

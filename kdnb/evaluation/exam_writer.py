@@ -161,23 +161,19 @@ def _spare(entity, kept, clozes, asked) -> list: # of `Spare`; clozes with their
 
 
 # %% ../../nbs/06_evaluation/08_exam_writer.ipynb #8849cfd1
-_ENOUGH, _TIMES = 4, 3 # questions about a fact: one to ask, and three to train on; most attempts at them
+_ENOUGH = 4 # questions about a fact: one to ask, and three to train on
 
 def _with_fact(items): return [i for i in items if i.fact is not None]
 
 def _written(lm, entity, generator, facts, kept, new, seed) -> tuple: # `Asked`, and `Spare` about no fact
-    "Items that a generator writes about facts with few questions. Of a document it tries again where it can."
-    items, others = [], {}
-    for k in range(_TIMES if is_document(entity) else 1):
-        found = Counter(a.item.fact for a in kept + items if a.item.is_question)
-        few = [i for i in range(len(facts)) if found[i] < _ENOUGH and (found[i] or not k)]
-        before = {a.item.prompt for a in kept + items} | {i.prompt for i in others}
-        more = questions_about(generator, entity, facts, few, seed + 1000*k)
-        more = dict(bind(lm, entity, facts, [i for i in new(more) if i.prompt not in before]))
-        sentences = [] if k else new(sentences_with(generator, entity, facts, few, seed))
-        items += _tried(lm, entity, _with_fact(more) + sentences, more)
-        others |= {i: answer for i, answer in more.items() if i.fact is None and answer}
-    return items, [Spare(i, answer) for i, answer in others.items()] if is_document(entity) else []
+    "Items that a generator writes about facts with few questions."
+    found, before = Counter(a.item.fact for a in kept if a.item.is_question), {a.item.prompt for a in kept}
+    few = [i for i in range(len(facts)) if found[i] < _ENOUGH]
+    more = new(questions_about(generator, entity, facts, few, seed))
+    more = dict(bind(lm, entity, facts, [i for i in more if i.prompt not in before]))
+    sentences = new(sentences_with(generator, entity, facts, few, seed))
+    others = [Spare(i, a) for i, a in more.items() if i.fact is None and a] if is_document(entity) else []
+    return _tried(lm, entity, _with_fact(more) + sentences, more), others
 
 def write_exam(lm:LM, # the base model
                entity:Entity,
