@@ -21,6 +21,12 @@ def load(path):
     return load_lm(str(path), device='cpu')
 
 
+def same_scores(*models):
+    "Whether models score alike; where tensors lie in memory changes the last digits on some processors."
+    first, *others = (score_candidates(lm, LEFTS, CANDIDATES) for lm in models)
+    return all(np.allclose(first, scores, rtol=1e-6) for scores in others)
+
+
 def copy(path, to):
     shutil.copytree(path, to)
     return to
@@ -49,7 +55,7 @@ def test_every_causal_model_of_the_zoo_gives_scores(zoo, name):
 def test_a_gguf_file_scores_like_a_folder_with_the_same_weights(zoo):
     file, folder = (load(zoo(n)) for n in ('gguf', 'llama'))
     assert file.encode('The town') == folder.encode('The town')
-    assert score_candidates(file, LEFTS, CANDIDATES) == score_candidates(folder, LEFTS, CANDIDATES)
+    assert same_scores(file, folder)
 
 
 # Nothing runs
@@ -134,7 +140,7 @@ def test_no_other_file_in_the_folder_of_a_gguf_file_is_read(zoo, tmp_path):
     assert not [f for f in files if (f.parent/'marker').exists()]
     lm = load(files[0])
     assert lm.tokenizer.chat_template is None and lm.tokenizer.get_vocab() == alone.tokenizer.get_vocab()
-    assert score_candidates(lm, LEFTS, CANDIDATES) == score_candidates(alone, LEFTS, CANDIDATES)
+    assert same_scores(lm, alone)
 
 
 @pytest.mark.parametrize('files, says', [
@@ -165,8 +171,7 @@ def test_a_folder_that_needs_its_own_code_is_refused_in_one_sentence(zoo, tmp_pa
 def test_a_model_with_auto_map_is_loaded_by_the_class_that_transformers_has(zoo, tmp_path):
     folder = copy(zoo('llama'), tmp_path/'lm')
     planted(folder, ASKS['auto_map of the configuration'], tmp_path/'marker')
-    assert score_candidates(load(folder), LEFTS, CANDIDATES) == score_candidates(
-        load(zoo('llama')), LEFTS, CANDIDATES)
+    assert same_scores(load(folder), load(zoo('llama')))
 
 
 def test_all_loading_passes_through_one_function():
@@ -217,8 +222,7 @@ def sharded(zoo, to):
 
 def test_an_index_names_safetensors_of_its_folder_and_nothing_else(zoo, tmp_path):
     folder, index, w = sharded(zoo, tmp_path/'lm')
-    want = score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
-    assert score_candidates(load(folder), LEFTS, CANDIDATES) == want
+    assert same_scores(load(folder), load(zoo('llama')))
     first = next(iter(index))
     torch.save({first: w[first]}, folder/'part.bin')
     shutil.copy(folder/index[first], tmp_path/'x.safetensors')
@@ -258,9 +262,8 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_model_in_the_cache_of_the_hub_is_loaded_by_name_and_by_folder(zoo, hub, tmp_path):
     folder, *_ = sharded(zoo, tmp_path/'lm')
-    snapshot, want = in_hub_cache(folder, hub), score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
-    assert score_candidates(load(snapshot), LEFTS, CANDIDATES) == want == score_candidates(
-        load('org/tiny'), LEFTS, CANDIDATES)
+    snapshot = in_hub_cache(folder, hub)
+    assert same_scores(load(snapshot), load(zoo('llama')), load('org/tiny'))
 
 
 @pytest.mark.parametrize('change, says', [
@@ -336,12 +339,10 @@ def test_weights_with_a_prefix_are_refused_and_the_error_names_it(zoo, tmp_path,
 
 def test_unused_weights_are_named(zoo, tmp_path, capsys):
     folder = copy(zoo('llama'), tmp_path/'lm')
-    want = score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
-    capsys.readouterr()
     load(folder)
     assert capsys.readouterr().err == ''
     rewrite(folder, lambda w: {**w, 'model.layers.7.extra.weight': torch.ones(2)})
-    assert score_candidates(load(folder), LEFTS, CANDIDATES) == want
+    assert same_scores(load(folder), load(zoo('llama')))
     err = capsys.readouterr().err
     assert 'model.layers.7.extra.weight' in err and '1 weights' in err and 'not used' in err
 
@@ -550,7 +551,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_one_sente
     tok.add_special_tokens({'additional_special_tokens': ['<image>']})
     tok.save_pretrained(folder)
     lm = load(folder) # as Gemma 3 has one, which no text holds
-    assert score_candidates(lm, LEFTS, CANDIDATES) == score_candidates(load(zoo('llama')), LEFTS, CANDIDATES)
+    assert same_scores(lm, load(zoo('llama')))
     for ask in (lm.encode, lm.encode_with_offsets):
         with pytest.raises(KdnbError, match="holds the token '<image>'.*no embedding"):
             ask('A <image> of bread')
